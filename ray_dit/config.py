@@ -1,0 +1,345 @@
+"""Every setting of every stage, as data: one frozen pydantic model a stage; imports neither torch nor ray.
+
+A configuration is checked when it is made, saved with what was made from it, and its ``content()`` is part of the
+fingerprint that decides the bytes. Fields that only say when and where work happens (addresses, actor counts,
+progress) are listed in ``PLACEMENT`` and stay out of the fingerprint.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Config(BaseModel):
+    """Base of all settings: frozen, unknown keys refused, defaults checked too."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    PLACEMENT: ClassVar[frozenset[str]] = frozenset()
+    """Names of fields that decide when and where, never what: outside the fingerprint."""
+
+    def content(self) -> dict[str, Any]:
+        """The fields that determine bytes, as JSON data; nested settings likewise."""
+        plain = self.model_dump(mode="json", exclude=set(self.PLACEMENT))
+        nested = {name: getattr(self, name) for name in plain}
+        return {
+            name: nested[name].content() if isinstance(nested[name], Config) else value
+            for name, value in plain.items()
+        }
+
+
+PRESET_SIZES: dict[str, tuple[int, int, int]] = {
+    # name: (hidden_size, depth, num_heads); Peebles & Xie 2022, table 1
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1152, 28, 16),
+}
+
+
+class DiTConfig(Config):
+    """The shape of a diffusion transformer: everything its parameters' names and shapes follow from."""
+
+    input_size: PositiveInt = 32
+    """Height and width of the latents."""
+    patch_size: PositiveInt = 2
+    """Height and width of the square of latents that becomes one token."""
+    in_channels: PositiveInt = 4
+    """Channels of the latents."""
+    hidden_size: PositiveInt = 1152
+    """Width of a token."""
+    depth: PositiveInt = 28
+    """Number of transformer blocks."""
+    num_heads: PositiveInt = 16
+    """Attention heads; must divide hidden_size."""
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    """Width of the MLP's hidden layer over hidden_size."""
+    num_classes: NonNegativeInt = 1000
+    """Classes; label num_classes is the null class of guidance. 0: unconditional."""
+    class_dropout_prob: Fraction = 0.1
+    """Probability of a training label being replaced by the null class; 0 leaves no null class and no guidance."""
+    learn_sigma: bool = True
+    """Predict the variance too: twice as many output channels."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "DiTConfig":
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if self.hidden_size % 4:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4, which the position table needs")
+        if self.input_size % self.patch_size:
+            raise ValueError(f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}")
+        return self
+
+    @classmethod
+    def preset(cls, name: str, **fields: Any) -> "DiTConfig":
+        """A published size such as ``DiT-XL/2`` (table 1 of the paper); other fields by keyword."""
+        sizes = {f"DiT-{size}/{patch}": (size, patch) for size in PRESET_SIZES for patch in (2, 4, 8)}
+        if name not in sizes:
+            raise ValueError(f"no preset {name!r}; there are {', '.join(sizes)}")
+        size, patch = sizes[name]
+        hidden_size, depth, num_heads = PRESET_SIZES[size]
+        return cls(patch_size=patch, hidden_size=hidden_size, depth=depth, num_heads=num_heads, **fields)
+
+
+class DiffusionConfig(Config):
+    """The forward process: Ho et al. 2020's linear schedule as DiT trains it."""
+
+    num_train_timesteps: PositiveInt = 1000
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
+
+
+class SamplerConfig(Config):
+    """How latents are drawn: the sampler's table and the guidance."""
+
+    name: Literal["ddpm", "ddim", "dpmpp", "unipc"] = "dpmpp"
+    """ddpm (Ho 2020), ddim (Song 2021), dpmpp (DPM-Solver++(2M), Lu 2022), unipc (UniPC-bh2, Zhao 2023)."""
+    num_inference_steps: Annotated[int, Field(gt=0, le=1000)] = 25
+    """Model evaluations an image, each one or two rows (guided)."""
+    guidance_scale: Annotated[float, Field(ge=0.0, le=100.0)] = 2.0
+    """Classifier-free guidance; 1 is off and skips the unconditional rows."""
+    guidance_interval: tuple[float, float] | None = None
+    """Training time steps [low, high] inside which guidance acts; outside the scale is 1 (Kynkäänniemi 2024)."""
+    spacing: Literal["auto", "uniform", "respaced", "leading", "trailing", "logsnr"] = "auto"
+    """Which time steps are visited; auto is respaced for ddpm and uniform for the others."""
+    timesteps: tuple[float, ...] | None = None
+    """The exact time steps, falling; instead of spacing and num_inference_steps."""
+    eta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """DDIM's noise: 0 deterministic, 1 as much as DDPM."""
+    order: Literal[1, 2, 3] = 2
+    """Order of dpmpp (1 or 2) and unipc (1 to 3)."""
+    variance: Literal["learned", "fixed_small", "fixed_large"] = "learned"
+    """DDPM's variance; learned needs a model with learn_sigma."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SamplerConfig":
+        if self.timesteps is not None:
+            steps = self.timesteps
+            if not steps or any(a <= b for a, b in zip(steps, steps[1:], strict=False)) or steps[-1] < 0:
+                raise ValueError("timesteps must be a falling list of numbers of at least 0")
+        if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError("guidance_interval must be low, then high")
+        if self.name == "dpmpp" and self.order == 3:
+            raise ValueError("dpmpp has order 1 or 2; for order 3 take unipc")
+        return self
+
+
+class RayConfig(Config):
+    """Where Ray runs."""
+
+    address: str = "local"
+    """local: a private Ray on this machine; auto or host:port: the cluster that is there."""
+    num_cpus: PositiveInt | None = None
+    """Logical CPUs of a local Ray; by default this machine's, at least 4."""
+
+
+class StageConfig(Config):
+    """What every stage has: a Ray to run on, threads an actor, and how it reports."""
+
+    PLACEMENT: ClassVar[frozenset[str]] = frozenset({"ray", "output"})
+
+    output: str
+    """Folder the result goes to: a path or any fsspec URI."""
+    ray: RayConfig = RayConfig()
+    threads: PositiveInt = 1
+    """torch threads an actor; part of what determines bytes."""
+
+
+class ImagesConfig(Config):
+    """The pictures: a folder with one sub-folder a class, and how a picture becomes a square."""
+
+    PLACEMENT: ClassVar[frozenset[str]] = frozenset({"uri"})
+
+    uri: str
+    """Folder of pictures, one sub-folder a class: a path or any fsspec URI."""
+    size: PositiveInt = 256
+    """Height and width after the ADM centre crop, in pixels."""
+    heldout: Fraction = 0.02
+    """Part of the pictures no model ever trains on, chosen by a hash of the picture's key."""
+    max_bad: Fraction = 0.01
+    """Part of the pictures that may be unreadable before the stage fails; they are set aside and listed."""
+
+
+class OptimizerConfig(Config):
+    """AdamW (Loshchilov & Hutter 2019) and its learning rate over time."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak learning rate; the paper's is 1e-4."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """constant as in the paper, or a cosine to zero at the last step."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient over all parameters; longer ones are scaled down."""
+
+
+class TrainingConfig(StageConfig):
+    """What the two training stages share: data order, workers, checkpoints."""
+
+    seed: Seed = 0
+    """Decides the order of the data, all noise and the initial weights."""
+    steps: PositiveInt
+    """Optimizer steps in all."""
+    batch_size: PositiveInt
+    """Samples a step over all workers; the number of workers must divide it."""
+    num_workers: PositiveInt = 1
+    """Ray Train workers (DDP); part of what determines bits, not which samples a step sees."""
+    use_gpu: bool = False
+    """Give each worker a GPU."""
+    checkpoint_every: PositiveInt = 1000
+    """Steps between checkpoints."""
+    log_every: PositiveInt = 10
+    """Steps between lines of the loss curve, each the mean over them."""
+
+
+class VAESizeConfig(Config):
+    """The shape of a diffusers AutoencoderKL; the latents are 2**(len(block_out_channels)-1) times smaller."""
+
+    latent_channels: PositiveInt = 4
+    block_out_channels: tuple[PositiveInt, ...] = (8, 16, 32)
+    layers_per_block: PositiveInt = 1
+    norm_num_groups: PositiveInt = 4
+    mid_block_add_attention: bool = True
+
+
+class TrainVaeConfig(TrainingConfig):
+    """`ray-dit train-vae`: a small AutoencoderKL on your pictures, where Stable Diffusion's VAE does not fit."""
+
+    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT
+    images: ImagesConfig
+    vae: VAESizeConfig = VAESizeConfig()
+    steps: PositiveInt = 600
+    batch_size: PositiveInt = 32
+    checkpoint_every: PositiveInt = 200
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-3, schedule="cosine")
+    kl_weight: Annotated[float, Field(ge=0)] = 1e-4
+    """Weight of the KL term (a mean over latent values) against the reconstruction error."""
+
+
+class EncodeConfig(StageConfig):
+    """`ray-dit encode`: pictures to latents (moments of the VAE's posterior) in shards."""
+
+    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"vae", "actors", "use_gpu"}
+    images: ImagesConfig
+    vae: str
+    """The VAE: a folder made by train-vae, any diffusers AutoencoderKL folder, or a hub id."""
+    mirror: bool = True
+    """Encode each picture's mirror image too; turn it off where a mirror image is a wrong picture."""
+    shard_size: PositiveInt = 1024
+    """Pictures a shard."""
+    batch_size: PositiveInt = 32
+    """Pictures the VAE sees at once."""
+    actors: PositiveInt = 2
+    """VAE actors."""
+    use_gpu: bool = False
+    """Give each actor a GPU."""
+
+
+class DiTSizeConfig(Config):
+    """Size of the DiT to train; the latents' shape and the classes come from the data."""
+
+    preset: str | None = None
+    """A published size such as DiT-XL/2; it sets patch_size, hidden_size, depth and num_heads."""
+    patch_size: PositiveInt = 2
+    hidden_size: PositiveInt = 384
+    depth: PositiveInt = 12
+    num_heads: PositiveInt = 6
+    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
+    class_dropout_prob: Fraction = 0.1
+    learn_sigma: bool = True
+
+    def resolve(self, *, input_size: int, in_channels: int, num_classes: int) -> DiTConfig:
+        """The full shape for latents of this size and that many classes."""
+        fields = self.model_dump(exclude={"preset"})
+        if self.preset is not None:
+            preset = DiTConfig.preset(self.preset)
+            fields |= preset.model_dump(include={"patch_size", "hidden_size", "depth", "num_heads"})
+        return DiTConfig(**fields, input_size=input_size, in_channels=in_channels, num_classes=num_classes)
+
+
+class TrainConfig(TrainingConfig):
+    """`ray-dit train`: a DiT on latents, with DDP on Ray Train."""
+
+    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"latents", "init_from"}
+    latents: str
+    """Folder made by encode."""
+    model: DiTSizeConfig = DiTSizeConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    steps: PositiveInt = 400_000
+    batch_size: PositiveInt = 256
+    checkpoint_every: PositiveInt = 5000
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
+    """Decay of the averaged weights; warmed up as (1 + step) / (10 + step), so that short runs are usable."""
+    min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    """Min-SNR weighting of the loss (Hang et al. 2023); off by default, as in the paper."""
+    init_from: str | None = None
+    """Model folder to start from; its class count and resolution may differ."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    sampler: SamplerConfig = SamplerConfig()
+    """For the sample grids, and the defaults stored with the model."""
+    grid_per_class: PositiveInt = 8
+    """Pictures a class in the sample grid made at each checkpoint."""
+
+
+class GenerateConfig(StageConfig):
+    """`ray-dit generate`: labelled pictures by the number, in shards."""
+
+    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"model", "actors", "use_gpu"}
+    model: str
+    """Model folder."""
+    num_images: PositiveInt | None = None
+    """Pictures in all, as equal over the classes as can be; this or per_class."""
+    per_class: PositiveInt | None = None
+    """Pictures a class; this or num_images."""
+    classes: tuple[str, ...] | None = None
+    """Classes by name or number; all by default."""
+    sampler: SamplerConfig | None = None
+    """By default the model's own."""
+    seed: Seed = 0
+    shard_size: PositiveInt = 1000
+    """Pictures a shard."""
+    batch_size: PositiveInt = 50
+    """Pictures the model sees at once; always that many (the last is padded), since it decides the last bits."""
+    actors: PositiveInt = 2
+    use_gpu: bool = False
+    """Give each actor a GPU."""
+
+    @model_validator(mode="after")
+    def _count(self) -> "GenerateConfig":
+        if (self.num_images is None) == (self.per_class is None):
+            raise ValueError("give one of num_images and per_class")
+        return self
+
+
+class ClassifierConfig(Config):
+    """The small convolutional classifier that judges pictures."""
+
+    steps: PositiveInt = 600
+    batch_size: PositiveInt = 64
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    width: PositiveInt = 32
+    """Channels of the first layer."""
+
+
+class EvaluateConfig(StageConfig):
+    """`ray-dit evaluate`: how good a generated dataset is, beside held-out real pictures."""
+
+    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"dataset"}
+    images: ImagesConfig
+    """The real pictures; the same split as encode's, so give it the same size and heldout."""
+    dataset: str
+    """Folder made by generate."""
+    classifier: ClassifierConfig = ClassifierConfig()
+    seed: Seed = 0

@@ -1,0 +1,26 @@
+"""The errors a user can meet; knows nothing else of the package.
+
+* UserError            one sentence: what, where, what to do
+  x NotFound           an object or folder that should be there is not
+  x Conflict           something else is there already
+  x StoreFailure       storage stayed unreachable or broken past the deadline
+
+The command line prints a ``UserError``'s message and exits with 1, without a traceback unless ``--debug``.
+Every other exception is a defect of ours.
+"""
+
+
+class UserError(Exception):
+    """What went wrong, where, and what to do about it, in one sentence."""
+
+
+class NotFound(UserError):
+    """An object or folder that should be there is not."""
+
+
+class Conflict(UserError):
+    """The place already holds something else."""
+
+
+class StoreFailure(UserError):
+    """Object storage stayed unreachable or answered wrongly until the deadline."""
