@@ -1,0 +1,1 @@
+"""The pipeline's stages on Ray, a file each; a stage never imports another stage."""
