@@ -1,0 +1,125 @@
+"""Noise as a function of (seed, sample, step): counter-based, knows no batch, worker, device count or generator.
+
+Philox-4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in torch int64 arithmetic. The key is
+the seed; the counter is (sample id, step, stream, block), so that different arguments never share a block. The integer
+bits are the same on every machine; normals are computed from them in float64 and rounded to float32: the same bits on
+one kind of machine, at most one unit in the last place apart elsewhere.
+"""
+
+import math
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+from jaxtyping import Float32, Float64, Int64
+from torch import Tensor
+
+MASK32 = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+MAX_VALUES = 2**25
+"""Values one sample may draw in one step: the counter keeps 24 bits for blocks, and a block gives at least 2."""
+
+
+class Stream(IntEnum):
+    """What the noise is for: streams never share a bit. A number, once used, keeps its meaning."""
+
+    SAMPLE = 0
+    """Latents to start from (step 0) and the noise after step i of the sampler (step i + 1)."""
+    TRAIN_T = 1
+    TRAIN_NOISE = 2
+    TRAIN_MOMENTS = 3
+    TRAIN_MIRROR = 4
+    TRAIN_LABEL_DROP = 5
+    VAE_NOISE = 6
+    VAE_MIRROR = 7
+    INIT = 8
+    LABELS = 9
+    EVALUATE = 10
+
+
+def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox-4x32-10: four words of a block from its counter (4 words) and key (2 words).
+
+    Words are int64 tensors of values in [0, 2^32) that broadcast against each other.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        # A product of two 32-bit words wraps in int64, yet all its 64 bits are right: mask them into halves.
+        p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c2 = (p1 >> 32 & MASK32) ^ c1 ^ k0, (p0 >> 32 & MASK32) ^ c3 ^ k1
+        c1, c3 = p1 & MASK32, p0 & MASK32
+        k0, k1 = k0 + WEYL[0] & MASK32, k1 + WEYL[1] & MASK32
+    return c0, c1, c2, c3
+
+
+def normal(
+    seed: int | Int64[Tensor, "B"],
+    sample_id: Int64[Tensor, "B"],
+    step: int | Int64[Tensor, "B"],
+    shape: Sequence[int],
+    *,
+    stream: Stream,
+) -> Float32[Tensor, "B *shape"]:
+    """Standard normal noise of each sample, [B, *shape] float32 on ``sample_id``'s device.
+
+    A row depends on its own (seed, sample_id, step, stream) alone; seeds and ids may be any int64, steps lie in
+    [0, 2^32). Box & Muller 1958, on 32-bit uniforms: values reach ±6.7. Raises ValueError for too large a shape.
+    """
+    size = math.prod(shape)
+    words = _words(seed, sample_id, step, -(-size // 4), stream)
+    angle = words[..., 1::2].double() * (2 * math.pi / 2**32)
+    radius = ((words[..., 0::2].double() + 0.5) / 2**32).log_().mul_(-2).sqrt_()
+    pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
+    return pairs.flatten(1)[:, :size].float().reshape(len(sample_id), *shape)
+
+
+def uniform(
+    seed: int | Int64[Tensor, "B"],
+    sample_id: Int64[Tensor, "B"],
+    step: int | Int64[Tensor, "B"],
+    shape: Sequence[int] = (),
+    *,
+    stream: Stream,
+) -> Float64[Tensor, "B *shape"]:
+    """Uniform numbers in [0, 1) of each sample, float64 with 53 random bits, the same on every machine.
+
+    It reads the same bits as ``normal`` and ``integers`` of one stream: give each use a stream of its own.
+    """
+    size = math.prod(shape)
+    words = _words(seed, sample_id, step, -(-size // 2), stream)
+    bits = (words[..., 0::2] << 21) | (words[..., 1::2] >> 11)
+    return (bits.double() / 2**53)[:, :size].reshape(len(sample_id), *shape)
+
+
+def integers(
+    seed: int | Int64[Tensor, "B"],
+    sample_id: Int64[Tensor, "B"],
+    step: int | Int64[Tensor, "B"],
+    high: int,
+    *,
+    stream: Stream,
+) -> Int64[Tensor, "B"]:
+    """An integer in [0, high) for each sample, high at most 2^31; no value is likelier by more than 2^-33."""
+    if not 0 < high <= 2**31:
+        raise ValueError(f"high must lie in [1, 2^31], not {high}")
+    words = _words(seed, sample_id, step, 1, stream)
+    return words[:, 0] * high + (words[:, 1] * high >> 32) >> 32
+
+
+def _words(
+    seed: int | Tensor, sample_id: Tensor, step: int | Tensor, num_blocks: int, stream: Stream
+) -> Int64[Tensor, "B words"]:
+    """The random words of each sample, four a block."""
+    if num_blocks * 2 > MAX_VALUES:
+        raise ValueError(f"{num_blocks * 2} values a sample and step: at most {MAX_VALUES} can be drawn")
+    device = sample_id.device
+    seed = torch.as_tensor(seed, device=device).view(-1, 1)
+    step = torch.as_tensor(step, device=device).view(-1, 1)
+    sample_id = sample_id.view(-1, 1)
+    block = torch.arange(num_blocks, device=device) | (stream << 24)
+    counter = (sample_id & MASK32, sample_id >> 32 & MASK32, step & MASK32, block)
+    words = philox(counter, (seed & MASK32, seed >> 32 & MASK32))
+    return torch.stack(words, dim=-1).flatten(1)
