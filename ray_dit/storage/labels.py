@@ -1,0 +1,101 @@
+"""Class names: what a label number is called, and which number a user means; knows no model and no pictures."""
+
+import difflib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from typing import Any, cast
+
+from ray_dit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names of the classes, by number; a name may list synonyms after commas, as WordNet's do.
+
+    ``wordnet_ids`` is empty or has one id, such as ``n02099601``, a class.
+    """
+
+    names: tuple[str, ...]
+    wordnet_ids: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.wordnet_ids and len(self.wordnet_ids) != len(self.names):
+            raise ValueError(f"{len(self.wordnet_ids)} WordNet ids for {len(self.names)} names")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def _tiers(self) -> tuple[dict[str, list[int]], ...]:
+        """Spellings to numbers, most exact first: whole name or WordNet id, first synonym, any synonym."""
+        tiers: tuple[dict[str, list[int]], ...] = ({}, {}, {})
+        for number, name in enumerate(self.names):
+            synonyms = [part.strip() for part in name.split(",")]
+            spellings = ([name, *self.wordnet_ids[number : number + 1]], synonyms[:1], synonyms)
+            for tier, some in zip(tiers, spellings, strict=True):
+                for spelling in {s.casefold() for s in some}:
+                    tier.setdefault(spelling, []).append(number)
+        return tiers
+
+    def resolve(self, label: str | int) -> int:
+        """The number of a class given by number, name, synonym or WordNet id; an exact name wins over a number.
+
+        Raises UserError for an unknown class, with near matches, and for a name that several classes share.
+        """
+        if not self.names:
+            raise UserError(f"this model has no classes, so it can't make {label!r}: leave the labels out")
+        if isinstance(label, str):
+            for tier in self._tiers:
+                if numbers := tier.get(label.strip().casefold(), []):
+                    return self._only(label, numbers)
+        try:
+            number = int(label)
+        except ValueError:
+            raise UserError(f"there is no class {label!r}; {self._suggest(str(label))}") from None
+        if not 0 <= number < len(self):
+            raise UserError(
+                f"there is no class number {number}; give a number from 0 to {len(self) - 1} or a name"
+            )
+        return number
+
+    def _only(self, label: str, numbers: Sequence[int]) -> int:
+        if len(numbers) == 1:
+            return numbers[0]
+        meanings = ", ".join(f"{number} ({self.names[number]})" for number in numbers)
+        raise UserError(
+            f"several classes are called {label!r}; give the number of the one you mean: {meanings}"
+        )
+
+    def _suggest(self, label: str) -> str:
+        spellings = {spelling: numbers for tier in self._tiers for spelling, numbers in tier.items()}
+        near = difflib.get_close_matches(label.strip().casefold(), spellings, n=4, cutoff=0.6)
+        if near:
+            return "did you mean " + " or ".join(f"{name!r} ({spellings[name][0]})" for name in near)
+        return f"give a number from 0 to {len(self) - 1} or a name such as {self.names[0]!r}"
+
+    def to_json(self) -> bytes:
+        """The bytes of ``labels.json``."""
+        data = {"names": self.names, "wordnet_ids": self.wordnet_ids or None}
+        return (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> "Labels":
+        """The inverse of :meth:`to_json`; ValueError when it is something else."""
+        data: Any = json.loads(text)
+        if not isinstance(data, dict) or "names" not in data:
+            raise ValueError("labels are an object with the list 'names'")
+        fields = cast(dict[str, list[str] | None], data)
+        return cls(tuple(fields["names"] or ()), tuple(fields.get("wordnet_ids") or ()))
+
+    @classmethod
+    def numbered(cls, num_classes: int) -> "Labels":
+        """Names for classes that have none: their numbers."""
+        return cls(tuple(str(number) for number in range(num_classes)))
+
+    @classmethod
+    def imagenet(cls) -> "Labels":
+        """The 1,000 classes of ILSVRC 2012 in the usual order (sorted by WordNet id), named by WordNet."""
+        return cls.from_json((resources.files("ray_dit") / "data" / "imagenet_labels.json").read_bytes())

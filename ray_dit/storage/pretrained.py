@@ -1,0 +1,252 @@
+"""Model folders: what `train` and `import-checkpoint` write, and generate, serve and `ray_dit.load` read.
+
+A folder holds config.json (`ModelConfig`), model.safetensors (the averaged weights, float32, under the official
+checkpoints' names), labels.json, vae/ (diffusers' layout) and README.md, the model card. This module knows names,
+shapes and bytes, but no network: whoever builds one says which shapes it wants.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVariableType]
+from torch import Tensor
+
+from ray_dit.config import Config, DiffusionConfig, DiTConfig, PositiveInt, SamplerConfig
+from ray_dit.errors import NotFound, UserError
+from ray_dit.storage.labels import Labels
+from ray_dit.storage.store import CHUNK, Store
+
+CONFIG_KEY = "config.json"
+WEIGHTS_KEY = "model.safetensors"
+LABELS_KEY = "labels.json"
+CARD_KEY = "README.md"
+VAE_FOLDER = "vae"
+
+
+class LatentsConfig(Config):
+    """How raw latents z become x_start = (z - shift) * scale, and which pictures they stand for."""
+
+    shift: float | tuple[float, ...] = 0.0
+    """One number, or one a channel."""
+    scale: float | tuple[float, ...] = 0.18215
+    """One number, or one a channel; 0.18215 belongs to Stable Diffusion's VAE."""
+    image_size: PositiveInt = 256
+    """Height and width of the pictures in pixels."""
+
+
+class ModelConfig(Config):
+    """config.json of a model folder: all that makes pictures of the weights beside it."""
+
+    format: Literal["ray-dit model 1"] = "ray-dit model 1"
+    model: DiTConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    latents: LatentsConfig = LatentsConfig()
+    guidance_channels: PositiveInt | None = None
+    """Latent channels guidance acts on: 3 for the official models, as they were evaluated; all by default."""
+    sampler: SamplerConfig = SamplerConfig()
+    """What is used where nothing else is asked for."""
+    origin: str = ""
+    """Where the weights come from."""
+    licence: str = ""
+    """Licence of the weights, where known."""
+
+    @model_validator(mode="after")
+    def _channels(self) -> "ModelConfig":
+        channels = self.model.in_channels
+        for name, value in (("shift", self.latents.shift), ("scale", self.latents.scale)):
+            if isinstance(value, tuple) and len(value) != channels:
+                raise ValueError(f"latents.{name} has {len(value)} numbers for {channels} channels")
+        if self.guidance_channels is not None and self.guidance_channels > channels:
+            raise ValueError(
+                f"guidance_channels is {self.guidance_channels}, but the latents have {channels}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder that was found and understood; the weights are read when asked for."""
+
+    store: Store
+    config: ModelConfig
+    labels: Labels
+
+    @property
+    def vae_uri(self) -> str:
+        """The folder of the VAE, for ``VAE.load``."""
+        return self.store.child(VAE_FOLDER).uri
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights by parameter name; see `read_safetensors`."""
+        return read_safetensors(self.store, WEIGHTS_KEY)
+
+
+def read_model(uri: str) -> ModelFolder:
+    """The model folder at ``uri``: configuration and labels checked, weights not yet read.
+
+    Raises NotFound when there is none, and UserError when it is a folder of another kind or damaged.
+    """
+    store = Store.open(uri)
+    try:
+        data: Any = json.loads(store.get(CONFIG_KEY))
+        if not isinstance(data, dict) or "format" not in data:
+            raise UserError(f"{store.uri} holds {_kind(store)}, not a model: {_ADVICE}")
+        config = ModelConfig.model_validate_json(json.dumps(data))
+        labels = Labels.from_json(store.get(LABELS_KEY))
+    except NotFound:
+        raise NotFound(f"there is no model at {store.uri} ({_kind(store)}): {_ADVICE}") from None
+    except (ValidationError, ValueError) as error:
+        raise UserError(f"the model at {store.uri} can't be read: {_one_line(error)}: {_ADVICE}") from error
+    if len(labels) != config.model.num_classes:
+        raise UserError(
+            f"the model at {store.uri} has {config.model.num_classes} classes, but its {LABELS_KEY} "
+            f"names {len(labels)}: restore the file that belongs to it"
+        )
+    return ModelFolder(store, config, labels)
+
+
+_ADVICE = "give the model folder that `ray-dit train` or `ray-dit import-checkpoint` made"
+
+
+def _kind(store: Store) -> str:
+    """What a folder without a model's config.json holds, in words for an error."""
+    for key, words in (("model_index.json", "a diffusers pipeline, to be imported first"), ("_job.json", "")):
+        try:
+            data: Any = json.loads(store.get(key))
+        except (NotFound, ValueError):
+            continue
+        return words or f"the result of `{data.get('stage', 'another stage')}`"
+    return "something else" if any(True for _ in store.list("")) else "nothing is there"
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or CONFIG_KEY}: {first['msg']}"
+    return str(error).split("\n")[0].rstrip(".")
+
+
+def read_safetensors(store: Store, key: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors object by name, taking its size in memory once.
+
+    Raises NotFound, and UserError when the object is damaged.
+    """
+    path = store.local_path(key)
+    try:
+        if path is not None:
+            return _read_file(path)
+        with (
+            tempfile.TemporaryDirectory() as scratch
+        ):  # by way of a file: bytes and tensors would be twice the size
+            path = Path(scratch) / "tensors"
+            with store.open_file(key) as source, open(path, "wb") as copy:
+                shutil.copyfileobj(source, copy, CHUNK)
+            return _read_file(path)
+    except (FileNotFoundError, NotFound):
+        raise NotFound(f"there is no {key} in {store.uri}: restore it, or make the folder again") from None
+    except SafetensorError as error:
+        raise UserError(f"{key} in {store.uri} is damaged ({_one_line(error)}): restore it") from error
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    # pread, not a memory map: tensors then are aligned as torch's own, and outlive what happens to the file.
+    return load_file(path, backend="pread")
+
+
+def check_shapes(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
+    """Raise UserError, naming the parameters, unless ``state_dict`` has exactly the names and shapes of ``expected``."""
+    wrong = [
+        f"{name} is {_shape(state_dict[name])} instead of {_shape(expected[name])}"
+        for name in expected
+        if name in state_dict and state_dict[name].shape != expected[name].shape
+    ]
+    problems = {
+        "missing": [name for name in expected if name not in state_dict],
+        "unexpected": [name for name in state_dict if name not in expected],
+        "of another shape": wrong,
+    }
+    listed = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
+    if listed:
+        raise UserError(
+            f"the weights in {where} don't fit the model ({'; '.join(listed)}): give the file made for it"
+        )
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _some(names: Sequence[str], most: int = 6) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def model_objects(
+    config: ModelConfig,
+    state_dict: Mapping[str, Tensor],
+    labels: Labels,
+    vae_files: Mapping[str, bytes],
+    card: str,
+) -> dict[str, bytes]:
+    """The objects of a model folder by key; their bytes are a function of the arguments alone.
+
+    ``vae_files`` are those of ``VAE.files()``; floating-point weights become float32.
+    """
+    if len(labels) != config.model.num_classes:
+        raise ValueError(f"{len(labels)} labels for {config.model.num_classes} classes")
+    weights = {name: _plain(tensor) for name, tensor in state_dict.items()}
+    return {
+        CONFIG_KEY: (config.model_dump_json(indent=2) + "\n").encode(),
+        WEIGHTS_KEY: save(weights, metadata={"format": "pt"}),
+        LABELS_KEY: labels.to_json(),
+        CARD_KEY: card.encode(),
+        **{f"{VAE_FOLDER}/{name}": data for name, data in vae_files.items()},
+    }
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def model_card(config: ModelConfig, labels: Labels, *, title: str, notes: str = "") -> str:
+    """README.md of a model folder: what it is, how to use it, origin and licence; YAML header as the hub reads it."""
+    model, latents = config.model, config.latents
+    size = f"{model.hidden_size} wide, {model.depth} blocks, {model.num_heads} heads, patches of {model.patch_size}"
+    classes = f"{len(labels)} classes" if len(labels) else "no classes (unconditional)"
+    guided = "all" if config.guidance_channels is None else f"the first {config.guidance_channels}"
+    ask = f"labels=[{labels.names[0]!r}]" if len(labels) else "num_images=1"
+    header = ["library_name: ray-dit", "pipeline_tag: unconditional-image-generation"]
+    header += [f"license: {config.licence.lower()}"] if config.licence else []
+    return "\n".join(
+        [
+            "---",
+            *header,
+            "---",
+            f"# {title}",
+            "",
+            f"A class-conditional diffusion transformer (DiT, Peebles & Xie 2022): {size}; "
+            f"{latents.image_size}x{latents.image_size} pictures, {classes}.",
+            "",
+            "```python",
+            "import ray_dit",
+            "",
+            'pipe = ray_dit.load("path/of/this/folder")',
+            f"pipe({ask}, seed=0)[0].save('image.png')",
+            "```",
+            "",
+            f"* Weights: averaged (EMA), float32; origin: {config.origin or 'not recorded'}.",
+            f"* Licence of the weights: {config.licence or 'not recorded; ask whoever made them'}.",
+            f"* Latents: {model.in_channels} channels of {model.input_size}x{model.input_size}; "
+            f"guidance acts on {guided} of them.",
+            *([f"* {notes}"] if notes else []),
+            "",
+        ]
+    )

@@ -1,0 +1,160 @@
+"""diffusers' AutoencoderKL as the project uses it: pictures to raw moments, raw latents to pictures.
+
+It knows nothing of diffusion: scale and shift of the latents are applied by others (core.latents).
+diffusers is imported when a VAE is made, not with this module.
+"""
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import Tensor
+
+from ray_dit.config import VAESizeConfig
+from ray_dit.errors import NotFound, UserError
+from ray_dit.storage.store import CHUNK, Store
+
+CONFIG_NAME = "config.json"
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+WEIGHTS_NAMES = (WEIGHTS_NAME, "diffusion_pytorch_model.bin")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class VAE:
+    """An AutoencoderKL; ``module`` is the diffusers model itself, for those who train it."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    @classmethod
+    def create(cls, size: VAESizeConfig, *, seed: int = 0) -> "VAE":
+        """A new VAE for RGB pictures, its initial weights a function of (size, seed), ready to train."""
+        levels = len(size.block_out_channels)
+        blocks: Any = {
+            "down_block_types": ("DownEncoderBlock2D",) * levels,
+            "up_block_types": ("UpDecoderBlock2D",) * levels,
+        }
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(_autoencoder_kl()(**size.model_dump(), **blocks, scaling_factor=1.0))
+
+    @classmethod
+    def load(cls, source: str, device: str | torch.device = "cpu") -> "VAE":
+        """The VAE in a diffusers folder (a path, any fsspec URI, or its ``vae/``) or of a hub id; float32, eval mode.
+
+        Raises UserError when ``source`` is none of these, or holds something else.
+        """
+        store = _find(source)
+        if store is None:
+            module = _from_hub(source)
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                module = _from_folder(_materialise(store, Path(scratch)), source)
+        return cls(module.to(device=device, dtype=torch.float32).eval().requires_grad_(False))
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents; moments have twice as many."""
+        return int(self.module.config.latent_channels)
+
+    @property
+    def downsample(self) -> int:
+        """Pixels of a picture's side for each of its latents'."""
+        return 2 ** (len(self.module.config.block_out_channels) - 1)
+
+    def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 2C h w"]:
+        """Moments of the posterior, raw: mean, then log-variance. ``images`` are RGB in [-1, 1]."""
+        return self.module.encode(images).latent_dist.parameters
+
+    def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
+        """Pictures of raw latents, RGB, about [-1, 1] and not clamped."""
+        return self.module.decode(latents).sample
+
+    def files(self) -> dict[str, bytes]:
+        """The VAE as diffusers lays it out, by file name; the bytes are a function of weights and configuration."""
+        config = {k: v for k, v in json.loads(self.module.to_json_string()).items() if k != "_name_or_path"}
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.module.state_dict().items()}
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        return {CONFIG_NAME: text.encode(), WEIGHTS_NAME: save(weights, metadata={"format": "pt"})}
+
+
+def _autoencoder_kl() -> Any:
+    from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
+
+    return AutoencoderKL
+
+
+def _find(source: str) -> Store | None:
+    """The folder that holds the VAE's configuration: ``source`` or its ``vae/``; None for a hub id."""
+    store = Store.open(source)
+    for folder in (store.child("vae"), store):
+        try:
+            text = folder.get(CONFIG_NAME)
+        except NotFound:
+            continue
+        _check_class(text, folder.uri)
+        return folder
+    if HUB_ID.fullmatch(source) and not os.path.exists(source):
+        return None
+    raise NotFound(
+        f"there is no VAE at {source}: give a folder with {CONFIG_NAME} and {WEIGHTS_NAME}, or a hub id"
+    )
+
+
+def _check_class(config: bytes, uri: str) -> None:
+    try:
+        name = json.loads(config).get("_class_name")
+    except (ValueError, AttributeError):
+        name = None
+    if name != "AutoencoderKL":
+        raise UserError(
+            f"{uri} holds {name or 'no diffusers model'}, not an AutoencoderKL; give the folder of a VAE"
+        )
+
+
+def _materialise(store: Store, scratch: Path) -> Path:
+    """A local folder with the files of ``store``: the store's own where it is local, else fetched into ``scratch``."""
+    local = store.local_path(CONFIG_NAME)
+    if local is not None:
+        return local.parent
+    (scratch / CONFIG_NAME).write_bytes(store.get(CONFIG_NAME))
+    for name in WEIGHTS_NAMES:
+        try:
+            with store.open_file(name) as source, open(scratch / name, "wb") as copy:
+                shutil.copyfileobj(source, copy, CHUNK)
+        except NotFound:
+            continue
+        return scratch
+    raise NotFound(f"there is no {WEIGHTS_NAME} in {store.uri}; give a complete VAE folder")
+
+
+def _from_folder(folder: Path, source: str) -> Any:
+    try:
+        # from_pretrained, not load_state_dict: it renames the parameters of old checkpoints (sd-vae-ft-*).
+        return _autoencoder_kl().from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"the VAE in {source} can't be read: {_first_line(error)}; make or copy it again"
+        ) from error
+
+
+def _from_hub(hub_id: str) -> Any:
+    try:
+        return _autoencoder_kl().from_pretrained(hub_id, low_cpu_mem_usage=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"there is no folder {hub_id}, and no VAE of that hub id could be fetched ({_first_line(error)}); "
+            "give a folder, or check the id and the network"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")

@@ -1,0 +1,131 @@
+"""The VAE: diffusers' layout in and out, bit for bit, and clear errors for what is no VAE."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ray_dit.config import VAESizeConfig
+from ray_dit.errors import NotFound, UserError
+from ray_dit.vae import VAE
+
+SIZE = VAESizeConfig(block_out_channels=(4, 8), norm_num_groups=2)
+
+
+@pytest.fixture(scope="module")
+def vae() -> VAE:
+    return VAE.create(SIZE, seed=3)
+
+
+@pytest.fixture
+def folder(vae: VAE, tmp_path: Path) -> Path:
+    return write(vae, tmp_path / "made")
+
+
+def write(vae: VAE, folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name, data in vae.files().items():
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
+
+
+def test_shapes(vae: VAE, images: torch.Tensor) -> None:
+    assert (vae.latent_channels, vae.downsample) == (4, 2)
+    moments = vae.encode(images)
+    assert moments.shape == (2, 8, 4, 4)
+    assert vae.decode(moments[:, :4]).shape == images.shape
+
+
+def test_encode_gives_mean_then_log_variance(vae: VAE, images: torch.Tensor) -> None:
+    posterior = vae.module.encode(images).latent_dist
+    mean, log_variance = vae.encode(images).chunk(2, dim=1)
+    assert torch.equal(mean, posterior.mean)
+    assert torch.equal(log_variance.clamp(-30, 20), posterior.logvar)
+
+
+def test_decode_applies_no_scaling(vae: VAE) -> None:
+    latents = torch.ones(1, 4, 4, 4)
+    plain = vae.module.decoder(vae.module.post_quant_conv(latents))
+    assert torch.equal(vae.decode(latents), plain)
+
+
+def test_initial_weights_follow_from_the_seed_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    first = VAE.create(SIZE, seed=3).files()
+    assert torch.equal(torch.rand(1), expected), "the global generator was used"
+    assert VAE.create(SIZE, seed=3).files() == first
+    assert VAE.create(SIZE, seed=4).files() != first
+
+
+def test_diffusers_reads_our_folder_and_we_read_diffusers(
+    vae: VAE, folder: Path, tmp_path: Path, images: torch.Tensor
+) -> None:
+    from diffusers import AutoencoderKL
+
+    theirs = AutoencoderKL.from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+    assert theirs.state_dict().keys() == vae.module.state_dict().keys()
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(theirs.state_dict().values(), vae.module.state_dict().values(), strict=True)
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = VAE.load(str(tmp_path / "theirs"))
+    assert ours.files() == vae.files(), "bytes must not depend on the way the weights went"
+    with torch.no_grad():
+        assert torch.equal(ours.encode(images), vae.encode(images))
+        assert torch.equal(ours.decode(torch.ones(1, 4, 4, 4)), vae.decode(torch.ones(1, 4, 4, 4)))
+
+
+def test_files_name_no_path(folder: Path) -> None:
+    assert VAE.load(str(folder)).files()["config.json"].find(str(folder).encode()) == -1
+
+
+def test_load_is_for_inference(folder: Path) -> None:
+    module = VAE.load(str(folder)).module
+    assert not module.training and not any(p.requires_grad for p in module.parameters())
+
+
+def test_load_finds_the_vae_of_a_model_folder(vae: VAE, tmp_path: Path) -> None:
+    write(vae, tmp_path / "model" / "vae")
+    (tmp_path / "model" / "config.json").write_text('{"format": "something"}')
+    assert VAE.load(str(tmp_path / "model")).files() == vae.files()
+
+
+def test_load_through_fsspec(vae: VAE) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for name, data in vae.files().items():
+        memory.pipe_file(f"/vaes/small/{name}", data)
+    assert VAE.load("memory://vaes/small").files() == vae.files()
+
+
+def test_old_bin_weights_are_read_without_unpickling_code(vae: VAE, folder: Path) -> None:
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    torch.save(vae.module.state_dict(), folder / "diffusion_pytorch_model.bin")
+    assert VAE.load(str(folder)).files() == vae.files()
+
+
+def test_errors_say_what_is_there(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="no VAE at .*nowhere"):
+        VAE.load(str(tmp_path / "nowhere"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"_class_name": "UNet2DModel"}))
+    with pytest.raises(UserError, match="holds UNet2DModel, not an AutoencoderKL"):
+        VAE.load(str(folder))
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="can't be read"):
+        VAE.load(str(folder))
+    weights.unlink()
+    with pytest.raises(UserError, match="can't be read"):
+        VAE.load(str(folder))
