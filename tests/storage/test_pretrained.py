@@ -1,0 +1,150 @@
+"""Model folders: the same objects for the same model, read back whole, and clear errors for every other folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ray_dit.config import DiTConfig
+from ray_dit.errors import NotFound, UserError
+from ray_dit.storage.labels import Labels
+from ray_dit.storage.pretrained import (
+    LatentsConfig,
+    ModelConfig,
+    check_shapes,
+    model_card,
+    model_objects,
+    read_model,
+)
+
+CONFIG = ModelConfig(
+    model=DiTConfig(input_size=4, hidden_size=8, depth=1, num_heads=2, num_classes=2),
+    latents=LatentsConfig(shift=(0.5, 0.25, 0.0, -1.0), scale=0.7, image_size=16),
+    guidance_channels=3,
+    licence="CC-BY-NC-4.0",
+    origin="a test",
+)
+LABELS = Labels(("cat", "dog"))
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([0.1])}
+VAE_FILES = {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"weights"}
+
+
+def objects() -> dict[str, bytes]:
+    return model_objects(CONFIG, STATE, LABELS, VAE_FILES, model_card(CONFIG, LABELS, title="A test"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for key, data in objects().items():
+        path = tmp_path / "model" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return tmp_path / "model"
+
+
+def test_round_trip(folder: Path) -> None:
+    model = read_model(str(folder))
+    assert (model.config, model.labels) == (CONFIG, LABELS)
+    state = model.state_dict()
+    assert list(state) == list(STATE) and all(torch.equal(state[name], STATE[name]) for name in STATE)
+    assert Path(model.vae_uri) == folder / "vae"
+    assert {path.name: path.read_bytes() for path in (folder / "vae").iterdir()} == VAE_FILES
+
+
+def test_read_from_a_remote_store(folder: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.put(str(folder), "/models/m", recursive=True)
+    model = read_model("memory://models/m")
+    assert model.config == CONFIG
+    assert torch.equal(model.state_dict()["a.weight"], STATE["a.weight"])
+
+
+def test_bytes_do_not_depend_on_order_or_memory_layout() -> None:
+    shuffled = {"b": STATE["b"], "a.weight": STATE["a.weight"].T.contiguous().T}
+    other = model_objects(CONFIG, shuffled, LABELS, VAE_FILES, model_card(CONFIG, LABELS, title="A test"))
+    assert other == objects()
+
+
+def test_weights_are_float32() -> None:
+    half = {name: tensor.bfloat16() for name, tensor in STATE.items()}
+    stored = model_objects(CONFIG, half, LABELS, {}, "")["model.safetensors"]
+    assert b"BF16" not in stored and b'"F32"' in stored
+
+
+def test_card_states_licence_and_origin() -> None:
+    card = model_card(CONFIG, LABELS, title="A test", notes="Made to be read.")
+    assert card.startswith("---\n") and "license: cc-by-nc-4.0" in card
+    assert "origin: a test" in card and "first 3 of them" in card and "Made to be read." in card
+    unknown = model_card(ModelConfig(model=CONFIG.model), LABELS, title="A test")
+    assert "license:" not in unknown and "not recorded" in unknown
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"latents": {"scale": (1.0, 2.0)}}, "latents.scale has 2 numbers for 4 channels"),
+        ({"guidance_channels": 5}, "guidance_channels is 5, but the latents have 4"),
+    ],
+)
+def test_configuration_is_checked(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.model_validate({"model": CONFIG.model, **fields})
+
+
+def test_labels_must_be_as_many_as_classes(folder: Path) -> None:
+    with pytest.raises(ValueError, match="1 labels for 2 classes"):
+        model_objects(CONFIG, STATE, Labels(("cat",)), {}, "")
+    (folder / "labels.json").write_bytes(Labels(("cat",)).to_json())
+    with pytest.raises(UserError, match="has 2 classes, but its labels.json names 1"):
+        read_model(str(folder))
+
+
+def test_what_is_no_model_is_named(tmp_path: Path, folder: Path) -> None:
+    def message(name: str, **files: str) -> str:
+        place = tmp_path / name
+        place.mkdir()
+        for key, text in files.items():
+            (place / f"{key}.json").write_text(text)
+        with pytest.raises(UserError) as caught:
+            read_model(str(place))
+        assert str(place) in str(caught.value) and "`ray-dit train`" in str(caught.value)
+        return str(caught.value)
+
+    assert "nothing is there" in message("empty")
+    assert "result of `encode`" in message("latents", _job='{"stage": "encode"}')
+    assert "diffusers pipeline" in message("pipeline", model_index="{}")
+    assert "something else" in message("pictures", cat="x")
+    assert "something else, not a model" in message("vae", config='{"_class_name": "AutoencoderKL"}')
+    assert "can't be read" in message("damaged", config="{")
+    with pytest.raises(NotFound, match="no model at .*nowhere"):
+        read_model(str(tmp_path / "nowhere"))
+    (folder / "config.json").write_text(CONFIG.model_dump_json().replace('"depth":1', '"depth":0'))
+    with pytest.raises(UserError, match=r"model\.depth: Input should be greater than 0"):
+        read_model(str(folder))
+
+
+def test_missing_and_damaged_weights(folder: Path) -> None:
+    model = read_model(str(folder))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with pytest.raises(UserError, match="model.safetensors in .* is damaged"):
+        model.state_dict()
+    weights.unlink()
+    with pytest.raises(NotFound, match="no model.safetensors in"):
+        model.state_dict()
+
+
+def test_check_shapes_lists_every_kind_of_misfit() -> None:
+    check_shapes(STATE, STATE, "here")
+    wanted = {"a.weight": torch.empty(3, 3), "c": torch.empty(1)}
+    with pytest.raises(UserError) as caught:
+        check_shapes(STATE, wanted, "here")
+    for part in ("missing: c", "unexpected: b", "a.weight is 2x3 instead of 3x3", "here"):
+        assert part in str(caught.value)
+
+
+def test_check_shapes_names_a_few_and_counts_the_rest() -> None:
+    with pytest.raises(UserError, match=r"missing: p0, p1, p2, p3, p4, p5 and 94 more\)"):
+        check_shapes({}, {f"p{i}": torch.empty(1) for i in range(100)}, "here")
