@@ -1,0 +1,144 @@
+"""Errors of S3 in three kinds and the only retry there is; knows nothing of what is being asked.
+
+A failure is *retry* (the service or the network will recover), the *user's* (permission, bucket, key: said with what to
+change) or *broken*. It is classified by the S3 error code of the reply, never by the class or text of an exception:
+SeaweedFS's 412, for one, reaches fsspec's users as ``OSError(EINVAL)``. See docs/store.md for the table.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast
+
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as BotoConnectionError
+
+from ray_dit.errors import NotFound, StoreFailure, UserError
+
+T = TypeVar("T")
+Kind = Literal["retry", "absent", "exists", "user", "broken"]
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long one call may take, in seconds."""
+
+    deadline: float = 300.0
+    """From the first attempt to giving up."""
+    attempt: float = 30.0
+    """One attempt, the body's transfer not counted."""
+    bytes_per_second: float = 2e6
+    """Slowest transfer that is still waited for."""
+    first_pause: float = 0.1
+    longest_pause: float = 10.0
+
+    def attempt_seconds(self, size: int) -> float:
+        """How long an attempt that moves ``size`` bytes may take."""
+        return self.attempt + size / self.bytes_per_second
+
+    def pause(self, attempt: int) -> float:
+        """Seconds to wait after the attempt: full jitter below a doubling bound, so that writers spread out."""
+        return random.uniform(0.2, 1.0) * min(self.longest_pause, self.first_pause * 2 ** min(attempt, 30))
+
+
+class Incomplete(Exception):
+    """A reply that says it succeeded and lacks what a success has."""
+
+
+_RETRY = {
+    "InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout", "OperationAborted", "Busy",
+    "ConditionalRequestConflict", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests",
+    "BandwidthLimitExceeded", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
+    "XAmzContentChecksumMismatch", "408", "409", "429", "500", "502", "503", "504",
+}  # fmt: skip
+_ABSENT = {"NoSuchKey", "404", "NotFound", "NoSuchUpload"}
+_EXISTS = {"PreconditionFailed", "412"}
+_USER = {
+    "AccessDenied": "is not permitted to these credentials: allow reading, writing, listing and deleting there",
+    "403": "is not permitted to these credentials: allow reading, writing, listing and deleting there",
+    "AllAccessDisabled": "is disabled: ask the bucket's owner",
+    "InvalidAccessKeyId": "does not know this access key: check AWS_ACCESS_KEY_ID, AWS_PROFILE and AWS_ENDPOINT_URL",
+    "SignatureDoesNotMatch": "refuses the secret key: check AWS_SECRET_ACCESS_KEY",
+    "ExpiredToken": "says the session token has expired: get new credentials and run again",
+    "InvalidToken": "refuses the session token: check AWS_SESSION_TOKEN",
+    "RequestTimeTooSkewed": "says this machine's clock is wrong: set it and run again",
+    "NoSuchBucket": "is in a bucket that does not exist: create it, or check its name and AWS_ENDPOINT_URL",
+    "InvalidBucketName": "is not a valid bucket name: check the URI",
+    "PermanentRedirect": "is in another region: set AWS_REGION to the bucket's",
+    "AuthorizationHeaderMalformed": "is in another region: set AWS_REGION to the bucket's",
+    "301": "is in another region: set AWS_REGION to the bucket's",
+    "KeyTooLongError": "is too long a key: take a shorter prefix",
+    "EntityTooLarge": "is larger than this storage takes: make the shards smaller",
+    "QuotaExceeded": "is over its quota: free some space",
+    "XMinioStorageFull": "is out of space: free some",
+}
+
+
+def code_of(error: BaseException) -> str:
+    """The S3 error code of a reply, its HTTP status where it has no body (HEAD), else the exception's name."""
+    if isinstance(error, ClientError):
+        response = cast("dict[str, Any]", error.response)
+        return str(response.get("Error", {}).get("Code") or response["ResponseMetadata"]["HTTPStatusCode"])
+    return type(error).__name__
+
+
+def kind_of(error: BaseException) -> Kind:
+    """What to do about a failed attempt."""
+    if isinstance(error, ClientError):
+        code = code_of(error)
+        status = int(cast("dict[str, Any]", error.response)["ResponseMetadata"].get("HTTPStatusCode", 0))
+        if code in _EXISTS or status == 412:
+            return "exists"
+        if code in _USER:
+            return "user"
+        if code in _ABSENT:
+            return "absent"
+        return "retry" if code in _RETRY or status >= 500 and status != 501 else "broken"
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return "user"
+    network = (Incomplete, TimeoutError, HTTPClientError, BotoConnectionError, ConnectionError)
+    return "retry" if isinstance(error, network) else "broken"
+
+
+def said(where: str, error: BaseException) -> UserError:
+    """The sentence for a failure that is not retried."""
+    code = code_of(error)
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return UserError(f"{where} needs credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+    if code in _USER:
+        return UserError(f"{where} {_USER[code]} ({code})")
+    if kind_of(error) == "absent":
+        return NotFound(f"{where} does not exist")
+    return StoreFailure(f"{where} failed in a way that is not known to pass ({code}: {error})")
+
+
+async def attempts(
+    call: Callable[[], Awaitable[T]], *, where: str, patience: Patience, size: int = 0
+) -> T:
+    """Calls until it succeeds, fails for good (the error itself is raised) or the deadline has passed (StoreFailure)."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + patience.deadline + size / patience.bytes_per_second
+    attempt = 0
+    while True:
+        try:
+            # Our own clock around the whole attempt: a PUT that stalls before any reply outlives every client timeout.
+            seconds = min(patience.attempt_seconds(size), max(end - loop.time(), 0.001))
+            return await asyncio.wait_for(call(), seconds)
+        except Exception as error:
+            if kind_of(error) != "retry":
+                raise
+            pause = patience.pause(attempt)
+            if loop.time() + pause >= end:
+                raise StoreFailure(
+                    f"{where} was tried {attempt + 1} times in {patience.deadline:.0f} s without success"
+                    f" ({code_of(error)}: {error}): check the network, AWS_ENDPOINT_URL and the service, then run again"
+                ) from error
+        attempt += 1
+        await asyncio.sleep(pause)

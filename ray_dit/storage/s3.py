@@ -1,0 +1,275 @@
+"""S3 and what speaks it as a store: conditional requests, one retry of ours, deadlines; knows nothing of jobs.
+
+Requests go through the client s3fs makes (it finds credentials, profiles and ``AWS_ENDPOINT_URL`` the usual ways), not
+through s3fs's own methods: those retry five times above botocore's retries and hide which condition failed.
+"""
+
+import asyncio
+import hashlib
+import io
+import os
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, TypeVar, cast
+
+import fsspec.asyn  # pyright: ignore[reportMissingTypeStubs]
+
+from ray_dit.errors import Conflict, NotFound, StoreFailure, UserError
+from ray_dit.storage.retry import Incomplete, Patience, attempts, code_of, kind_of, said
+from ray_dit.storage.store import CHUNK, ObjectInfo, Store, checked_key
+
+T = TypeVar("T")
+Reply = dict[str, Any]
+
+ONE_PUT = 1 << 30
+"""Larger objects go up in parts; a PUT could hold five times as much, but one failure would repeat all of it."""
+PART = 128 << 20
+
+
+class _Refused(Exception):
+    """The condition of a request did not hold (412)."""
+
+
+@dataclass(frozen=True)
+class S3Store(Store):
+    """Objects under ``s3://bucket/prefix``."""
+
+    patience: Patience = field(default=Patience(), kw_only=True)
+
+    def get(self, key: str) -> bytes:
+        first, info = self._read(key, 0, CHUNK)
+        rest = (self._read(key, start, CHUNK, info.etag)[0] for start in range(CHUNK, info.size, CHUNK))
+        data = b"".join([first, *rest]) if info.size > CHUNK else first
+        if info.sha256 and hashlib.sha256(data).hexdigest() != info.sha256:
+            raise StoreFailure(f"{self.where(key)} is damaged: its bytes are not those its writer stored; repair it")
+        return data
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        return self._read(key, start, length)[0] if length > 0 else b""
+
+    def open_file(self, key: str) -> BinaryIO:
+        info = _info(key, self._head(key))
+        return io.BufferedReader(_Reader(self, info), buffer_size=1 << 20)
+
+    def head(self, key: str) -> ObjectInfo | None:
+        try:
+            return _info(key, self._head(key))
+        except NotFound:
+            return None
+
+    def put(self, key: str, data: bytes) -> bool:
+        token = uuid.uuid4().hex
+        try:
+            self._write(key, data, token, IfNoneMatch="*")
+        except (_Refused, NotFound):
+            return self._wrote(key, token) or self._same_or_conflict(key, data)
+        return True
+
+    def replace(self, key: str, data: bytes, *, if_match: str) -> None:
+        token = uuid.uuid4().hex
+        try:
+            self._write(key, data, token, IfMatch=if_match)
+        except (_Refused, NotFound) as error:
+            if not self._wrote(key, token):
+                raise Conflict(
+                    f"{self.where(key)} was changed by another writer; look again before replacing it"
+                ) from error
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        root = f"{self._prefix}/" if self._prefix else ""
+        page: Reply = {"NextContinuationToken": None}
+        while (token := page.get("NextContinuationToken")) or page.keys() == {"NextContinuationToken"}:
+            more = {"ContinuationToken": token} if token else {}
+            page = self._ask("list_objects_v2", prefix, needs="IsTruncated", Prefix=root + prefix, **more)
+            for entry in page.get("Contents", []):
+                if not entry["Key"].endswith("/"):
+                    yield ObjectInfo(entry["Key"].removeprefix(root), entry["Size"], entry["ETag"], None)
+
+    def delete(self, key: str) -> None:
+        with suppress(NotFound):
+            self._ask("delete_object", key, Key=self._key(key))
+
+    @property
+    def _bucket(self) -> str:
+        return self.uri.removeprefix("s3://").partition("/")[0]
+
+    @property
+    def _prefix(self) -> str:
+        return self.uri.removeprefix("s3://").partition("/")[2]
+
+    def _key(self, key: str) -> str:
+        return f"{self._prefix}/{checked_key(key)}".lstrip("/")
+
+    def _head(self, key: str) -> Reply:
+        return self._ask("head_object", key, needs="ETag", Key=self._key(key))
+
+    def _wrote(self, key: str, token: str) -> bool:
+        """Whether the object that is there came from this very call: an attempt succeeded and its reply was lost."""
+        try:
+            return self._head(key)["Metadata"].get("writer") == token
+        except NotFound:
+            return False
+
+    def _read(self, key: str, start: int, length: int, etag: str | None = None) -> tuple[bytes, ObjectInfo]:
+        async def once(client: Any) -> tuple[bytes, Reply]:
+            span = {"Range": f"bytes={start}-{start + length - 1}"} | ({"IfMatch": etag} if etag else {})
+            try:
+                reply = await client.get_object(Bucket=self._bucket, Key=self._key(key), **span)
+            except Exception as error:
+                if code_of(error) not in ("InvalidRange", "416"):
+                    raise
+                return b"", cast(Reply, await client.head_object(Bucket=self._bucket, Key=self._key(key)))
+            async with reply["Body"] as body:
+                data = cast(bytes, await body.read())
+            if "ETag" not in reply or len(data) != reply["ContentLength"]:
+                raise Incomplete(f"{len(data)} bytes and no whole reply")
+            return (data if "ContentRange" in reply else data[start : start + length]), reply
+
+        try:
+            data, reply = self._run(once, key, size=length)
+        except _Refused as error:
+            raise Conflict(f"{self.where(key)} was replaced while it was read; read it again") from error
+        return data, _info(key, reply)
+
+    def _write(self, key: str, data: bytes, token: str, **condition: str) -> None:
+        metadata = {"sha256": hashlib.sha256(data).hexdigest(), "writer": token}
+        if len(data) > ONE_PUT:
+            return self._write_parts(key, data, metadata, condition)
+        name = self._key(key)
+        self._ask("put_object", key, needs="ETag", Key=name, Body=data, Metadata=metadata, **condition)
+
+    def _write_parts(self, key: str, data: bytes, metadata: dict[str, str], condition: dict[str, str]) -> None:
+        """A multipart upload whose completion carries the condition; no upload of this key is left behind."""
+        name = self._key(key)
+        upload = self._ask("create_multipart_upload", key, needs="UploadId", Key=name, Metadata=metadata)["UploadId"]
+
+        def part(number: int) -> Reply:
+            body = data[(number - 1) * PART : number * PART]
+            reply = self._ask(
+                "upload_part", key, needs="ETag", Key=name, UploadId=upload, PartNumber=number, Body=body
+            )
+            return {"PartNumber": number, "ETag": reply["ETag"]}
+
+        try:
+            with ThreadPoolExecutor(4) as pool:
+                parts = {"Parts": list(pool.map(part, range(1, -(-len(data) // PART) + 1)))}
+            self._ask(
+                "complete_multipart_upload", key, needs="ETag",
+                Key=name, UploadId=upload, MultipartUpload=parts, **condition,
+            )  # fmt: skip
+        finally:
+            with suppress(UserError):
+                self.abort_uploads(key)
+
+    def abort_uploads(self, prefix: str) -> int:
+        """Ends the unfinished multipart uploads below the prefix and says how many; none of them could succeed any more
+        once the key is taken."""
+        name = f"{self._prefix}/{prefix}".lstrip("/")
+        uploads = self._ask("list_multipart_uploads", prefix, Prefix=name).get("Uploads", [])
+        for upload in uploads:
+            with suppress(NotFound):
+                self._ask("abort_multipart_upload", prefix, Key=upload["Key"], UploadId=upload["UploadId"])
+        return len(uploads)
+
+    def _ask(self, operation: str, key: str, *, needs: str | None = None, **arguments: Any) -> Reply:
+        """One request; a success that lacks the field ``needs`` counts as a failure of the service."""
+
+        async def once(client: Any) -> Reply:
+            reply = await getattr(client, operation)(Bucket=self._bucket, **arguments)
+            if needs and needs not in reply:
+                raise Incomplete(f"the reply to {operation} has no {needs}")
+            return reply
+
+        return self._run(once, key, size=len(arguments.get("Body", b"")))
+
+    def _run(self, once: Callable[[Any], Awaitable[T]], key: str, *, size: int) -> T:
+        """Runs a request with retries in the process's I/O loop and raises what a caller can understand."""
+
+        async def call() -> T:
+            return await once(await _client())
+
+        where = self.where(key)
+        loop = cast(asyncio.AbstractEventLoop, fsspec.asyn.get_loop())
+        future = asyncio.run_coroutine_threadsafe(
+            attempts(call, where=where, patience=self.patience, size=size), loop
+        )
+        try:
+            return future.result()
+        except UserError:
+            raise
+        except Exception as error:
+            if kind_of(error) == "exists":
+                raise _Refused from error
+            raise said(where, error) from error
+        finally:
+            future.cancel()  # where the caller was interrupted
+
+
+class _Reader(io.RawIOBase):
+    """Reads one version of an object by ranges."""
+
+    def __init__(self, store: S3Store, info: ObjectInfo) -> None:
+        self._store, self._info, self._position = store, info, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._info.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"negative position {base + offset}")
+        self._position = base + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), self._info.size - self._position)
+        if length <= 0:
+            return 0
+        data = self._store._read(self._info.key, self._position, length, self._info.etag)[0]  # pyright: ignore[reportPrivateUsage]
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _info(key: str, reply: Reply) -> ObjectInfo:
+    span = reply.get("ContentRange")
+    size = int(span.rpartition("/")[2]) if span else reply["ContentLength"]
+    return ObjectInfo(key, size, reply["ETag"], reply.get("Metadata", {}).get("sha256"))
+
+
+_clients: dict[object, "asyncio.Task[Any]"] = {}
+
+
+async def _client() -> Any:
+    """The client of this process, loop and environment (who changes ``AWS_*`` gets another)."""
+    loop = asyncio.get_running_loop()
+    environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    task = _clients.get((id(loop), environment))
+    if task is None or task.done() and (task.cancelled() or task.exception()):
+        task = _clients[id(loop), environment] = loop.create_task(_connect(loop))
+    return await asyncio.shield(task)
+
+
+async def _connect(loop: asyncio.AbstractEventLoop) -> Any:
+    import s3fs  # pyright: ignore[reportMissingTypeStubs]
+
+    config = {
+        "retries": {"total_max_attempts": 1},
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        "max_pool_connections": 64,
+        "s3": {"payload_signing_enabled": True},  # the server then checks the body against its signed sha256
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+    }
+    files = cast(Any, s3fs.S3FileSystem(asynchronous=True, loop=loop, skip_instance_cache=True, config_kwargs=config))
+    return await files.set_session()

@@ -1,0 +1,136 @@
+"""Objects under a URI: get, put-if-absent, replace-if-match, list, delete, hash; knows nothing of shards or jobs.
+
+An object is a key (a relative path with ``/``) and whole bytes. ``put`` never overwrites: of any number of writers of
+one key, in any processes, exactly one writes, and a reader sees nothing or one writer's whole content. What a kind of
+storage must do for that is in docs/store.md, and ``check`` tries it on the real target.
+
+Three kinds of storage: ``local.py`` (a folder), ``s3.py`` (S3 and everything that speaks it), ``other.py`` (what else
+fsspec knows, in the weaker mode). Errors are those of ``ray_dit.errors``.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from ray_dit.errors import Conflict
+
+CHUNK = 16 << 20
+"""Bytes read at once where an object is streamed."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What storage says of an object without reading it."""
+
+    key: str
+    size: int
+    etag: str | None
+    """Changes whenever the content is written anew; for ``replace(if_match=...)``."""
+    sha256: str | None
+    """Hex digest its writer stored with it; None where storage keeps none, and in listings."""
+
+
+@dataclass(frozen=True)
+class Store(ABC):
+    """A folder of objects under a URI; picklable, cheap to make, usable from any process or thread."""
+
+    uri: str
+    """Absolute path, or URI with scheme; no slash at the end."""
+
+    @classmethod
+    def open(cls, uri: str) -> "Store":
+        """The store at a local path, ``file://``, ``s3://bucket/prefix`` or any URI fsspec knows; nothing is read."""
+        from ray_dit.storage.local import LocalStore
+
+        scheme, separator, rest = uri.partition("://")
+        if not separator or scheme in ("file", "local"):
+            path = rest if separator else uri
+            return LocalStore(str(Path(path).expanduser().absolute()))
+        if scheme in ("s3", "s3a"):
+            from ray_dit.storage.s3 import S3Store
+
+            return S3Store(f"s3://{rest.rstrip('/')}")
+        from ray_dit.storage.other import FsspecStore
+
+        return FsspecStore(uri.rstrip("/"))
+
+    def child(self, prefix: str) -> Self:
+        """The store of the objects below ``prefix``, with the same settings."""
+        return replace(self, uri=f"{self.uri.rstrip('/')}/{checked_key(prefix.strip('/'))}")
+
+    def __str__(self) -> str:
+        return self.uri
+
+    def where(self, key: str) -> str:
+        """An object's full URI, for messages."""
+        return f"{self.uri}/{key}"
+
+    @abstractmethod
+    def get(self, key: str) -> bytes:
+        """The whole object; NotFound."""
+
+    @abstractmethod
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """``length`` bytes from ``start``, fewer at the end of the object; NotFound."""
+
+    @abstractmethod
+    def open_file(self, key: str) -> BinaryIO:
+        """A seekable reader of one version of the object; NotFound."""
+
+    @abstractmethod
+    def head(self, key: str) -> ObjectInfo | None:
+        """What storage says of the object, None if it is not there."""
+
+    @abstractmethod
+    def put(self, key: str, data: bytes) -> bool:
+        """Writes the object if the key is free.
+
+        True: we wrote it, also where the reply to an earlier attempt was lost. False: these very bytes were there.
+        Conflict: other bytes are there; nothing was changed.
+        """
+
+    @abstractmethod
+    def replace(self, key: str, data: bytes, *, if_match: str) -> None:
+        """Replaces the object whose etag is ``if_match``; Conflict if it is another by now, or gone."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """The objects whose keys start with ``prefix``, in key order, streamed; none where there is no such folder."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Removes the object; no error if it is absent."""
+
+    def sha256(self, key: str) -> str:
+        """Hex digest of the object's bytes, read anew and streamed; NotFound."""
+        digest = hashlib.sha256()
+        with self.open_file(key) as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def local_path(self, key: str) -> Path | None:
+        """The file that holds the object, to map it into memory; None where storage has no files."""
+        return None
+
+    def _same_or_conflict(self, key: str, data: bytes) -> bool:
+        """False if ``data`` is what the occupied key holds, else Conflict: the end of a put that lost."""
+        info = self.head(key)
+        stored = info.sha256 if info and info.sha256 else self.sha256(key)
+        ours = hashlib.sha256(data).hexdigest()
+        if stored != ours:
+            raise Conflict(
+                f"{self.where(key)} already holds other bytes (sha256 {stored[:12]}, not {ours[:12]});"
+                " write to another folder or remove this one"
+            )
+        return False
+
+
+def checked_key(key: str) -> str:
+    """``key`` if it is a relative path without empty, ``.`` or ``..`` segments, else ValueError."""
+    if not key or any(segment in ("", ".", "..") for segment in key.split("/")):
+        raise ValueError(f"not an object key: {key!r}")
+    return key
