@@ -31,8 +31,8 @@ class Schedule:
     stands for, the one the network is told. All tables are float64, made once and not to be written to.
     """
 
-    betas: Float64[np.ndarray, "T"]
-    timestep_map: Int64[np.ndarray, "T"]
+    betas: Float64[np.ndarray, " T"]
+    timestep_map: Int64[np.ndarray, " T"]
 
     def __post_init__(self) -> None:
         if not np.all((self.betas > 0) & (self.betas < 1)):
@@ -43,56 +43,56 @@ class Schedule:
         return len(self.betas)
 
     @cached_property
-    def alphas_cumprod(self) -> Float64[np.ndarray, "T"]:
+    def alphas_cumprod(self) -> Float64[np.ndarray, " T"]:
         """alpha_bar_t, the squared weight of x_start in x_t (DDPM, below eq. 4)."""
         return np.cumprod(1.0 - self.betas)
 
     @cached_property
-    def alphas_cumprod_prev(self) -> Float64[np.ndarray, "T"]:
+    def alphas_cumprod_prev(self) -> Float64[np.ndarray, " T"]:
         """alpha_bar_{t-1}, with 1 before the first step."""
         return np.append(1.0, self.alphas_cumprod[:-1])
 
     @cached_property
-    def sqrt_alphas_cumprod(self) -> Float64[np.ndarray, "T"]:
+    def sqrt_alphas_cumprod(self) -> Float64[np.ndarray, " T"]:
         return np.sqrt(self.alphas_cumprod)
 
     @cached_property
-    def sqrt_one_minus_alphas_cumprod(self) -> Float64[np.ndarray, "T"]:
+    def sqrt_one_minus_alphas_cumprod(self) -> Float64[np.ndarray, " T"]:
         return np.sqrt(1.0 - self.alphas_cumprod)
 
     @cached_property
-    def sqrt_recip_alphas_cumprod(self) -> Float64[np.ndarray, "T"]:
+    def sqrt_recip_alphas_cumprod(self) -> Float64[np.ndarray, " T"]:
         return np.sqrt(1.0 / self.alphas_cumprod)
 
     @cached_property
-    def sqrt_recipm1_alphas_cumprod(self) -> Float64[np.ndarray, "T"]:
+    def sqrt_recipm1_alphas_cumprod(self) -> Float64[np.ndarray, " T"]:
         return np.sqrt(1.0 / self.alphas_cumprod - 1.0)
 
     @cached_property
-    def posterior_variance(self) -> Float64[np.ndarray, "T"]:
+    def posterior_variance(self) -> Float64[np.ndarray, " T"]:
         """beta-tilde, the variance of q(x_{t-1} | x_t, x_0) (DDPM eq. 7); 0 at t = 0."""
         return self.betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
 
     @cached_property
-    def posterior_log_variance_clipped(self) -> Float64[np.ndarray, "T"]:
+    def posterior_log_variance_clipped(self) -> Float64[np.ndarray, " T"]:
         """log of beta-tilde, where t = 0 (whose variance is 0) repeats the value at t = 1."""
         # A schedule of one step has no t = 1. Its log-variance scales no noise; any finite value will do.
         first = self.posterior_variance[1] if self.num_timesteps > 1 else self.betas[0]
         return np.log(np.append(first, self.posterior_variance[1:]))
 
     @cached_property
-    def fixed_large_variance(self) -> Float64[np.ndarray, "T"]:
+    def fixed_large_variance(self) -> Float64[np.ndarray, " T"]:
         """beta, where t = 0 takes beta-tilde of t = 1, which gives a better decoder likelihood (improved DDPM)."""
         first = math.exp(self.posterior_log_variance_clipped[0])
         return np.append(first, self.betas[1:])
 
     @cached_property
-    def posterior_mean_coef1(self) -> Float64[np.ndarray, "T"]:
+    def posterior_mean_coef1(self) -> Float64[np.ndarray, " T"]:
         """Weight of x_0 in the mean of q(x_{t-1} | x_t, x_0) (DDPM eq. 7)."""
         return self.betas * np.sqrt(self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
 
     @cached_property
-    def posterior_mean_coef2(self) -> Float64[np.ndarray, "T"]:
+    def posterior_mean_coef2(self) -> Float64[np.ndarray, " T"]:
         """Weight of x_t in the mean of q(x_{t-1} | x_t, x_0) (DDPM eq. 7)."""
         alphas = 1.0 - self.betas
         return (1.0 - self.alphas_cumprod_prev) * np.sqrt(alphas) / (1.0 - self.alphas_cumprod)
@@ -122,7 +122,7 @@ def linear_schedule(config: DiffusionConfig) -> Schedule:
     return Schedule(betas=betas, timestep_map=np.arange(steps, dtype=np.int64))
 
 
-def space_timesteps(num_timesteps: int, spacing: int | str) -> Int64[np.ndarray, "S"]:
+def space_timesteps(num_timesteps: int, spacing: int | str) -> Int64[np.ndarray, " S"]:
     """Which of ``num_timesteps`` time steps a shorter process visits, rising.
 
     A number N: from 0 to the last in N - 1 equal fractional strides, rounded (improved DDPM). ``"ddimN"``: every k-th
@@ -137,21 +137,21 @@ def space_timesteps(num_timesteps: int, spacing: int | str) -> Int64[np.ndarray,
     return _integer_stride(num_timesteps, int(count)) if text != count else _even(num_timesteps, int(count))
 
 
-def _even(num_timesteps: int, count: int) -> Int64[np.ndarray, "S"]:
+def _even(num_timesteps: int, count: int) -> Int64[np.ndarray, " S"]:
     stride = (num_timesteps - 1) / max(count - 1, 1)
     # A running sum, not stride * i: where a visited time ends in .5 the reference's rounding follows the sum's.
     positions = np.cumsum(np.append(0.0, np.full(count - 1, stride)))
     return np.rint(positions).astype(np.int64)
 
 
-def _integer_stride(num_timesteps: int, count: int) -> Int64[np.ndarray, "S"]:
+def _integer_stride(num_timesteps: int, count: int) -> Int64[np.ndarray, " S"]:
     for stride in range(1, num_timesteps + 1):
         if len(range(0, num_timesteps, stride)) == count:
             return np.arange(0, num_timesteps, stride, dtype=np.int64)
     raise ValueError(f"no integer stride visits exactly {count} of {num_timesteps} time steps")
 
 
-def respace(schedule: Schedule, timesteps: Int[np.ndarray, "S"] | Sequence[int]) -> Schedule:
+def respace(schedule: Schedule, timesteps: Int[np.ndarray, " S"] | Sequence[int]) -> Schedule:
     """The process that visits only ``timesteps`` (rising) of ``schedule``, with the same x_t there.
 
     Its betas are those whose running product meets the alpha_bar of the visited steps (improved DDPM, section 4).
@@ -164,16 +164,16 @@ def respace(schedule: Schedule, timesteps: Int[np.ndarray, "S"] | Sequence[int])
     return Schedule(betas=betas, timestep_map=schedule.timestep_map[kept])
 
 
-def gather(table: Float64[np.ndarray, "T"], t: Int[Tensor, "B"]) -> Float[Tensor, "B 1 1 1"]:
+def gather(table: Float64[np.ndarray, " T"], t: Int[Tensor, " B"]) -> Float[Tensor, "B 1 1 1"]:
     """Each row's entry of a table, rounded to float32, on the device of ``t``."""
-    entries = torch.from_numpy(table.astype(np.float32)).to(t.device)[t]
+    entries = torch.as_tensor(table.astype(np.float32)).to(t.device)[t]
     return entries[:, None, None, None]
 
 
 def q_sample(
     schedule: Schedule,
     x_start: Float[Tensor, "B C H W"],
-    t: Int[Tensor, "B"],
+    t: Int[Tensor, " B"],
     noise: Float[Tensor, "B C H W"],
 ) -> Float[Tensor, "B C H W"]:
     """x_t, drawn from q(x_t | x_start) with the given standard normal noise (DDPM eq. 4)."""
@@ -185,7 +185,7 @@ def q_posterior(
     schedule: Schedule,
     x_start: Float[Tensor, "B C H W"],
     x_t: Float[Tensor, "B C H W"],
-    t: Int[Tensor, "B"],
+    t: Int[Tensor, " B"],
 ) -> Gaussian:
     """q(x_{t-1} | x_t, x_start) (DDPM eq. 6 and 7), the log-variance clipped at t = 0."""
     mean = gather(schedule.posterior_mean_coef1, t) * x_start + gather(schedule.posterior_mean_coef2, t) * x_t
@@ -195,7 +195,7 @@ def q_posterior(
 
 
 def predict_xstart_from_eps(
-    schedule: Schedule, x_t: Float[Tensor, "B C H W"], t: Int[Tensor, "B"], eps: Float[Tensor, "B C H W"]
+    schedule: Schedule, x_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"], eps: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "B C H W"]:
     """The x_start that, noised with ``eps``, is ``x_t`` (DDPM eq. 4 solved for x_0)."""
     recip, recipm1 = schedule.sqrt_recip_alphas_cumprod, schedule.sqrt_recipm1_alphas_cumprod
@@ -203,7 +203,7 @@ def predict_xstart_from_eps(
 
 
 def predict_eps_from_xstart(
-    schedule: Schedule, x_t: Float[Tensor, "B C H W"], t: Int[Tensor, "B"], x_start: Float[Tensor, "B C H W"]
+    schedule: Schedule, x_t: Float[Tensor, "B C H W"], t: Int[Tensor, " B"], x_start: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "B C H W"]:
     """The noise that takes ``x_start`` to ``x_t``: the inverse of ``predict_xstart_from_eps``."""
     recip, recipm1 = schedule.sqrt_recip_alphas_cumprod, schedule.sqrt_recipm1_alphas_cumprod
@@ -211,7 +211,7 @@ def predict_eps_from_xstart(
 
 
 def learned_log_variance(
-    schedule: Schedule, variance_output: Float[Tensor, "B C H W"], t: Int[Tensor, "B"]
+    schedule: Schedule, variance_output: Float[Tensor, "B C H W"], t: Int[Tensor, " B"]
 ) -> Float[Tensor, "B C H W"]:
     """The network's log-variance: from log beta-tilde at -1 to log beta at 1 (improved DDPM eq. 15)."""
     low, high = gather(schedule.posterior_log_variance_clipped, t), gather(np.log(schedule.betas), t)
@@ -237,7 +237,7 @@ def p_mean_variance(
     schedule: Schedule,
     model_output: Float[Tensor, "B out H W"],
     x_t: Float[Tensor, "B C H W"],
-    t: Int[Tensor, "B"],
+    t: Int[Tensor, " B"],
     *,
     variance: VarianceType = "learned",
 ) -> Prediction:

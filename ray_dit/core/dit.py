@@ -9,13 +9,14 @@ B batch, C channels, H W height and width of the latents, N tokens, D hidden siz
 
 import math
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64, Int, Real
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from ray_dit.config import DiTConfig
 
@@ -48,24 +49,21 @@ class DiT(nn.Module):
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
         """Fresh weights, as the paper starts training: every block the identity (adaLN-Zero), the output zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                # xavier over the flattened kernel: a patch embedding is a linear layer of its pixels
-                nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
-        for weight in (self.t_embedder.mlp[0].weight, self.t_embedder.mlp[2].weight):
-            nn.init.normal_(weight, std=0.02, generator=generator)
-        if self.y_embedder is not None:
-            init_label_table(self.y_embedder.embedding_table.weight, generator)
-        modulations = [block.adaLN_modulation[1] for block in self.blocks]
-        for layer in (*modulations, self.final_layer.adaLN_modulation[1], self.final_layer.linear):
-            nn.init.zeros_(layer.weight)
+        for name, weight in self.named_parameters():
+            if name.endswith("bias") or "adaLN_modulation" in name or name.startswith("final_layer.linear"):
+                nn.init.zeros_(weight)
+            elif name.startswith("t_embedder"):
+                nn.init.normal_(weight, std=0.02, generator=generator)
+            elif name.startswith("y_embedder"):
+                init_label_table(weight, generator)
+            elif name != "pos_embed":
+                # over the flattened kernel: a patch embedding is a linear layer of its latents
+                nn.init.xavier_uniform_(weight.flatten(1), generator=generator)
         grid = self.config.input_size // self.config.patch_size
-        self.pos_embed.copy_(torch.from_numpy(position_table(self.config.hidden_size, grid, grid)))
+        self.pos_embed.copy_(torch.as_tensor(position_table(self.config.hidden_size, grid, grid)))
 
     def forward(
-        self, x: Float[Tensor, "B C H W"], t: Real[Tensor, "B"], y: Int[Tensor, "B"] | None = None
+        self, x: Float[Tensor, "B C H W"], t: Real[Tensor, " B"], y: Int[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B out H W"]:
         """The prediction for noisy latents, float32: eps in the first C channels, then the variance if learned.
 
@@ -79,13 +77,17 @@ class DiT(nn.Module):
             if self.y_embedder is not None:
                 condition = condition + self.y_embedder(y)
         for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                # Blocks draw nothing at random, so there is no generator state to keep.
-                tokens = checkpoint(block, tokens, condition, use_reentrant=False, preserve_rng_state=False)
-            else:
-                tokens = block(tokens, condition)
+            tokens = self._run(block, tokens, condition)
         with full_precision(x):
             return unpatchify(self.final_layer(tokens, condition), self.config.patch_size)
+
+    def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
+        if not (self.activation_checkpointing and torch.is_grad_enabled()):
+            return block(tokens, condition)
+        # Blocks draw nothing at random, so there is no generator state to keep.
+        return cast(
+            Tensor, checkpoint(block, tokens, condition, use_reentrant=False, preserve_rng_state=False)
+        )
 
     def _check(self, x: Tensor, y: Tensor | None) -> None:
         want = (self.config.in_channels, self.config.input_size, self.config.input_size)
@@ -115,7 +117,7 @@ class TimestepEmbedder(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(FREQUENCY_SIZE, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, t: Real[Tensor, "B"]) -> Float[Tensor, "B D"]:
+    def forward(self, t: Real[Tensor, " B"]) -> Float[Tensor, "B D"]:
         return self.mlp(timestep_frequencies(t))
 
 
@@ -126,7 +128,7 @@ class LabelEmbedder(nn.Module):
         super().__init__()
         self.embedding_table = nn.Embedding(labels, width)
 
-    def forward(self, y: Int[Tensor, "B"]) -> Float[Tensor, "B D"]:
+    def forward(self, y: Int[Tensor, " B"]) -> Float[Tensor, "B D"]:
         return self.embedding_table(y)
 
 
@@ -140,8 +142,10 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        # B N 3D -> B N 3 heads head -> three of B heads N head
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3).unbind(2)
+        # B N 3D -> B N 3 heads size -> three of B heads N size
+        batch, num_tokens, width = tokens.shape
+        heads = self.qkv(tokens).reshape(batch, num_tokens, 3, self.num_heads, width // self.num_heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)
         return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -199,7 +203,7 @@ def full_precision(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def timestep_frequencies(t: Real[Tensor, "B"]) -> Float[Tensor, "B F"]:
+def timestep_frequencies(t: Real[Tensor, " B"]) -> Float[Tensor, "B F"]:
     """cos(t w_k), then sin(t w_k), with w_k = 10000^(-k / 128): width 256, float32."""
     half = FREQUENCY_SIZE // 2
     # In float32 as published: at t near 1000 the last bit of a frequency shows in the model's output.
@@ -210,9 +214,11 @@ def timestep_frequencies(t: Real[Tensor, "B"]) -> Float[Tensor, "B F"]:
 
 def unpatchify(patches: Float[Tensor, "B N P"], patch_size: int) -> Float[Tensor, "B out H W"]:
     """Tokens of a square grid, each p * p * channels values (channels fastest), as an image."""
-    grid = math.isqrt(patches.shape[1])
-    squares = patches.unflatten(-1, (patch_size, patch_size, -1)).unflatten(1, (grid, grid))
-    return squares.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # B c gh p gw p -> B c H W
+    batch, tokens, values = patches.shape
+    grid, channels = math.isqrt(tokens), values // patch_size**2
+    # B (gh gw) (p p c) -> B c (gh p) (gw p)
+    squares = patches.reshape(batch, grid, grid, patch_size, patch_size, channels).permute(0, 5, 1, 3, 2, 4)
+    return squares.reshape(batch, channels, grid * patch_size, grid * patch_size)
 
 
 def position_table(width: int, grid_height: int, grid_width: int) -> Float64[np.ndarray, "N D"]:
@@ -221,7 +227,7 @@ def position_table(width: int, grid_height: int, grid_width: int) -> Float64[np.
     return np.concatenate([_sincos(width // 2, columns), _sincos(width // 2, rows)], axis=1)
 
 
-def _sincos(width: int, positions: Int[np.ndarray, "N"]) -> Float64[np.ndarray, "N W"]:
+def _sincos(width: int, positions: Int[np.ndarray, " N"]) -> Float64[np.ndarray, "N W"]:
     frequencies = 10000.0 ** (-np.arange(width // 2, dtype=np.float64) / (width / 2))
     angles = positions[:, None] * frequencies
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
@@ -245,18 +251,19 @@ def init_label_table(table: Float[Tensor, "L D"], generator: torch.Generator | N
 def macs(config: DiTConfig) -> int:
     """Multiply-accumulates in one forward pass of one row, as published (the paper's Gflops); FLOPs are twice that.
 
-    Matrix products, and one for each value that a LayerNorm normalises.
+    Matrix products, and the products with each block's two gates: so counted, every published figure is met.
     """
     width, tokens = config.hidden_size, (config.input_size // config.patch_size) ** 2
     mlp_hidden, patch = int(width * config.mlp_ratio), config.patch_size**2
     linears = tokens * width * (4 * width + 2 * mlp_hidden)
     attention = 2 * tokens**2 * width
     block = linears + attention + 6 * width**2 + 2 * tokens * width
-    ends = tokens * width * patch * (config.in_channels + out_channels(config)) + tokens * width
+    ends = tokens * width * patch * (config.in_channels + out_channels(config))
     condition = FREQUENCY_SIZE * width + width**2 + 2 * width**2
     return config.depth * block + ends + condition
 
 
+LABEL_TABLE = "y_embedder.embedding_table.weight"
 ADAPTABLE = frozenset({"num_classes", "class_dropout_prob", "input_size"})
 
 
@@ -283,15 +290,20 @@ def adapt_state_dict(
     adapted = dict(state)
     if old.input_size != new.input_size:
         grid = new.input_size // new.patch_size
-        table = torch.from_numpy(position_table(new.hidden_size, grid, grid))
+        table = torch.as_tensor(position_table(new.hidden_size, grid, grid))
         adapted["pos_embed"] = table[None].to(state["pos_embed"].dtype)
     if (old.num_classes, num_labels(old)) != (new.num_classes, num_labels(new)):
-        label_table = "y_embedder.embedding_table.weight"
-        known = adapted.pop(label_table, None)
+        known = adapted.pop(LABEL_TABLE, torch.empty(0, new.hidden_size))
         if new.num_classes:
-            fresh = torch.empty(num_labels(new), new.hidden_size)
-            init_label_table(fresh, generator)
-            if known is not None and old.num_classes == new.num_classes:
-                fresh[: new.num_classes] = known[: new.num_classes]
-            adapted[label_table] = fresh
+            kept = known[: new.num_classes] if old.num_classes == new.num_classes else known[:0]
+            adapted[LABEL_TABLE] = _extended_label_table(kept, num_labels(new), generator)
     return adapted
+
+
+def _extended_label_table(
+    kept: Float[Tensor, "K D"], rows: int, generator: torch.Generator | None
+) -> Float[Tensor, "L D"]:
+    table = torch.empty(rows, kept.shape[1], dtype=kept.dtype)
+    init_label_table(table, generator)
+    table[: len(kept)] = kept
+    return table

@@ -1,0 +1,77 @@
+"""Pictures to numbers and back: the ADM crop, uint8 and float pixels, moments to latents, normalisation.
+
+Knows neither files, nor the VAE that lies between pixels and moments, nor randomness (noise is an argument).
+
+B batch, C channels, H W height and width. Pixels: uint8 HWC RGB in storage, float32 NCHW in [-1, 1] at the VAE's door.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from PIL import Image
+from torch import Tensor
+
+MAX_LOG_VARIANCE = 20.0
+MIN_LOG_VARIANCE = -30.0
+
+
+def center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """The middle square of a picture at ``size`` pixels, RGB, as ADM prepared ImageNet (Dhariwal & Nichol 2021).
+
+    Halved by box averages while the shorter side is at least twice ``size``, then bicubic to it exactly, then cut.
+    """
+    image = image.convert("RGB")
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
+    scale = size / min(image.size)
+    shape = (round(image.width * scale), round(image.height * scale))
+    image = image.resize(shape, resample=Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.array(image.crop((left, top, left + size, top + size)))
+
+
+def to_float(images: UInt8[Tensor, "B H W C"]) -> Float[Tensor, "B C H W"]:
+    """Pixels 0..255, HWC, as float32 in [-1, 1], CHW."""
+    return (images.float() / 127.5 - 1.0).permute(0, 3, 1, 2).contiguous()
+
+
+def to_uint8(images: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B H W C"]:
+    """Floats, CHW, -1..1 (what lies outside is clamped), as pixels 0..255, HWC: 127.5 x + 128, truncated, as DiT does."""
+    pixels = (127.5 * images.float() + 128.0).clamp(0.0, 255.0)
+    return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def sample_moments(
+    moments: Float[Tensor, "B both H W"], noise: Float[Tensor, "B C H W"]
+) -> Float[Tensor, "B C H W"]:
+    """A draw from the VAE's posterior, float32: moments hold the mean, then the log-variance (kept in [-30, 20])."""
+    mean, log_variance = moments.float().chunk(2, dim=1)
+    if mean.shape != noise.shape:
+        raise ValueError(
+            f"moments of shape {tuple(moments.shape)} do not fit noise of shape {tuple(noise.shape)}"
+        )
+    log_variance = log_variance.clamp(MIN_LOG_VARIANCE, MAX_LOG_VARIANCE)
+    return mean + torch.exp(0.5 * log_variance) * noise
+
+
+def normalize(
+    latents: Float[Tensor, "*B C H W"], shift: float | Sequence[float], scale: float | Sequence[float]
+) -> Float[Tensor, "*B C H W"]:
+    """(latents - shift) * scale: what the DiT sees. Shift and scale are one number, or one a channel."""
+    return (latents - _per_channel(shift, latents)) * _per_channel(scale, latents)
+
+
+def denormalize(
+    latents: Float[Tensor, "*B C H W"], shift: float | Sequence[float], scale: float | Sequence[float]
+) -> Float[Tensor, "*B C H W"]:
+    """What the VAE decodes: the inverse of ``normalize``."""
+    return latents / _per_channel(scale, latents) + _per_channel(shift, latents)
+
+
+def _per_channel(values: float | Sequence[float], latents: Tensor) -> Shaped[Tensor, "N 1 1"]:
+    column = torch.as_tensor(values, dtype=latents.dtype, device=latents.device).reshape(-1, 1, 1)
+    if len(column) not in (1, latents.shape[-3]):
+        raise ValueError(f"{len(column)} values for shift or scale do not fit {latents.shape[-3]} channels")
+    return column
