@@ -137,7 +137,12 @@ class RunRecord:
     def start(cls, store: Store, facts: Mapping[str, Json]) -> Self:
         """Writes ``start.json``: clock, host, hardware, command and the caller's facts."""
         run = cls(store, f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}")
-        here = {"host": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count(), "pid": os.getpid()}
+        here = {
+            "host": platform.node(),
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "pid": os.getpid(),
+        }
         command = {"command": sys.argv, "python": platform.python_version()}
         run._put("start", {**here, **command, **facts})
         return run
@@ -169,7 +174,9 @@ def read_manifest(place: str | Store, stage: str) -> Manifest:
     wanted = _HOLDS.get(stage, stage)
     job = read_json(store, JOB, absent=None)
     if job is None:
-        raise NotFound(f"{store.uri} holds nothing, where {wanted} ({stage}) are wanted; run ray-dit {stage} first")
+        raise NotFound(
+            f"{store.uri} holds nothing, where {wanted} ({stage}) are wanted; run ray-dit {stage} first"
+        )
     if job["stage"] != stage:
         holds = _HOLDS.get(job["stage"], job["stage"])
         raise UserError(f"{store.uri} holds {holds} ({job['stage']}), where {wanted} ({stage}) are wanted")
@@ -219,7 +226,9 @@ def _difference(store: Store, there: Json, ours: Json) -> str:
         return f"{store.uri} belongs to {there['stage']}, not {ours['stage']}; take another output folder"
     old, new = _flat(there["parts"]), _flat(ours["parts"])
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    shown = ", ".join(f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}" for name in changed[:6])
+    shown = ", ".join(
+        f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}" for name in changed[:6]
+    )
     more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
     return (
         f"{store.uri} was begun with other settings ({shown}{more}); take another output folder, go back to those"
@@ -232,4 +241,6 @@ def _flat(value: Json, name: str = "") -> dict[str, Json]:
     if not isinstance(value, dict) or not value:
         return {name: value}
     items = cast("dict[str, Json]", value).items()
-    return {path: leaf for key, child in items for path, leaf in _flat(child, f"{name}.{key}".lstrip(".")).items()}
+    return {
+        path: leaf for key, child in items for path, leaf in _flat(child, f"{name}.{key}".lstrip(".")).items()
+    }

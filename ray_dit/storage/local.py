@@ -75,7 +75,9 @@ class LocalStore(Store):
                 with _locked(path.parent):
                     info = self.head(key)
                     if info is None or info.etag != if_match:
-                        raise Conflict(f"{self.where(key)} was changed by another writer; look again before replacing it")
+                        raise Conflict(
+                            f"{self.where(key)} was changed by another writer; look again before replacing it"
+                        )
                     os.replace(temp, path)
                     _fsync(path.parent)
             finally:
@@ -127,7 +129,9 @@ class LocalStore(Store):
 def _said(where: str, error: OSError) -> UserError:
     match error.errno:
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            return UserError(f"{where} is not permitted to this user: change the folder's permissions or take another")
+            return UserError(
+                f"{where} is not permitted to this user: change the folder's permissions or take another"
+            )
         case errno.ENOSPC | errno.EDQUOT:
             return UserError(f"{where} does not fit on its disk: free some space or take another folder")
         case errno.ENAMETOOLONG:

@@ -20,19 +20,20 @@ class FsspecStore(Store):
     """Objects under a URI of a file system that fsspec finds by its scheme."""
 
     def get(self, key: str) -> bytes:
-        return self._found(key, lambda files, path: cast(bytes, files.cat_file(path)))
+        return self._found(key, "cat_file")
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        return self._found(key, lambda files, path: cast(bytes, files.cat_file(path, start, start + length)))
+        return self._found(key, "cat_file", start, start + length)
 
     def open_file(self, key: str) -> BinaryIO:
-        return self._found(key, lambda files, path: cast(BinaryIO, files.open(path, "rb")))
+        return self._found(key, "open", "rb")
 
     def head(self, key: str) -> ObjectInfo | None:
         try:
-            return self._found(key, lambda files, path: self._info(files, files.info(path)))
+            info = self._found(key, "info")
         except NotFound:
             return None
+        return None if info["type"] == "directory" else self._info(info)
 
     def put(self, key: str, data: bytes) -> bool:
         files, path = self._files(key)
@@ -55,8 +56,8 @@ class FsspecStore(Store):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         files, root = self._files("")
         folder = prefix.rpartition("/")[0]
-        found = cast(dict[str, dict[str, Any]], files.find(f"{root}/{folder}".rstrip("/"), detail=True))
-        infos = (self._info(files, info) for _, info in sorted(found.items()))
+        found = files.find(f"{root}/{folder}".rstrip("/"), detail=True)
+        infos = (self._info(info) for _, info in sorted(found.items()))
         yield from (info for info in infos if info.key.startswith(prefix))
 
     def delete(self, key: str) -> None:
@@ -65,24 +66,25 @@ class FsspecStore(Store):
             files.rm_file(path)
 
     def _files(self, key: str) -> tuple[Any, str]:
+        """The file system and the object's path in it."""
         try:
-            files, root = cast(tuple[Any, str], fsspec.core.url_to_fs(self.uri))
+            files, root = cast(Any, fsspec).core.url_to_fs(self.uri)
         except (ValueError, ImportError) as error:
             raise UserError(f"{self.uri} cannot be opened: {error}") from error
         root = root.rstrip("/")
         return files, f"{root}/{checked_key(key)}" if key else root
 
-    def _found(self, key: str, read: Any) -> Any:
+    def _found(self, key: str, method: str, *arguments: Any) -> Any:
         files, path = self._files(key)
         try:
-            return read(files, path)
+            return getattr(files, method)(path, *arguments)
         except (FileNotFoundError, IsADirectoryError) as error:
             raise NotFound(f"{self.where(key)} does not exist") from error
         except OSError as error:
             raise StoreFailure(f"{self.where(key)} could not be read: {error}") from error
 
-    def _info(self, files: Any, info: dict[str, Any]) -> ObjectInfo:
-        if info["type"] == "directory":
-            raise FileNotFoundError(info["name"])
-        root = self._files("")[1]
-        return ObjectInfo(info["name"].removeprefix(root).lstrip("/"), info["size"], files.ukey(info["name"]), None)
+    def _info(self, info: dict[str, Any]) -> ObjectInfo:
+        files, root = self._files("")
+        return ObjectInfo(
+            info["name"].removeprefix(root).lstrip("/"), info["size"], files.ukey(info["name"]), None
+        )

@@ -11,14 +11,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
-from botocore.exceptions import (
-    BotoCoreError,
+from botocore.exceptions import (  # pyright: ignore[reportMissingTypeStubs]
     ClientError,
     HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
 )
-from botocore.exceptions import ConnectionError as BotoConnectionError
+from botocore.exceptions import (  # pyright: ignore[reportMissingTypeStubs]
+    ConnectionError as BotoConnectionError,
+)
 
 from ray_dit.errors import NotFound, StoreFailure, UserError
 
@@ -81,10 +82,14 @@ _USER = {
 }
 
 
+def _response(error: ClientError) -> dict[str, Any]:
+    return cast(Any, error).response
+
+
 def code_of(error: BaseException) -> str:
     """The S3 error code of a reply, its HTTP status where it has no body (HEAD), else the exception's name."""
     if isinstance(error, ClientError):
-        response = cast("dict[str, Any]", error.response)
+        response = _response(error)
         return str(response.get("Error", {}).get("Code") or response["ResponseMetadata"]["HTTPStatusCode"])
     return type(error).__name__
 
@@ -93,7 +98,7 @@ def kind_of(error: BaseException) -> Kind:
     """What to do about a failed attempt."""
     if isinstance(error, ClientError):
         code = code_of(error)
-        status = int(cast("dict[str, Any]", error.response)["ResponseMetadata"].get("HTTPStatusCode", 0))
+        status = int(_response(error)["ResponseMetadata"].get("HTTPStatusCode", 0))
         if code in _EXISTS or status == 412:
             return "exists"
         if code in _USER:
@@ -111,7 +116,9 @@ def said(where: str, error: BaseException) -> UserError:
     """The sentence for a failure that is not retried."""
     code = code_of(error)
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return UserError(f"{where} needs credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+        return UserError(
+            f"{where} needs credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        )
     if code in _USER:
         return UserError(f"{where} {_USER[code]} ({code})")
     if kind_of(error) == "absent":
@@ -119,9 +126,7 @@ def said(where: str, error: BaseException) -> UserError:
     return StoreFailure(f"{where} failed in a way that is not known to pass ({code}: {error})")
 
 
-async def attempts(
-    call: Callable[[], Awaitable[T]], *, where: str, patience: Patience, size: int = 0
-) -> T:
+async def attempts(call: Callable[[], Awaitable[T]], *, where: str, patience: Patience, size: int = 0) -> T:
     """Calls until it succeeds, fails for good (the error itself is raised) or the deadline has passed (StoreFailure)."""
     loop = asyncio.get_running_loop()
     end = loop.time() + patience.deadline + size / patience.bytes_per_second

@@ -5,6 +5,7 @@ through s3fs's own methods: those retry five times above botocore's retries and 
 """
 
 import asyncio
+import atexit
 import hashlib
 import io
 import os
@@ -44,7 +45,9 @@ class S3Store(Store):
         rest = (self._read(key, start, CHUNK, info.etag)[0] for start in range(CHUNK, info.size, CHUNK))
         data = b"".join([first, *rest]) if info.size > CHUNK else first
         if info.sha256 and hashlib.sha256(data).hexdigest() != info.sha256:
-            raise StoreFailure(f"{self.where(key)} is damaged: its bytes are not those its writer stored; repair it")
+            raise StoreFailure(
+                f"{self.where(key)} is damaged: its bytes are not those its writer stored; repair it"
+            )
         return data
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -141,10 +144,14 @@ class S3Store(Store):
         name = self._key(key)
         self._ask("put_object", key, needs="ETag", Key=name, Body=data, Metadata=metadata, **condition)
 
-    def _write_parts(self, key: str, data: bytes, metadata: dict[str, str], condition: dict[str, str]) -> None:
+    def _write_parts(
+        self, key: str, data: bytes, metadata: dict[str, str], condition: dict[str, str]
+    ) -> None:
         """A multipart upload whose completion carries the condition; no upload of this key is left behind."""
         name = self._key(key)
-        upload = self._ask("create_multipart_upload", key, needs="UploadId", Key=name, Metadata=metadata)["UploadId"]
+        upload = self._ask("create_multipart_upload", key, needs="UploadId", Key=name, Metadata=metadata)[
+            "UploadId"
+        ]
 
         def part(number: int) -> Reply:
             body = data[(number - 1) * PART : number * PART]
@@ -192,7 +199,7 @@ class S3Store(Store):
             return await once(await _client())
 
         where = self.where(key)
-        loop = cast(asyncio.AbstractEventLoop, fsspec.asyn.get_loop())
+        loop = fsspec.asyn.get_loop()
         future = asyncio.run_coroutine_threadsafe(
             attempts(call, where=where, patience=self.patience, size=size), loop
         )
@@ -249,10 +256,25 @@ def _info(key: str, reply: Reply) -> ObjectInfo:
 _clients: dict[object, "asyncio.Task[Any]"] = {}
 
 
+@atexit.register
+def _close_clients() -> None:
+    """Closes connections while the loop's thread still runs; aiohttp complains of open ones otherwise."""
+
+    async def close() -> None:
+        for task in _clients.values():
+            if task.done() and not task.cancelled() and task.exception() is None:
+                await task.result().close()
+
+    with suppress(Exception):
+        asyncio.run_coroutine_threadsafe(close(), fsspec.asyn.get_loop()).result(2)
+
+
 async def _client() -> Any:
     """The client of this process, loop and environment (who changes ``AWS_*`` gets another)."""
     loop = asyncio.get_running_loop()
-    environment = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    environment = tuple(
+        sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+    )
     task = _clients.get((id(loop), environment))
     if task is None or task.done() and (task.cancelled() or task.exception()):
         task = _clients[id(loop), environment] = loop.create_task(_connect(loop))
@@ -271,5 +293,7 @@ async def _connect(loop: asyncio.AbstractEventLoop) -> Any:
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
     }
-    files = cast(Any, s3fs.S3FileSystem(asynchronous=True, loop=loop, skip_instance_cache=True, config_kwargs=config))
+    files = cast(
+        Any, s3fs.S3FileSystem(asynchronous=True, loop=loop, skip_instance_cache=True, config_kwargs=config)
+    )
     return await files.set_session()
