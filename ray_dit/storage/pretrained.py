@@ -103,7 +103,7 @@ def read_model(uri: str) -> ModelFolder:
     except NotFound:
         raise NotFound(f"there is no model at {store.uri} ({_kind(store)}): {_ADVICE}") from None
     except (ValidationError, ValueError) as error:
-        raise UserError(f"the model at {store.uri} can't be read: {_one_line(error)}: {_ADVICE}") from error
+        raise UserError(f"the model at {store.uri} can't be read: {one_line(error)}: {_ADVICE}") from error
     if len(labels) != config.model.num_classes:
         raise UserError(
             f"the model at {store.uri} has {config.model.num_classes} classes, but its {LABELS_KEY} "
@@ -126,7 +126,8 @@ def _kind(store: Store) -> str:
     return "something else" if any(True for _ in store.list("")) else "nothing is there"
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """What an error says, in one line for a UserError; a settings error's first field and message."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc'])) or CONFIG_KEY}: {first['msg']}"
@@ -152,7 +153,7 @@ def read_safetensors(store: Store, key: str) -> dict[str, Tensor]:
     except (FileNotFoundError, NotFound):
         raise NotFound(f"there is no {key} in {store.uri}: restore it, or make the folder again") from None
     except SafetensorError as error:
-        raise UserError(f"{key} in {store.uri} is damaged ({_one_line(error)}): restore it") from error
+        raise UserError(f"{key} in {store.uri} is damaged ({one_line(error)}): restore it") from error
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:

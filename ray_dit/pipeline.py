@@ -1,0 +1,222 @@
+"""A model folder in memory: class names in, pictures out; without Ray.
+
+``ray_dit.load(uri)`` is for people; bulk generation and the server use the parts: `Pipeline.table` and
+`Pipeline.guided_model` with core.sampling, `Pipeline.sample_latents`, `Pipeline.decode`. It knows no shards, requests or
+files to write.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from pydantic import ValidationError
+from torch import Tensor
+
+from ray_dit.config import DiTConfig, SamplerConfig
+from ray_dit.core.diffusion import Schedule, linear_schedule
+from ray_dit.core.dit import DiT, adapt_state_dict, num_labels
+from ray_dit.core.guidance import GuidedModel
+from ray_dit.core.latents import denormalize, to_uint8
+from ray_dit.core.samplers import SamplerTable, make_table
+from ray_dit.core.sampling import TableBank, init_rows, sample
+from ray_dit.errors import UserError
+from ray_dit.storage.pretrained import ModelFolder, check_shapes, one_line, read_model
+from ray_dit.vae import VAE
+
+Label = str | int
+
+
+def load(uri: str, device: str | torch.device | None = None) -> "Pipeline":
+    """The model folder at a path or fsspec URI, ready to make pictures; on the GPU if there is one.
+
+    Raises UserError when there is no model, or its weights don't fit its configuration.
+    """
+    folder = read_model(uri)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Pipeline(folder, load_dit(folder, device))
+
+
+def load_dit(folder: ModelFolder, device: str | torch.device = "cpu") -> DiT:
+    """The transformer with the folder's weights, eval mode; takes their size in memory once."""
+    model = meta_dit(folder.config.model)
+    state_dict = folder.state_dict()
+    check_shapes(state_dict, model.state_dict(), folder.store.uri)
+    model.load_state_dict(state_dict, assign=True)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def meta_dit(config: DiTConfig) -> DiT:
+    """A transformer without memory behind its parameters: their names and shapes."""
+    with torch.device("meta"):
+        return DiT(config)
+
+
+def initial_state(uri: str, config: DiTConfig, *, seed: int = 0) -> dict[str, Tensor]:
+    """The weights of the model at ``uri`` as the start for one of shape ``config``: fine-tuning.
+
+    Class count and resolution may differ (core.dit.adapt_state_dict); what is new is drawn from ``seed``. Raises
+    UserError when anything else differs.
+    """
+    folder = read_model(uri)
+    old = meta_dit(folder.config.model)
+    state_dict = folder.state_dict()
+    check_shapes(state_dict, old.state_dict(), folder.store.uri)
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        return adapt_state_dict(state_dict, folder.config.model, config, generator=generator)
+    except ValueError as error:
+        raise UserError(f"training can't start from {folder.store.uri}: {error}") from error
+
+
+class Pipeline:
+    """A model that makes pictures; call it with labels."""
+
+    def __init__(self, folder: ModelFolder, model: DiT) -> None:
+        self.folder = folder
+        self.config = folder.config
+        self.model = model
+        self.labels = folder.labels
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.pos_embed.device
+
+    @cached_property
+    def vae(self) -> VAE:
+        """The model's VAE, loaded when first needed."""
+        return VAE.load(self.folder.vae_uri, self.device)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """The forward process the model was trained on."""
+        return linear_schedule(self.config.diffusion)
+
+    @cached_property
+    def guided_model(self) -> GuidedModel:
+        """What core.sampling steps."""
+        config = self.config.model
+        null_label = config.num_classes if num_labels(config) > config.num_classes else None
+        return GuidedModel(self.model, null_label, self.config.guidance_channels)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of the latents."""
+        config = self.config.model
+        return config.in_channels, config.input_size, config.input_size
+
+    def resolve_label(self, label: Label) -> int:
+        """The number of a class given by number, name, synonym or WordNet id; UserError with near matches."""
+        return self.labels.resolve(label)
+
+    def sampler(
+        self,
+        sampler: SamplerConfig | str | None = None,
+        *,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+    ) -> SamplerConfig:
+        """Settings to sample with: given ones, or the model's own; ``steps`` and ``guidance_scale`` override theirs.
+
+        Another sampler by name takes over the model's steps and guidance. UserError where they don't go together.
+        """
+        own = self.config.sampler
+        if isinstance(sampler, str):
+            kept = own.model_dump(include={"num_inference_steps", "guidance_scale", "guidance_interval"})
+            fields = own.model_dump() if sampler == own.name else {**kept, "name": sampler}
+        else:
+            fields = (sampler or own).model_dump()
+        if steps is not None:
+            fields |= {"num_inference_steps": steps, "timesteps": None}
+        if guidance_scale is not None:
+            fields["guidance_scale"] = guidance_scale
+        try:
+            return SamplerConfig.model_validate(fields)
+        except ValidationError as error:
+            raise UserError(f"these sampler settings don't work: {one_line(error)}") from error
+
+    def table(self, sampler: SamplerConfig) -> SamplerTable:
+        """The sampler's coefficients on this model's schedule; UserError for settings the model can't follow."""
+        try:
+            return make_table(sampler, self.schedule, learn_sigma=self.config.model.learn_sigma)
+        except ValueError as error:
+            raise UserError(
+                f"{self.folder.store.uri} can't be sampled with these settings: {error}"
+            ) from error
+
+    def sample_latents(
+        self,
+        labels: Sequence[int],
+        *,
+        sample_ids: Sequence[int],
+        seed: int,
+        sampler: SamplerConfig,
+        pad_to: int | None = None,
+        callback: Callable[[Tensor, object, Tensor], None] | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Latents of these classes as the model sees them (normalised), float32, on the model's device.
+
+        Row i is a function of (seed, sample_ids[i], label, sampler), to the last bits that the size of the batch decides;
+        ``pad_to`` and ``callback`` are core.sampling.sample's.
+        """
+        if sampler.guidance_scale != 1 and self.guided_model.null_label is None and len(self.labels):
+            raise UserError(
+                f"{self.folder.store.uri} was trained without label dropping, so it can't be guided: use guidance scale 1"
+            )
+        rows = init_rows(
+            self.latent_shape,
+            labels=torch.tensor(labels, dtype=torch.int64),
+            sample_id=torch.tensor(sample_ids, dtype=torch.int64),
+            seed=seed,
+            guidance_scale=sampler.guidance_scale,
+            device=self.device,
+        )
+        bank = TableBank([self.table(sampler)])
+        return sample(self.guided_model, rows, bank, pad_to=pad_to, callback=callback)
+
+    @torch.inference_mode()
+    def decode(self, latents: Float[Tensor, "B C H W"]) -> UInt8[np.ndarray, "B height width 3"]:
+        """Pictures of normalised latents, RGB; of a predicted x_start too, as a preview."""
+        settings = self.config.latents
+        raw = denormalize(latents.to(self.device, torch.float32), settings.shift, settings.scale)
+        return to_uint8(self.vae.decode(raw)).cpu().numpy()
+
+    def __call__(
+        self,
+        labels: Sequence[Label] | Label | None = None,
+        *,
+        num_images: int | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int = 0,
+        sampler: SamplerConfig | str | None = None,
+        batch_size: int = 32,
+    ) -> list[Image.Image]:
+        """One picture a label; picture i is a function of (seed, i, its label and the sampler).
+
+        ``labels`` are numbers or names; a model without classes takes ``num_images`` instead. ``sampler``: a name such
+        as "ddim", or settings; by default the model's own, as are ``steps`` and ``guidance_scale``.
+        """
+        numbers = self._numbers(labels, num_images)
+        config = self.sampler(sampler, steps=steps, guidance_scale=guidance_scale)
+        images: list[Image.Image] = []
+        for first in range(0, len(numbers), batch_size):
+            batch = numbers[first : first + batch_size]
+            ids = range(first, first + len(batch))
+            latents = self.sample_latents(batch, sample_ids=ids, seed=seed, sampler=config)
+            images += [Image.fromarray(image) for image in self.decode(latents)]
+        return images
+
+    def _numbers(self, labels: Sequence[Label] | Label | None, num_images: int | None) -> list[int]:
+        if labels is not None and num_images is None:
+            return [
+                self.resolve_label(label) for label in ([labels] if isinstance(labels, str | int) else labels)
+            ]
+        if labels is None and num_images is not None and not len(self.labels):
+            return [0] * num_images  # without a label table the number means nothing
+        wanted = "labels=[...]" if len(self.labels) else "num_images=..."
+        raise UserError(f"{self.folder.store.uri} has {len(self.labels)} classes: call it with {wanted}")
