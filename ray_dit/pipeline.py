@@ -22,8 +22,8 @@ from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.latents import denormalize, to_uint8
 from ray_dit.core.samplers import SamplerTable, make_table
 from ray_dit.core.sampling import TableBank, init_rows, sample
-from ray_dit.errors import UserError
-from ray_dit.storage.pretrained import ModelFolder, check_shapes, one_line, read_model
+from ray_dit.errors import UserError, first_message
+from ray_dit.storage.pretrained import ModelFolder, check_shapes, read_model
 from ray_dit.vae import VAE
 
 Label = str | int
@@ -133,11 +133,19 @@ class Pipeline:
         if steps is not None:
             fields |= {"num_inference_steps": steps, "timesteps": None}
         if guidance_scale is not None:
+            self._check_guidance(guidance_scale)
             fields["guidance_scale"] = guidance_scale
         try:
             return SamplerConfig.model_validate(fields)
         except ValidationError as error:
-            raise UserError(f"these sampler settings don't work: {one_line(error)}") from error
+            raise UserError(f"these sampler settings don't work: {first_message(error)}") from error
+
+    def _check_guidance(self, guidance_scale: float) -> None:
+        if guidance_scale != 1 and self.guided_model.null_label is None:
+            raise UserError(
+                f"{self.folder.store.uri} was trained without labels or without dropping them, so it can't be guided: "
+                "leave the guidance scale out, or at 1"
+            )
 
     def table(self, sampler: SamplerConfig) -> SamplerTable:
         """The sampler's coefficients on this model's schedule; UserError for settings the model can't follow."""
@@ -161,12 +169,8 @@ class Pipeline:
         """Latents of these classes as the model sees them (normalised), float32, on the model's device.
 
         Row i is a function of (seed, sample_ids[i], label, sampler), to the last bits that the size of the batch decides;
-        ``pad_to`` and ``callback`` are core.sampling.sample's.
+        ``pad_to`` and ``callback`` are core.sampling.sample's. A model without a null class is sampled unguided.
         """
-        if sampler.guidance_scale != 1 and self.guided_model.null_label is None and len(self.labels):
-            raise UserError(
-                f"{self.folder.store.uri} was trained without label dropping, so it can't be guided: use guidance scale 1"
-            )
         rows = init_rows(
             self.latent_shape,
             labels=torch.tensor(labels, dtype=torch.int64),

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ray_dit.config import VAESizeConfig
-from ray_dit.errors import NotFound, UserError
+from ray_dit.errors import NotFound, UserError, first_message
 from ray_dit.storage.store import CHUNK, Store
 
 CONFIG_NAME = "config.json"
@@ -142,7 +142,7 @@ def _from_folder(folder: Path, source: str) -> Any:
         return _autoencoder_kl().from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"the VAE in {source} can't be read: {_first_line(error)}; make or copy it again"
+            f"the VAE in {source} can't be read: {first_message(error)}; make or copy it again"
         ) from error
 
 
@@ -151,10 +151,6 @@ def _from_hub(hub_id: str) -> Any:
         return _autoencoder_kl().from_pretrained(hub_id, low_cpu_mem_usage=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"there is no folder {hub_id}, and no VAE of that hub id could be fetched ({_first_line(error)}); "
+            f"there is no folder {hub_id}, and no VAE of that hub id could be fetched ({first_message(error)}); "
             "give a folder, or check the id and the network"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")

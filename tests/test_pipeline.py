@@ -151,13 +151,13 @@ def test_a_model_without_classes(tmp_path: Path) -> None:
         pipe(labels=["cat"])
 
 
-def test_a_model_without_null_class_is_not_guided_silently(tmp_path: Path) -> None:
+def test_a_model_without_null_class_refuses_guidance_that_is_asked_for(tmp_path: Path) -> None:
     model = DIT.model_copy(update={"class_dropout_prob": 0.0})
     config = ModelConfig(model=model, latents=LATENTS, sampler=SAMPLER)
     pipe = ray_dit.load(write_model(tmp_path, config, random_dit(model).state_dict(), ("a", "b", "c")))
-    assert len(pipe(labels=["a"], guidance_scale=1)) == 1
-    with pytest.raises(UserError, match="use guidance scale 1"):
-        pipe(labels=["a"])
+    assert np.array_equal(pixels(pipe(labels=["a"])), pixels(pipe(labels=["a"], guidance_scale=1)))
+    with pytest.raises(UserError, match="can't be guided"):
+        pipe(labels=["a"], guidance_scale=2)
 
 
 def test_loaded_weights_are_those_of_the_file(uri: str, pipe: Pipeline) -> None:

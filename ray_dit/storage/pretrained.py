@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVa
 from torch import Tensor
 
 from ray_dit.config import Config, DiffusionConfig, DiTConfig, PositiveInt, SamplerConfig
-from ray_dit.errors import NotFound, UserError
+from ray_dit.errors import NotFound, UserError, first_message
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.store import CHUNK, Store
 
@@ -52,6 +52,8 @@ class ModelConfig(Config):
     """Latent channels guidance acts on: 3 for the official models, as they were evaluated; all by default."""
     sampler: SamplerConfig = SamplerConfig()
     """What is used where nothing else is asked for."""
+    vae: str = VAE_FOLDER
+    """Folder of the VAE inside the model folder; or a hub id, to be fetched when the VAE is first needed."""
     origin: str = ""
     """Where the weights come from."""
     licence: str = ""
@@ -80,8 +82,8 @@ class ModelFolder:
 
     @property
     def vae_uri(self) -> str:
-        """The folder of the VAE, for ``VAE.load``."""
-        return self.store.child(VAE_FOLDER).uri
+        """What ``VAE.load`` takes: the folder of the VAE, or its hub id."""
+        return self.store.child(VAE_FOLDER).uri if self.config.vae == VAE_FOLDER else self.config.vae
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weights by parameter name; see `read_safetensors`."""
@@ -103,7 +105,9 @@ def read_model(uri: str) -> ModelFolder:
     except NotFound:
         raise NotFound(f"there is no model at {store.uri} ({_kind(store)}): {_ADVICE}") from None
     except (ValidationError, ValueError) as error:
-        raise UserError(f"the model at {store.uri} can't be read: {one_line(error)}: {_ADVICE}") from error
+        raise UserError(
+            f"the model at {store.uri} can't be read: {first_message(error)}: {_ADVICE}"
+        ) from error
     if len(labels) != config.model.num_classes:
         raise UserError(
             f"the model at {store.uri} has {config.model.num_classes} classes, but its {LABELS_KEY} "
@@ -126,14 +130,6 @@ def _kind(store: Store) -> str:
     return "something else" if any(True for _ in store.list("")) else "nothing is there"
 
 
-def one_line(error: Exception) -> str:
-    """What an error says, in one line for a UserError; a settings error's first field and message."""
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc'])) or CONFIG_KEY}: {first['msg']}"
-    return str(error).split("\n")[0].rstrip(".")
-
-
 def read_safetensors(store: Store, key: str) -> dict[str, Tensor]:
     """Tensors of a safetensors object by name, taking its size in memory once.
 
@@ -153,7 +149,7 @@ def read_safetensors(store: Store, key: str) -> dict[str, Tensor]:
     except (FileNotFoundError, NotFound):
         raise NotFound(f"there is no {key} in {store.uri}: restore it, or make the folder again") from None
     except SafetensorError as error:
-        raise UserError(f"{key} in {store.uri} is damaged ({one_line(error)}): restore it") from error
+        raise UserError(f"{key} in {store.uri} is damaged ({first_message(error)}): restore it") from error
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:

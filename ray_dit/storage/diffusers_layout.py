@@ -1,0 +1,199 @@
+"""DiT weights and settings as diffusers' DiTPipeline has them, from and to ours; knows names and shapes, no network.
+
+diffusers copies both embedders into every block, splits qkv, and recomputes the position table. Its model is not quite
+the published one: docs/checkpoints.md tells what differs and by how much.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ray_dit.config import DiffusionConfig, DiTConfig
+from ray_dit.errors import UserError, first_message
+from ray_dit.storage.official import LABEL_TABLE
+
+NUM_CLASSES = 1000
+"""DiTPipeline takes label 1000 for the null class, whatever the model: smaller label tables are padded to it."""
+
+EMBEDDERS = {
+    "t_embedder.mlp.0.weight": "timestep_embedder.linear_1.weight",
+    "t_embedder.mlp.0.bias": "timestep_embedder.linear_1.bias",
+    "t_embedder.mlp.2.weight": "timestep_embedder.linear_2.weight",
+    "t_embedder.mlp.2.bias": "timestep_embedder.linear_2.bias",
+    LABEL_TABLE: "class_embedder.embedding_table.weight",
+}
+"""Ours to what each block has under ``norm1.emb``."""
+BLOCK = {
+    "adaLN_modulation.1": "norm1.linear",
+    "attn.proj": "attn1.to_out.0",
+    "mlp.fc1": "ff.net.0.proj",
+    "mlp.fc2": "ff.net.2",
+}
+ENDS = {
+    "x_embedder.proj": "pos_embed.proj",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+FIXED = {"norm_type": "ada_norm_zero", "activation_fn": "gelu-approximate", "attention_bias": True}
+"""Settings of diffusers' transformer without which it is no DiT."""
+
+
+def _renamed(depth: int) -> Iterator[tuple[str, str]]:
+    """Every parameter that only has another name: ours, theirs."""
+    layers = dict(ENDS)
+    for i in range(depth):
+        layers |= {f"blocks.{i}.{ours}": f"transformer_blocks.{i}.{theirs}" for ours, theirs in BLOCK.items()}
+    for ours, theirs in layers.items():
+        for kind in ("weight", "bias"):
+            yield f"{ours}.{kind}", f"{theirs}.{kind}"
+
+
+def _qkv(block: int, kind: str) -> tuple[str, list[str]]:
+    """The fused projection of a block, and diffusers' three."""
+    theirs = [f"transformer_blocks.{block}.attn1.to_{part}.{kind}" for part in "qkv"]
+    return f"blocks.{block}.attn.qkv.{kind}", theirs
+
+
+def to_diffusers(state_dict: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
+    """Our weights under diffusers' names, no two tensors sharing memory; the position table is left out.
+
+    Raises UserError for a width of the MLP that diffusers' model can't have.
+    """
+    if config.mlp_ratio != 4:
+        raise UserError(
+            f"diffusers' DiT has mlp_ratio 4, not {config.mlp_ratio:g}: export as official instead"
+        )
+    theirs = {name: state_dict[ours] for ours, name in _renamed(config.depth)}
+    embedders = {**state_dict, LABEL_TABLE: _padded_label_table(state_dict, config)}
+    for block in range(config.depth):
+        for kind in ("weight", "bias"):
+            fused, parts = _qkv(block, kind)
+            theirs |= zip(parts, (part.clone() for part in state_dict[fused].chunk(3)), strict=True)
+        for ours, name in EMBEDDERS.items():
+            theirs[f"transformer_blocks.{block}.norm1.emb.{name}"] = embedders[ours].clone()
+    return theirs
+
+
+def _padded_label_table(state_dict: Mapping[str, Tensor], config: DiTConfig) -> Tensor:
+    """A label table with the null class where DiTPipeline looks for it: rows between repeat it.
+
+    Without a null class the rows are zero, and so are all where there are no classes, which adds nothing.
+    """
+    labels = state_dict.get(LABEL_TABLE, torch.zeros(0, config.hidden_size))
+    classes, null = labels[: config.num_classes], labels[config.num_classes :]
+    rows = max(NUM_CLASSES, config.num_classes) + 1 - len(classes)
+    return torch.cat(
+        [classes, null.expand(rows, -1) if len(null) else classes.new_zeros(rows, labels.shape[1])]
+    )
+
+
+def transformer_config(config: DiTConfig) -> dict[str, Any]:
+    """transformer/config.json of diffusers."""
+    return {
+        "_class_name": "DiTTransformer2DModel",
+        "num_attention_heads": config.num_heads,
+        "attention_head_dim": config.hidden_size // config.num_heads,
+        "in_channels": config.in_channels,
+        "out_channels": config.in_channels * (2 if config.learn_sigma else 1),
+        "num_layers": config.depth,
+        "sample_size": config.input_size,
+        "patch_size": config.patch_size,
+        "num_embeds_ada_norm": max(NUM_CLASSES, config.num_classes),
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-6,  # its default, 1e-5, is not what DiT was trained with
+        **FIXED,
+    }
+
+
+def scheduler_config(config: DiffusionConfig) -> dict[str, Any]:
+    """scheduler/scheduler_config.json of diffusers: DDIM on our schedule."""
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": config.num_train_timesteps,
+        "beta_start": config.beta_start,
+        "beta_end": config.beta_end,
+        "beta_schedule": "linear",
+        "clip_sample": False,
+        "prediction_type": "epsilon",
+        "set_alpha_to_one": True,
+        "steps_offset": 0,
+    }
+
+
+def config_from_diffusers(settings: Mapping[str, Any], where: str) -> DiTConfig:
+    """Our shape of a model from transformer/config.json; UserError if it is no DiT."""
+    if settings.get("_class_name") not in ("DiTTransformer2DModel", "Transformer2DModel"):
+        raise UserError(
+            f"{where} holds {settings.get('_class_name', 'something else')}, not a DiT: give a DiT's folder"
+        )
+    wrong = [
+        f"{key} is {settings.get(key)!r}" for key, value in FIXED.items() if settings.get(key, value) != value
+    ]
+    if wrong:
+        raise UserError(f"the transformer in {where} is no DiT ({', '.join(wrong)}): give a DiT's folder")
+    channels, heads = settings.get("in_channels", 4), settings.get("num_attention_heads", 16)
+    try:
+        return DiTConfig(
+            input_size=settings.get("sample_size", 32),
+            patch_size=settings.get("patch_size", 2),
+            in_channels=channels,
+            hidden_size=heads * settings.get("attention_head_dim", 72),
+            depth=settings.get("num_layers", 28),
+            num_heads=heads,
+            num_classes=settings.get("num_embeds_ada_norm", NUM_CLASSES),
+            learn_sigma=settings.get("out_channels") == 2 * channels,
+        )
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"the transformer in {where} is no DiT ({first_message(error)}): give a DiT's folder"
+        ) from error
+
+
+def from_diffusers(theirs: Mapping[str, Tensor], config: DiTConfig, where: str) -> dict[str, Tensor]:
+    """diffusers' weights under our names, without the position table; the inverse of `to_diffusers`.
+
+    ``config`` is ours: where it has fewer classes than the label table has rows, the padding is taken off. Raises
+    UserError for parameters that are missing or unknown, and for embedders that differ between blocks.
+    """
+    rest = dict(theirs)
+    rest.pop("pos_embed.pos_embed", None)
+    try:
+        ours = {name: rest.pop(their_name) for name, their_name in _renamed(config.depth)}
+        for block in range(config.depth):
+            for kind in ("weight", "bias"):
+                fused, parts = _qkv(block, kind)
+                ours[fused] = torch.cat([rest.pop(part) for part in parts])
+        ours |= {
+            name: _common(rest, their_name, config.depth, where) for name, their_name in EMBEDDERS.items()
+        }
+    except KeyError as error:
+        raise UserError(
+            f"the transformer in {where} has no {error.args[0]}: copy the folder again"
+        ) from error
+    if rest:
+        raise UserError(
+            f"the transformer in {where} has unknown weights ({', '.join(list(rest)[:6])}): give a DiT's folder"
+        )
+    _unpad_labels(ours, config)
+    return ours
+
+
+def _common(rest: dict[str, Tensor], name: str, depth: int, where: str) -> Tensor:
+    """The embedder weight that all blocks share."""
+    copies = [rest.pop(f"transformer_blocks.{block}.norm1.emb.{name}") for block in range(depth)]
+    for block, copy in enumerate(copies):
+        if not torch.equal(copy, copies[0]):
+            raise UserError(
+                f"the blocks of the transformer in {where} have different embedders ({name} of block {block}), which a DiT "
+                "shares: it was trained further in diffusers and can't be imported"
+            )
+    return copies[0]
+
+
+def _unpad_labels(ours: dict[str, Tensor], config: DiTConfig) -> None:
+    table = ours.pop(LABEL_TABLE)
+    if config.num_classes:
+        null = table[-1:] if config.class_dropout_prob > 0 else table[:0]
+        ours[LABEL_TABLE] = torch.cat([table[: config.num_classes], null])
