@@ -71,11 +71,17 @@ class DiTConfig(Config):
     @model_validator(mode="after")
     def _divides(self) -> "DiTConfig":
         if self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
         if self.hidden_size % 4:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of 4, which the position table needs")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of 4, which the position table needs"
+            )
         if self.input_size % self.patch_size:
-            raise ValueError(f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}")
+            raise ValueError(
+                f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}"
+            )
         return self
 
     @classmethod
@@ -132,23 +138,35 @@ class SamplerConfig(Config):
         return self
 
 
-class RayConfig(Config):
-    """Where Ray runs."""
+class SamplerOverrides(Config):
+    """Sampler settings that differ from a model's own; None keeps the model's. See SamplerConfig for their meaning."""
 
-    address: str = "local"
-    """local: a private Ray on this machine; auto or host:port: the cluster that is there."""
-    num_cpus: PositiveInt | None = None
-    """Logical CPUs of a local Ray; by default this machine's, at least 4."""
+    name: Literal["ddpm", "ddim", "dpmpp", "unipc"] | None = None
+    num_inference_steps: Annotated[int, Field(gt=0, le=1000)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+    guidance_interval: tuple[float, float] | None = None
+    spacing: Literal["auto", "uniform", "respaced", "leading", "trailing", "logsnr"] | None = None
+    timesteps: tuple[float, ...] | None = None
+    eta: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    order: Literal[1, 2, 3] | None = None
+    variance: Literal["learned", "fixed_small", "fixed_large"] | None = None
+
+    def over(self, base: SamplerConfig) -> SamplerConfig:
+        """``base`` with these settings in place of its own; ValueError if they do not fit together."""
+        return SamplerConfig(**base.model_dump() | self.model_dump(exclude_none=True))
 
 
 class StageConfig(Config):
-    """What every stage has: a Ray to run on, threads an actor, and how it reports."""
+    """What every stage has: where its result goes, the Ray it runs on, threads an actor."""
 
-    PLACEMENT: ClassVar[frozenset[str]] = frozenset({"ray", "output"})
+    PLACEMENT: ClassVar[frozenset[str]] = frozenset({"output", "address", "num_cpus"})
 
     output: str
     """Folder the result goes to: a path or any fsspec URI."""
-    ray: RayConfig = RayConfig()
+    address: str = "local"
+    """local: a private Ray on this machine; auto or host:port: the cluster that is there."""
+    num_cpus: PositiveInt | None = None
+    """Logical CPUs of a private Ray; by default this machine's, at least 4."""
     threads: PositiveInt = 1
     """torch threads an actor; part of what determines bytes."""
 
@@ -199,7 +217,15 @@ class TrainingConfig(StageConfig):
     checkpoint_every: PositiveInt = 1000
     """Steps between checkpoints."""
     log_every: PositiveInt = 10
-    """Steps between lines of the loss curve, each the mean over them."""
+    """Steps between points of the loss curve, each the mean over them; divides checkpoint_every."""
+
+    @model_validator(mode="after")
+    def _log_fits(self) -> "TrainingConfig":
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every {self.checkpoint_every} is not a multiple of log_every {self.log_every}"
+            )
+        return self
 
 
 class VAESizeConfig(Config):
@@ -270,9 +296,11 @@ class DiTSizeConfig(Config):
 class TrainConfig(TrainingConfig):
     """`ray-dit train`: a DiT on latents, with DDP on Ray Train."""
 
-    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"latents", "init_from"}
+    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"latents", "init_from", "model_output"}
     latents: str
     """Folder made by encode."""
+    model_output: str | None = None
+    """Folder the finished model goes to; by default `model` inside output."""
     model: DiTSizeConfig = DiTSizeConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -289,8 +317,8 @@ class TrainConfig(TrainingConfig):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     sampler: SamplerConfig = SamplerConfig()
     """For the sample grids, and the defaults stored with the model."""
-    grid_per_class: PositiveInt = 8
-    """Pictures a class in the sample grid made at each checkpoint."""
+    grid_per_class: NonNegativeInt = 8
+    """Pictures a class in the sample grid made at each checkpoint, of the first ten classes; 0 makes none."""
 
 
 class GenerateConfig(StageConfig):
@@ -305,8 +333,8 @@ class GenerateConfig(StageConfig):
     """Pictures a class; this or num_images."""
     classes: tuple[str, ...] | None = None
     """Classes by name or number; all by default."""
-    sampler: SamplerConfig | None = None
-    """By default the model's own."""
+    sampler: SamplerOverrides = SamplerOverrides()
+    """What differs from the sampler stored with the model."""
     seed: Seed = 0
     shard_size: PositiveInt = 1000
     """Pictures a shard."""
@@ -343,3 +371,24 @@ class EvaluateConfig(StageConfig):
     """Folder made by generate."""
     classifier: ClassifierConfig = ClassifierConfig()
     seed: Seed = 0
+
+
+class ReportConfig(Config):
+    """`ray-dit report`: one HTML file about a whole pipeline run."""
+
+    images: str
+    """Folder of the real pictures."""
+    vae: str | None = None
+    """Folder made by train-vae."""
+    latents: str
+    """Folder made by encode."""
+    run: str
+    """Folder made by train."""
+    model: str
+    """Model folder."""
+    dataset: str
+    """Folder made by generate."""
+    evaluation: str
+    """Folder made by evaluate."""
+    output: str
+    """The HTML file."""

@@ -24,3 +24,14 @@ class Conflict(UserError):
 
 class StoreFailure(UserError):
     """Object storage stayed unreachable or answered wrongly until the deadline."""
+
+
+def first_message(error: Exception) -> str:
+    """The first complaint in one line: of a pydantic ValidationError its field and message, else the first line."""
+    errors = getattr(error, "errors", None)
+    if callable(errors):
+        first = errors()[0]  # type: ignore[index]
+        where = ".".join(str(part) for part in first["loc"])
+        what = str(first["msg"]).removeprefix("Value error, ")
+        return f"{where}: {what}" if where else what
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,287 @@
+"""`ray-dit COMMAND`: reads options and YAML, makes the configuration, calls the stage, reports errors in a sentence.
+
+Every setting is an option (``--images.size 32``); ``--config run.yaml`` gives settings in a section a stage, and options
+win over it. Importing this module imports neither torch nor ray.
+"""
+
+import contextlib
+import difflib
+import io
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+
+from pydantic import BaseModel
+
+from ray_dit import config as settings
+from ray_dit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: a line for the overview, its settings, and what to do with them."""
+
+    summary: str
+    config: type[settings.Config]
+    run: Callable[[Any], None]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the `ray-dit` command; exits with 0, 1 (a user's error), 2 (wrong options) or 130 (Ctrl-C)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+        os.environ["RAY_DIT_DEBUG"] = "1"
+    try:
+        _dispatch(arguments)
+    except UserError as error:
+        _fail(str(error), error, debug)
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again, it goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        _fail(f"{error.strerror or error}: {error.filename or 'no file name known'}", error, debug)
+
+
+def _fail(message: str, error: BaseException, debug: bool) -> None:
+    if debug:
+        raise error
+    print(f"ray-dit: error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    known = commands()
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview(known))
+        return
+    if arguments[0] == "--version":
+        from ray_dit import __version__
+
+        print(f"ray-dit {__version__}")
+        return
+    name, rest = arguments[0], arguments[1:]
+    if name not in known:
+        near = _near(name, known)
+        raise UserError(f"there is no command {name!r}{near}; `ray-dit --help` lists them")
+    command = known[name]
+    command.run(parse(name, command.config, rest))
+
+
+def parse(name: str, config: type[settings.Config], arguments: Sequence[str]) -> Any:
+    """The configuration from ``--config FILE`` and options; options win. Exits with 2 on a wrong option."""
+    import tyro
+
+    given = list(arguments)
+    path = _take_option(given, "--config")
+    from_file = yaml_options(path, name, config) if path else []
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                config, prog=f"ray-dit {name}", args=from_file + given, description=_help(config, name)
+            )
+    except SystemExit as stop:
+        message = _refused_setting(said.getvalue())
+        if message:
+            raise UserError(f"{message}; see `ray-dit {name} --help`") from stop
+        print(said.getvalue(), end="", file=sys.stderr)
+        raise
+
+
+def _refused_setting(boxed: str) -> str | None:
+    """The message of a setting that pydantic refused, out of the box tyro prints around it; None for other errors."""
+    text = re.sub(r"[│╭╮╰╯─\s]+", " ", boxed)
+    found = re.search(
+        r"validation errors? for \w+ (?:(?P<field>[\w.]+) )??(?:Value error, |(?=Input |String ))(?P<what>.*?) \[type=",
+        text,
+    )
+    if not found:
+        return None
+    return f"{found['field']}: {found['what']}" if found["field"] else found["what"]
+
+
+def yaml_options(path: str, section: str, config: type[settings.Config]) -> list[str]:
+    """The options a YAML file's section stands for; UserError for unknown sections and keys, with the near match."""
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            document: Any = yaml.safe_load(file) or {}
+    except OSError as error:
+        raise UserError(
+            f"the configuration {path} cannot be read ({error.strerror}): check --config"
+        ) from error
+    except yaml.YAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""  # type: ignore[attr-defined]
+        raise UserError(f"the configuration {path} is not valid YAML{line}: mend it there") from error
+    if not isinstance(document, dict):
+        raise UserError(f"the configuration {path} must have a section a stage, such as `{section}:`")
+    known = set(commands())
+    for key in cast(dict[Any, Any], document):
+        if key not in known:
+            raise UserError(
+                f"unknown section {key!r} in {path}{_near(str(key), known)}; sections are named as commands"
+            )
+    return list(_options(document.get(section) or {}, config, path, section, "--"))
+
+
+def _options(values: Any, config: type[BaseModel], path: str, where: str, prefix: str) -> list[str]:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where} in {path} must hold settings, a `key: value` a line")
+    options: list[str] = []
+    for key, value in cast(Mapping[Any, Any], values).items():
+        field = config.model_fields.get(str(key))
+        if field is None:
+            near = _near(str(key), config.model_fields)
+            raise UserError(
+                f"unknown key {key!r} in section {where} of {path}{near}; see `ray-dit {where.split('.')[0]} --help`"
+            )
+        option = prefix + str(key).replace("_", "-")
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            options += _options(value, nested, path, f"{where}.{key}", option + ".")
+        elif isinstance(value, bool) and bool in (nested, *get_args(nested)):
+            options.append(option if value else _negated(option))
+        elif isinstance(value, list):
+            options += [option, *map(str, cast(list[Any], value))]
+        else:
+            options += [option, str(value)]
+    return options
+
+
+def _negated(option: str) -> str:
+    head, _, last = option.removeprefix("--").rpartition(".")
+    return f"--{head}.no-{last}" if head else f"--no-{last}"
+
+
+def _take_option(arguments: list[str], name: str) -> str | None:
+    for index, argument in enumerate(arguments):
+        if argument.startswith(name + "="):
+            return arguments.pop(index).partition("=")[2]
+        if argument == name:
+            if index + 1 == len(arguments):
+                raise UserError(f"{name} needs a file: `{name} run.yaml`")
+            arguments.pop(index)
+            return arguments.pop(index)
+    return None
+
+
+def _near(word: str, words: Any) -> str:
+    close = difflib.get_close_matches(
+        word.replace("-", "_"), [str(w) for w in words], n=1
+    ) or difflib.get_close_matches(word, [str(w) for w in words], n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _help(config: type[settings.Config], name: str) -> str:
+    text = (config.__doc__ or "").strip()
+    return f"{text}\n\nSettings can also stand in a YAML file, in a section `{name}:`, given by --config FILE; options win."
+
+
+def _overview(commands: Mapping[str, Command]) -> str:
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
+    return "\n".join(
+        [
+            "ray-dit: train diffusion transformers and make labelled images with them, on Ray.",
+            "",
+            "usage: ray-dit COMMAND [--config run.yaml] [options]      ray-dit COMMAND --help",
+            "",
+            *lines,
+            "",
+            "Every command can be killed and run again: it goes on where it stopped. --debug shows tracebacks.",
+        ]
+    )
+
+
+def _said(result: str, where: str, next_command: str | None) -> None:
+    print(f"{result}: {where}")
+    if next_command:
+        print(f"next: {next_command}")
+
+
+def _train_vae(config: settings.TrainVaeConfig) -> None:
+    from ray_dit.stages.train_vae import train_vae
+
+    manifest = train_vae(config)
+    _said(
+        f"VAE, {manifest['psnr_heldout']:.1f} dB on {manifest['num_heldout']} held-out pictures",
+        config.output,
+        f"ray-dit encode --images.uri {config.images.uri} --images.size {config.images.size} --vae {config.output} "
+        "--output latents",
+    )
+
+
+def _encode(config: settings.EncodeConfig) -> None:
+    from ray_dit.stages.encode import encode
+
+    manifest = encode(config)
+    bad = f", {manifest['bad']} unreadable ones listed in quarantine.tsv" if manifest["bad"] else ""
+    _said(
+        f"latents of {manifest['rows']} pictures in {len(manifest['classes'])} classes{bad}",
+        config.output,
+        f"ray-dit train --latents {config.output} --output run",
+    )
+
+
+def _train(config: settings.TrainConfig) -> None:
+    from ray_dit.report.pictures import grid
+    from ray_dit.stages.train import model_folder, train
+
+    manifest = train(config, grid=grid)
+    model = model_folder(config)
+    _said(
+        f"model after {manifest['steps']} steps, loss {manifest['loss']:.4f}",
+        model,
+        f"ray-dit generate --model {model} --num-images 1000 --output dataset",
+    )
+
+
+def _generate(config: settings.GenerateConfig) -> None:
+    from ray_dit.stages.generate import generate
+
+    manifest = generate(config)
+    _said(
+        f"dataset of {manifest['rows']} images of {len(manifest['labels'])} classes",
+        config.output,
+        f"ray-dit evaluate --images.uri IMAGES --dataset {config.output} --output evaluation",
+    )
+
+
+def _evaluate(config: settings.EvaluateConfig) -> None:
+    from ray_dit.stages.evaluate import evaluate
+
+    manifest = evaluate(config)
+    _said(f"class accuracy {manifest['class_accuracy']:.1%}", f"{config.output}/metrics.json", None)
+
+
+def _report(config: settings.ReportConfig) -> None:
+    from ray_dit.report.html import write_report
+
+    write_report(config)
+    _said("report", config.output, None)
+
+
+def commands() -> dict[str, Command]:
+    """All subcommands by name, in the order one uses them."""
+    return {
+        "train-vae": Command("train a small VAE on your pictures", settings.TrainVaeConfig, _train_vae),
+        "encode": Command("pictures to latents, in shards", settings.EncodeConfig, _encode),
+        "train": Command("train a DiT on latents", settings.TrainConfig, _train),
+        "generate": Command("make a labelled dataset with a model", settings.GenerateConfig, _generate),
+        "evaluate": Command(
+            "judge a generated dataset beside real pictures", settings.EvaluateConfig, _evaluate
+        ),
+        "report": Command("one HTML page about a pipeline run", settings.ReportConfig, _report),
+    }
+
+
+if __name__ == "__main__":
+    main()

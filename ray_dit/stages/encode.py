@@ -1,0 +1,172 @@
+"""`ray-dit encode`: pictures to moments of the VAE's posterior, in shards.
+
+Shard i holds the rows [i·S, (i+1)·S) of the plan, which lists the pictures in key order; a picture that cannot be read
+is set aside and listed, and its row is missing.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ray_dit.config import EncodeConfig
+from ray_dit.core.latents import to_float
+from ray_dit.errors import UserError
+from ray_dit.stages.fingerprint import parts
+from ray_dit.stages.images import BadImage, ImagePlan, check_bad, load_images, plan_images
+from ray_dit.stages.session import ray_session
+from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, shard_name
+from ray_dit.storage.job import Job
+from ray_dit.storage.shards import LatentShard, array_sha256, latent_shard_bytes
+from ray_dit.storage.store import Store
+
+STAGE = "encode"
+
+
+def encode(config: EncodeConfig) -> dict[str, Any]:
+    """Encodes all pictures, or those still missing; returns the manifest."""
+    from ray_dit.vae import VAE
+
+    plan = plan_images(config.images)
+    vae = VAE.load(config.vae)
+    if config.images.size % vae.downsample:
+        raise UserError(
+            f"images.size {config.images.size} is not a multiple of {vae.downsample}, by which the VAE in {config.vae} "
+            "shrinks: change --images.size"
+        )
+    files = vae.files()
+    inputs = {"images": plan.sha256, "vae": _hash_files(files)}
+    job = Job.open(Store.open(config.output), STAGE, parts(config, inputs))
+    manifest = job.manifest()
+    if manifest is not None:
+        return manifest
+    for name, data in files.items():
+        job.put_plain(f"vae/{name}", data)
+    num_shards = -(-len(plan.keys) // config.shard_size)
+    with ray_session(config) as ray:
+        make_shards(
+            ray,
+            job,
+            _Build(config, ray.put(plan), job),
+            num_shards,
+            what="encode",
+            unit="pictures",
+            total=len(plan.keys),
+            threads=config.threads,
+            actors=config.actors,
+            use_gpu=config.use_gpu,
+            count="seen",
+        )
+    return _finish(config, plan, job, num_shards, vae)
+
+
+@dataclass(frozen=True)
+class _Build:
+    """Makes the encoder inside its actor."""
+
+    config: EncodeConfig
+    plan: Any
+    job: Job
+
+    def __call__(self) -> ShardMaker:
+        import ray
+
+        return Encoder(self.config, ray.get(self.plan), self.job)
+
+
+class Encoder:
+    """Makes latent shards: reads, crops, encodes, writes."""
+
+    def __init__(self, config: EncodeConfig, plan: ImagePlan, job: Job) -> None:
+        from ray_dit.vae import VAE
+
+        self._config, self._plan, self._job = config, plan, job
+        self._device = torch.device("cuda" if config.use_gpu else "cpu")
+        self._vae = VAE.load(config.vae, device=self._device)
+
+    def __call__(self, shard: int) -> dict[str, Any]:
+        done = self._job.marker(shard_name(shard))
+        if done is not None:
+            return done
+        first = shard * self._config.shard_size
+        rows = np.arange(first, min(first + self._config.shard_size, len(self._plan.keys)))
+        images, kept, bad = load_images(self._plan, rows)
+        latents = LatentShard(
+            keys=[self._plan.keys[row] for row in kept],
+            labels=self._plan.labels[kept],
+            heldout=self._plan.heldout[kept],
+            moments=self._moments(images),
+            moments_mirror=self._moments(images[:, :, ::-1]) if self._config.mirror else None,
+        )
+        facts = {
+            "rows": len(kept),
+            "seen": len(rows),
+            "bad": [[entry.key, entry.reason] for entry in bad],
+            "train_rows": int((~latents.heldout).sum()),
+            "moments_sha256": array_sha256(latents.moments),
+            **_sums(latents),
+        }
+        key = f"latents/{shard_name(shard)}.parquet"
+        return self._job.put(shard_name(shard), key, latent_shard_bytes(latents), facts)
+
+    def _moments(self, images: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """Moments float16 [N, 2C, h, w]; the last batch is filled up, since batch size decides the last bits."""
+        size = self._config.batch_size
+        parts: list[NDArray[np.float16]] = []
+        with torch.inference_mode():
+            for first in range(0, len(images), size):
+                batch = images[first : first + size]
+                filled = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)])
+                moments = self._vae.encode(to_float(torch.from_numpy(filled).to(self._device)))
+                parts.append(moments[: len(batch)].cpu().numpy().astype(np.float16))
+        side = self._plan.size // self._vae.downsample
+        empty = np.zeros((0, 2 * self._vae.latent_channels, side, side), np.float16)
+        return np.concatenate(parts) if parts else empty
+
+
+def _sums(latents: LatentShard) -> dict[str, list[float]]:
+    """Per channel sums of the latents over training rows, for their mean and variance: E z² = mean² + posterior var."""
+    moments = latents.moments[~latents.heldout].astype(np.float64)
+    mean, log_variance = np.split(moments, 2, axis=1)
+    second = np.square(mean) + np.exp(np.clip(log_variance, -30, 20))
+    return {"sum": mean.sum(axis=(0, 2, 3)).tolist(), "sum_squares": second.sum(axis=(0, 2, 3)).tolist()}
+
+
+def _finish(config: EncodeConfig, plan: ImagePlan, job: Job, num_shards: int, vae: Any) -> dict[str, Any]:
+    markers = list(all_markers(job, num_shards))
+    bad = [BadImage(*entry) for marker in markers for entry in marker["bad"]]
+    check_bad(len(bad), len(plan.keys), config.images.max_bad, plan.uri, bad)
+    lines = "".join(f"{entry.key}\t{entry.reason}\n" for entry in bad)
+    job.put_plain("quarantine.tsv", ("key\treason\n" + lines).encode())
+    side = config.images.size // vae.downsample
+    train_rows = sum(marker["train_rows"] for marker in markers)
+    return job.finish(
+        {
+            "classes": list(plan.classes),
+            "image_size": config.images.size,
+            "latent_shape": [vae.latent_channels, side, side],
+            "rows": sum(marker["rows"] for marker in markers),
+            "train_rows": train_rows,
+            "bad": len(bad),
+            "scaling_factor": float(vae.module.config.scaling_factor),
+            **_statistics(markers, train_rows * side * side),
+        },
+        objects=markers,
+    )
+
+
+def _statistics(markers: list[dict[str, Any]], count: int) -> dict[str, list[float]]:
+    """Mean and standard deviation of the raw latents, per channel, over training rows."""
+    total = np.sum([marker["sum"] for marker in markers], axis=0) / max(count, 1)
+    squares = np.sum([marker["sum_squares"] for marker in markers], axis=0) / max(count, 1)
+    return {"mean": total.tolist(), "std": np.sqrt(np.maximum(squares - total**2, 1e-12)).tolist()}
+
+
+def _hash_files(files: dict[str, bytes]) -> str:
+    import hashlib
+
+    return hashlib.sha256(
+        b"".join(hashlib.sha256(files[name]).digest() for name in sorted(files))
+    ).hexdigest()

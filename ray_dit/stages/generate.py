@@ -1,0 +1,236 @@
+"""`ray-dit generate`: labelled pictures by the number, in shards that `datasets.load_dataset` opens.
+
+Picture i of a job has class classes[i mod K], noise of (seed, i), and lies in shard i // S. It is made in the canonical
+batch it belongs to, always of the same size, so its bytes do not depend on who makes it or when.
+"""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ray_dit.config import GenerateConfig, SamplerConfig
+from ray_dit.errors import UserError, first_message
+from ray_dit.stages.fingerprint import parts
+from ray_dit.stages.session import ray_session
+from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, shard_name
+from ray_dit.storage.job import Job, manifest_sha256, read_manifest
+from ray_dit.storage.labels import Labels
+from ray_dit.storage.pretrained import read_model
+from ray_dit.storage.shards import array_sha256, image_shard_bytes
+from ray_dit.storage.store import Store
+
+STAGE = "generate"
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """Which picture is what: a function of the index."""
+
+    classes: tuple[int, ...]
+    num_images: int
+    shard_size: int
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_images // self.shard_size)
+
+    def ids(self, shard: int) -> NDArray[np.int64]:
+        """Picture numbers of a shard."""
+        first = shard * self.shard_size
+        return np.arange(first, min(first + self.shard_size, self.num_images))
+
+    def labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Classes of the pictures with these numbers: in turn, so that every shard is balanced."""
+        return np.array(self.classes, dtype=np.int64)[ids % len(self.classes)]
+
+    def key(self, shard: int) -> str:
+        """Where a shard lies."""
+        return f"data/train-{shard:05d}-of-{self.num_shards:05d}.parquet"
+
+
+def generate(config: GenerateConfig) -> dict[str, Any]:
+    """Makes the dataset, or the shards still missing; returns the manifest."""
+    folder = read_model(config.model)
+    inputs = {"model": manifest_sha256(read_manifest(config.model, "model"))}
+    plan = plan_dataset(config, folder.labels)
+    sampler = _sampler(config, folder.config.sampler)
+    resolved = {"sampler": sampler.content(), "classes": list(plan.classes), "num_images": plan.num_images}
+    job = Job.open(Store.open(config.output), STAGE, parts(config, inputs, resolved=resolved))
+    manifest = job.manifest()
+    if manifest is not None:
+        return manifest
+    with ray_session(config) as ray:
+        make_shards(
+            ray,
+            job,
+            _Build(config, plan, sampler, job),
+            plan.num_shards,
+            what="generate",
+            unit="images",
+            total=plan.num_images,
+            threads=config.threads,
+            actors=config.actors,
+            use_gpu=config.use_gpu,
+        )
+    return _finish(job, plan, folder.labels, sampler)
+
+
+def plan_dataset(config: GenerateConfig, labels: Labels) -> DatasetPlan:
+    """Resolves class names and counts; UserError for an unknown class, with near matches."""
+    if config.classes is not None:
+        classes = tuple(dict.fromkeys(labels.resolve(name) for name in config.classes))
+    else:
+        classes = tuple(range(len(labels))) or (0,)
+    num_images = config.num_images or (config.per_class or 1) * len(classes)
+    return DatasetPlan(classes, num_images, config.shard_size)
+
+
+def _sampler(config: GenerateConfig, own: SamplerConfig) -> SamplerConfig:
+    try:
+        return config.sampler.over(own)
+    except ValueError as error:
+        raise UserError(f"these sampler settings do not fit together: {first_message(error)}") from error
+
+
+@dataclass(frozen=True)
+class _Build:
+    """Makes the painter inside its actor."""
+
+    config: GenerateConfig
+    plan: DatasetPlan
+    sampler: SamplerConfig
+    job: Job
+
+    def __call__(self) -> ShardMaker:
+        return Painter(self.config, self.plan, self.sampler, self.job)
+
+
+class Painter:
+    """Makes image shards: samples latents, decodes, compresses, writes."""
+
+    def __init__(self, config: GenerateConfig, plan: DatasetPlan, sampler: SamplerConfig, job: Job) -> None:
+        from ray_dit.pipeline import load
+
+        self._config, self._plan, self._sampler, self._job = config, plan, sampler, job
+        self._pipeline = load(config.model, device="cuda" if config.use_gpu else "cpu")
+
+    def __call__(self, shard: int) -> dict[str, Any]:
+        done = self._job.marker(shard_name(shard))
+        if done is not None:
+            return done
+        ids = self._plan.ids(shard)
+        labels = self._plan.labels(ids)
+        pictures = np.concatenate(
+            [
+                self._batch(ids[first : first + self._config.batch_size])
+                for first in range(0, len(ids), self._config.batch_size)
+            ]
+        )
+        files = [png_bytes(picture) for picture in pictures]
+        data = image_shard_bytes(files, labels.tolist(), ids.tolist(), self._pipeline.labels.names)
+        facts = {
+            "rows": len(ids),
+            "pixels_sha256": array_sha256(pictures),
+            "first_id": int(ids[0]),
+            "classes": {str(label): int((labels == label).sum()) for label in np.unique(labels)},
+        }
+        return self._job.put(shard_name(shard), self._plan.key(shard), data, facts)
+
+    def _batch(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Pictures uint8 [N, H, W, 3] of one canonical batch, filled up with the numbers that would follow."""
+        size = self._config.batch_size
+        filled = np.concatenate([ids, np.arange(ids[-1] + 1, ids[-1] + 1 + size - len(ids))])
+        latents = self._pipeline.sample_latents(
+            self._plan.labels(filled).tolist(),
+            sample_ids=filled.tolist(),
+            seed=self._config.seed,
+            sampler=self._sampler,
+        )
+        return self._pipeline.decode(latents)[: len(ids)]
+
+
+def png_bytes(picture: NDArray[np.uint8]) -> bytes:
+    """PNG of a uint8 [H, W, 3] picture; no clock and no text in it."""
+    import PIL.Image
+
+    sink = io.BytesIO()
+    PIL.Image.fromarray(picture).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def _finish(job: Job, plan: DatasetPlan, labels: Labels, sampler: SamplerConfig) -> dict[str, Any]:
+    markers = list(all_markers(job, plan.num_shards))
+    pixels = hashlib.sha256("".join(marker["pixels_sha256"] for marker in markers).encode()).hexdigest()
+    job.put_plain("README.md", dataset_card(plan, labels, sampler).encode())
+    return job.finish(
+        {
+            "rows": plan.num_images,
+            "classes": list(labels.names),
+            "labels": list(plan.classes),
+            "sampler": sampler.model_dump(mode="json"),
+            "pixels_sha256": pixels,
+        },
+        objects=markers,
+    )
+
+
+def dataset_card(plan: DatasetPlan, labels: Labels, sampler: SamplerConfig) -> str:
+    """README.md of the dataset: the YAML header `datasets` reads, and a few words."""
+    names = "\n".join(f"          '{number}': {yaml_text(name)}" for number, name in enumerate(labels.names))
+    label_type = f"\n      class_label:\n        names:\n{names}" if labels.names else " int64"
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/train-*
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: label
+    dtype:{label_type}
+  - name: id
+    dtype: int64
+  splits:
+  - name: train
+    num_examples: {plan.num_images}
+task_categories:
+- image-classification
+tags:
+- synthetic
+size_categories:
+- {size_category(plan.num_images)}
+---
+# {plan.num_images} generated pictures of {len(plan.classes)} classes
+
+Made with ray-dit: {sampler.name}, {sampler.num_inference_steps} steps, guidance {sampler.guidance_scale:g}; labels are
+balanced. `manifest.json` lists every shard with its sha256; `ray-dit verify` checks them.
+
+```python
+from datasets import load_dataset
+
+dataset = load_dataset("parquet", data_files="data/train-*.parquet", split="train")
+```
+"""
+
+
+def size_category(num_images: int) -> str:
+    """The hub's tag for a dataset's size."""
+    names = ["1K", "10K", "100K", "1M", "10M", "100M", "1B"]
+    limits = [10**power for power in range(3, 10)]
+    above = sum(num_images >= limit for limit in limits)
+    if above == 0:
+        return "n<1K"
+    return f"{names[above - 1]}<n<{names[above]}" if above < len(names) else "n>1B"
+
+
+def yaml_text(text: str) -> str:
+    """A YAML string in double quotes."""
+    import json
+
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,71 @@
+"""Progress for people: a bar with rate and time left on a terminal, a line now and then elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Advance(Protocol):
+    def __call__(self, done: int, note: str = "") -> None: ...
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Advance]:
+    """Shows how far ``what`` is; the value yielded is called with the absolute count done and a short note."""
+    if sys.stderr.isatty():
+        with _bar(what, total, unit, done) as advance:
+            yield advance
+    else:
+        yield _Lines(what, total, unit, done)
+
+
+@contextlib.contextmanager
+def _bar(what: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit + " {task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, completed=done, rate="", note="")
+
+        def advance(done: int, note: str = "") -> None:
+            speed = bar.tasks[0].speed
+            rate = f"{speed:.1f}/s" if speed else ""
+            bar.update(task, completed=done, rate=rate, note=note)
+
+        yield advance
+
+
+class _Lines:
+    """A line when a while has passed, and one at the end."""
+
+    def __init__(self, what: str, total: int, unit: str, done: int) -> None:
+        self._what, self._total, self._unit = what, total, unit
+        self._begin, self._begin_done = time.monotonic(), done
+        self._last = self._begin
+        self._shown = done
+
+    def __call__(self, done: int, note: str = "") -> None:
+        now = time.monotonic()
+        if done == self._shown or (done < self._total and now - self._last < SECONDS_BETWEEN_LINES):
+            return
+        self._last, self._shown = now, done
+        rate = (done - self._begin_done) / max(now - self._begin, 1e-9)
+        left = f", {(self._total - done) / rate:.0f} s left" if rate > 0 and done < self._total else ""
+        note = f", {note}" if note else ""
+        print(
+            f"{self._what}: {done}/{self._total} {self._unit}, {rate:.1f}/s{left}{note}",
+            file=sys.stderr,
+            flush=True,
+        )

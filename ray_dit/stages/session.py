@@ -1,0 +1,85 @@
+"""Ray, entered and left: a private one on this machine or a cluster that is there."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+from ray_dit.config import StageConfig
+from ray_dit.errors import UserError
+
+MIN_CPUS = 4
+"""Logical CPUs a local Ray declares at least: actor pools can wait for each other for ever on two."""
+
+
+@contextlib.contextmanager
+def ray_session(config: StageConfig) -> Iterator[Any]:
+    """Connects to Ray as ``config`` says and disconnects at the end; yields the ray module.
+
+    Inside an outer session (several stages in one process) it uses that one. UserError if the address does not answer.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield ray
+        return
+    _connect(ray, config)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _connect(ray: Any, config: StageConfig) -> None:
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    common: dict[str, Any] = {
+        "log_to_driver": bool(os.environ.get("RAY_DIT_DEBUG")),
+        "logging_level": logging.ERROR,
+    }
+    if config.address == "local":
+        cpus = config.num_cpus or max(MIN_CPUS, os.cpu_count() or MIN_CPUS)
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
+    else:
+        _check_reachable(config.address)
+        try:
+            ray.init(address=config.address, **common)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"no Ray cluster could be joined at {config.address!r} ({_first_line(error)}): start one with "
+                "`ray start --head`, or leave --address out for a private Ray on this machine"
+            ) from error
+    quiet_ray_data()
+
+
+def _check_reachable(address: str) -> None:
+    """Fails within seconds for a host and port nobody listens at, where ray.init would wait for a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise UserError(
+            f"nothing answers at the Ray address {address!r} ({error.strerror or error}): check host and port, or leave "
+            "--address out for a private Ray on this machine"
+        ) from error
+
+
+def quiet_ray_data() -> None:
+    """Turns Ray Data's own bars and logs off; the stages report progress themselves."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.enable_rich_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = None  # a row is a shard; splitting one would only cost
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,239 @@
+"""`ray-dit train`: a DiT on latents with Ray Train; ends with a model folder.
+
+The run folder holds checkpoints, a sample grid at each, and the loss curve; the model folder holds what generate and
+serve need and nothing else.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ray_dit.config import DiTConfig, OptimizerConfig, TrainConfig
+from ray_dit.core.batch import TrainingBatch, mirror_choice, training_batch
+from ray_dit.core.diffusion import linear_schedule, q_sample
+from ray_dit.core.dit import DiT
+from ray_dit.core.loss import diffusion_loss
+from ray_dit.core.order import rows_at
+from ray_dit.errors import UserError, first_message
+from ray_dit.stages.fingerprint import parts
+from ray_dit.stages.session import ray_session
+from ray_dit.stages.training import run_training
+from ray_dit.storage.job import Job, manifest_objects, manifest_sha256, read_manifest
+from ray_dit.storage.labels import Labels
+from ray_dit.storage.latent_rows import LatentRows, cache_folder, open_latent_rows
+from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, ModelFolder, model_card, model_objects
+from ray_dit.storage.store import Store
+
+STAGE = "train"
+MODEL_STAGE = "model"
+SD_SCALING_FACTOR = 0.18215
+
+Grid = Callable[[NDArray[np.uint8], int], bytes]
+"""PNG bytes of a grid of pictures uint8 [N, H, W, 3] with so many columns; handed in by the caller."""
+
+
+def train(config: TrainConfig, *, grid: Grid | None = None) -> dict[str, Any]:
+    """Trains the DiT, or goes on where an earlier run stopped; returns the run's manifest.
+
+    ``grid`` draws the sample grids; without it none are made.
+    """
+    latents = read_manifest(config.latents, "encode")
+    inputs = {"latents": manifest_sha256(latents)}
+    if config.init_from is not None:
+        inputs["init_from"] = manifest_sha256(read_manifest(config.init_from, MODEL_STAGE))
+    model_config = _model_config(config, latents)
+    job = Job.open(Store.open(config.output), STAGE, parts(config, inputs))
+    model_job = Job.open(Store.open(model_folder(config)), MODEL_STAGE, {"train": job.fingerprint})
+    manifest = job.manifest()
+    if manifest is not None and model_job.manifest() is not None:
+        return manifest
+    with ray_session(config) as ray:
+        trainee = DiTTrainee(
+            config, model_config, latents, model_job, config.optimizer, config.ema_decay, grid
+        )
+        run_training(ray, config, job, trainee, "train")
+    return job.manifest() or {}
+
+
+def model_folder(config: TrainConfig) -> str:
+    """Where the finished model goes."""
+    return config.model_output or f"{config.output.rstrip('/')}/model"
+
+
+def _model_config(config: TrainConfig, latents: dict[str, Any]) -> ModelConfig:
+    """The model folder's configuration: the DiT's full shape and how raw latents become x_start."""
+    channels, side, _ = latents["latent_shape"]
+    try:
+        shape = config.model.resolve(input_size=side, in_channels=channels, num_classes=_num_classes(latents))
+    except ValueError as error:
+        raise UserError(
+            f"the model does not fit the latents in {config.latents}: {first_message(error)}"
+        ) from error
+    if config.sampler.name == "ddpm" and config.sampler.variance == "learned" and not shape.learn_sigma:
+        raise UserError(
+            "sampler.variance 'learned' needs model.learn_sigma: set --sampler.variance fixed_small or train the variance"
+        )
+    return ModelConfig(
+        model=shape,
+        diffusion=config.diffusion,
+        latents=_normalisation(latents),
+        sampler=config.sampler,
+        origin="trained with ray-dit",
+    )
+
+
+def _num_classes(latents: dict[str, Any]) -> int:
+    """Classes to condition on: pictures that all lie in one folder are unlabelled."""
+    classes = latents["classes"]
+    return len(classes) if len(classes) > 1 else 0
+
+
+def _normalisation(latents: dict[str, Any]) -> LatentsConfig:
+    """Stable Diffusion's VAE keeps its published factor; any other is normalised by its own statistics."""
+    if latents["scaling_factor"] == SD_SCALING_FACTOR:
+        return LatentsConfig(shift=0.0, scale=SD_SCALING_FACTOR, image_size=latents["image_size"])
+    return LatentsConfig(
+        shift=tuple(latents["mean"]),
+        scale=tuple(1.0 / value for value in latents["std"]),
+        image_size=latents["image_size"],
+    )
+
+
+@dataclass
+class DiTTrainee:
+    """The DiT as the training loop sees it."""
+
+    config: TrainConfig
+    model_config: ModelConfig
+    latents: dict[str, Any]
+    model_job: Job
+    optimizer: OptimizerConfig
+    ema_decay: float | None
+    grid: Grid | None
+
+    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+        self._device = device
+        self._data = self._open_data(is_local_first)
+        self._rows = np.flatnonzero(~self._data.heldout)
+        if not len(self._rows):
+            raise UserError(
+                f"every row of {self.config.latents} is held out: encode with a lower --images.heldout"
+            )
+        self._schedule = linear_schedule(self.config.diffusion)
+        latents = self.model_config.latents
+        self._shift = torch.tensor(latents.shift, device=device)
+        self._scale = torch.tensor(latents.scale, device=device)
+        model = initial_model(self.config, self.model_config.model)
+        model.activation_checkpointing = self.config.activation_checkpointing
+        return model.to(device)
+
+    def losses(self, model: nn.Module, positions: NDArray[np.int64]) -> torch.Tensor:
+        batch = self._batch(positions)
+        x_t = q_sample(self._schedule, batch.x_start, batch.t, batch.noise)
+        output = model(x_t, batch.t, batch.y)
+        return diffusion_loss(
+            self._schedule,
+            output,
+            batch.x_start,
+            x_t,
+            batch.t,
+            batch.noise,
+            learn_sigma=self.model_config.model.learn_sigma,
+            min_snr_gamma=self.config.min_snr_gamma,
+        ).loss
+
+    def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
+        """A grid of samples, a row a class, from the averaged weights."""
+        if self.grid is None or not self.config.grid_per_class:
+            return {}
+        from ray_dit.pipeline import Pipeline
+
+        classes = range(min(10, self.model_config.model.num_classes or 1))
+        labels = [label for label in classes for _ in range(self.config.grid_per_class)]
+        # the latents folder holds its VAE where a model folder does
+        folder = ModelFolder(Store.open(self.config.latents), self.model_config, self._labels())
+        pipeline = Pipeline(folder, cast(DiT, model))
+        latents = pipeline.sample_latents(
+            labels, sample_ids=range(len(labels)), seed=self.config.seed, sampler=self.config.sampler
+        )
+        return {f"samples/step-{step:08d}.png": self.grid(pipeline.decode(latents), self.config.grid_per_class)}
+
+    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
+        """Writes the model folder, then closes the run."""
+        labels = self._labels()
+        card = model_card(
+            self.model_config, labels, title="A DiT trained with ray-dit", notes=self._notes(log)
+        )
+        objects = model_objects(self.model_config, model.state_dict(), labels, self._vae().files(), card)
+        for key, data in objects.items():
+            self.model_job.put(key.replace("/", "-"), key, data, {})
+        self.model_job.finish({"steps": self.config.steps})
+        points = [[int(step), loss] for step, loss in log.tolist()]
+        job.put_plain("loss.json", (json.dumps(points) + "\n").encode())
+        job.finish(
+            {
+                "steps": self.config.steps,
+                "samples": self.config.steps * self.config.batch_size,
+                "loss": points[-1][1],
+            }
+        )
+
+    def _batch(self, positions: NDArray[np.int64]) -> TrainingBatch:
+        rows = self._rows[rows_at(self.config.seed, positions, len(self._rows))]
+        at = torch.from_numpy(positions)
+        view = mirror_choice(self.config.seed, at, self._data.moments.shape[1]).numpy()
+        moments = torch.from_numpy(self._data.moments[rows, view].astype(np.float32))
+        model = self.model_config.model
+        return training_batch(
+            self.config.seed,
+            at.to(self._device),
+            moments.to(self._device),
+            torch.from_numpy(self._data.labels[rows]).to(self._device),
+            shift=self._shift,
+            scale=self._scale,
+            num_timesteps=self._schedule.num_timesteps,
+            num_classes=model.num_classes,
+            class_dropout_prob=model.class_dropout_prob if model.num_classes else 0.0,
+        )
+
+    def _open_data(self, is_local_first: bool) -> LatentRows:
+        """The first worker of a machine copies the shards to its disk; the others wait for it."""
+        store, name = Store.open(self.config.latents), manifest_sha256(self.latents)
+        distributed = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+        if distributed and not is_local_first:
+            torch.distributed.barrier()
+        data = open_latent_rows(store, manifest_objects(store, self.latents), name, cache_folder())
+        if distributed and is_local_first:
+            torch.distributed.barrier()
+        return data
+
+    def _vae(self) -> Any:
+        from ray_dit.vae import VAE
+
+        return VAE.load(f"{self.config.latents.rstrip('/')}/vae", device=self._device)
+
+    def _labels(self) -> Labels:
+        return Labels(tuple(self.latents["classes"]) if self.model_config.model.num_classes else ())
+
+    def _notes(self, log: NDArray[np.float64]) -> str:
+        return (
+            f"Trained for {self.config.steps} steps of {self.config.batch_size} on {self.latents['train_rows']} pictures "
+            f"(seed {self.config.seed}); last mean loss {log[-1, 1]:.4f}."
+        )
+
+
+def initial_model(config: TrainConfig, shape: DiTConfig) -> DiT:
+    """The DiT with the weights training starts from: the paper's initialisation, or another model's weights."""
+    generator = torch.Generator().manual_seed(config.seed)
+    model = DiT(shape, generator=generator)
+    if config.init_from is not None:
+        from ray_dit.pipeline import initial_state
+
+        model.load_state_dict(initial_state(config.init_from, shape, seed=config.seed))
+    return model

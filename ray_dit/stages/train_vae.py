@@ -1,0 +1,156 @@
+"""`ray-dit train-vae`: a small AutoencoderKL on the user's own pictures.
+
+For pictures Stable Diffusion's VAE does not fit, or where it cannot be had. The result is a folder in diffusers' own
+layout with the peak signal-to-noise ratio on held-out pictures in its manifest.
+"""
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ray_dit.config import OptimizerConfig, TrainVaeConfig
+from ray_dit.core.latents import sample_moments, to_float, to_uint8
+from ray_dit.core.order import rows_at
+from ray_dit.core.rng import Stream, normal
+from ray_dit.errors import UserError
+from ray_dit.stages.fingerprint import parts
+from ray_dit.stages.images import ImagePlan, load_images, plan_images
+from ray_dit.stages.session import ray_session
+from ray_dit.stages.training import run_training
+from ray_dit.storage.job import Job
+from ray_dit.storage.store import Store
+
+STAGE = "train-vae"
+MAX_JUDGED = 1000
+"""Held-out pictures the PSNR is taken over, at most."""
+SHOWN = 16
+"""Held-out pictures kept as reconstructions.npz for the report."""
+
+
+def train_vae(config: TrainVaeConfig) -> dict[str, Any]:
+    """Trains the VAE, or goes on where an earlier run stopped; returns the manifest."""
+    plan = plan_images(config.images)
+    factor = 2 ** (len(config.vae.block_out_channels) - 1)
+    if config.images.size % factor:
+        raise UserError(
+            f"images.size {config.images.size} is not a multiple of {factor}, the factor by which a VAE with "
+            f"{len(config.vae.block_out_channels)} block_out_channels shrinks: change one of them"
+        )
+    if not len(plan.rows(heldout=False)):
+        raise UserError(f"every picture in {plan.uri} is held out: lower --images.heldout or add pictures")
+    job = Job.open(Store.open(config.output), STAGE, parts(config, {"images": plan.sha256}))
+    manifest = job.manifest()
+    if manifest is not None:
+        return manifest
+    with ray_session(config) as ray:
+        trainee = VAETrainee(config, plan, config.optimizer)
+        run_training(ray, config, job, trainee, "train-vae")
+    return job.manifest() or {}
+
+
+class VAELoss(nn.Module):
+    """Reconstruction error and KL of an AutoencoderKL in one forward pass, as DDP needs it."""
+
+    def __init__(self, module: nn.Module, kl_weight: float) -> None:
+        super().__init__()
+        self.module = module
+        self.kl_weight = kl_weight
+
+    def forward(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Loss [B]: mean squared error over pixels + kl_weight · KL to a unit normal, a mean over latent values."""
+        posterior = self.module.encode(images).latent_dist  # type: ignore[operator]
+        latents = sample_moments(posterior.parameters, noise)
+        reconstructed = self.module.decode(latents).sample  # type: ignore[operator]
+        mse = (reconstructed - images).square().mean(dim=(1, 2, 3))
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean(dim=(1, 2, 3))
+        return mse + self.kl_weight * kl
+
+
+@dataclass
+class VAETrainee:
+    """The VAE as the training loop sees it."""
+
+    config: TrainVaeConfig
+    plan: ImagePlan
+    optimizer: OptimizerConfig
+    ema_decay: float | None = None
+
+    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+        from ray_dit.vae import VAE
+
+        self._rows = self.plan.rows(heldout=False)
+        self._device = device
+        module = VAE.create(self.config.vae, seed=self.config.seed).module
+        return VAELoss(module, self.config.kl_weight).to(device)
+
+    def losses(self, model: nn.Module, positions: NDArray[np.int64]) -> torch.Tensor:
+        rows = self._rows[rows_at(self.config.seed, positions, len(self._rows))]
+        images, kept, bad = load_images(self.plan, rows)
+        if len(bad) == len(rows):
+            raise UserError(
+                f"none of the pictures of a step can be read, first {bad[0].key!r}: {bad[0].reason}"
+            )
+        alive = np.isin(rows, kept)
+        shape = (self.config.vae.latent_channels, *(self._latent_size(),) * 2)
+        at = torch.from_numpy(positions[alive]).to(self._device)
+        noise = normal(self.config.seed, at, 0, shape, stream=Stream.VAE_NOISE)
+        return model(to_float(torch.from_numpy(images).to(self._device)), noise)
+
+    def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
+        return {}
+
+    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
+        from ray_dit.vae import VAE
+
+        vae = VAE(model.module)
+        for name, data in vae.files().items():
+            job.put(name, name, data, {})
+        psnr, judged, originals, reconstructed = self._judge(vae)
+        job.put_plain("reconstructions.npz", npz_bytes(original=originals, reconstructed=reconstructed))
+        job.put_plain("log.npz", npz_bytes(log=log))
+        job.finish(
+            {"psnr_heldout": psnr, "num_heldout": judged, "steps": self.config.steps, "loss": log[-1, 1]}
+        )
+
+    def _latent_size(self) -> int:
+        return self.config.images.size // 2 ** (len(self.config.vae.block_out_channels) - 1)
+
+    def _judge(self, vae: Any) -> tuple[float, int, NDArray[np.uint8], NDArray[np.uint8]]:
+        """Mean PSNR over held-out pictures (training ones where none are held out), and a few of both."""
+        rows = self.plan.rows(heldout=True)
+        rows = (rows if len(rows) else self.plan.rows(heldout=False))[:MAX_JUDGED]
+        decibels: list[float] = []
+        originals: list[NDArray[np.uint8]] = []
+        outputs: list[NDArray[np.uint8]] = []
+        for first in range(0, len(rows), self.config.batch_size):
+            images, _, _ = load_images(self.plan, rows[first : first + self.config.batch_size])
+            if not len(images):
+                continue
+            moments = vae.encode(to_float(torch.from_numpy(images).to(self._device)))
+            decoded = to_uint8(vae.decode(moments.chunk(2, dim=1)[0])).cpu().numpy()
+            error = np.square(decoded.astype(np.float64) - images).mean(axis=(1, 2, 3))
+            decibels += [20 * math.log10(255) - 10 * math.log10(max(value, 1e-10)) for value in error]
+            if sum(map(len, originals)) < SHOWN:
+                originals.append(images)
+                outputs.append(decoded)
+        shown = slice(0, SHOWN)
+        return (
+            round(float(np.mean(decibels)), 4),
+            len(decibels),
+            np.concatenate(originals)[shown],
+            np.concatenate(outputs)[shown],
+        )
+
+
+def npz_bytes(**arrays: NDArray[Any]) -> bytes:
+    """An .npz archive whose bytes follow from the arrays alone (numpy writes no clock into it)."""
+    sink = io.BytesIO()
+    np.savez(sink, **arrays)
+    return sink.getvalue()
