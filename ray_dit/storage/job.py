@@ -1,47 +1,59 @@
-"""The job protocol: fingerprint first, shards and their markers, manifest last; knows nothing of what shards hold.
+"""The job protocol: fingerprint first, objects and their markers, manifest last; knows nothing of what objects hold.
 
 ::
 
-    _job.json            the fingerprint and its parts; the first write
-    data/...             objects, their keys chosen by the stage
-    _markers/NAME.json   one an object: key, bytes, sha256 and the stage's deterministic facts
-    manifest/objects.jsonl, manifest.json   all markers, and the summary: the last write
-    _runs/ID/...         clocks, hosts, hardware: outside every equality
+    _job.json              the fingerprint and its parts; the first write
+    data/...               objects, their keys chosen by the stage
+    _markers/NAME.json     one an object: key, bytes, sha256 and the stage's deterministic facts
+    manifest/objects.jsonl all markers
+    manifest.json          the summary; the last write
+    _runs/...              clocks, hosts, hardware: outside every equality
 
 Every write is put-if-absent and its bytes are a function of (fingerprint, name), so a job may be killed anywhere, run
-again or run twice at the same time. docs/store.md has the reasoning.
+again, or run twice at the same time. An extension is a new generation (``_job-g01.json``, ``data/g01-...``,
+``manifest-g01.json``) beside what is there. docs/store.md has the reasoning.
 """
 
 import hashlib
-import json
-import os
-import platform
-import sys
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Self, cast
+from typing import cast
 
-from ray_dit.errors import Conflict, NotFound, UserError
-from ray_dit.storage.store import Store
+from ray_dit.errors import Conflict, UserError
+from ray_dit.storage.manifest import (
+    FORMAT,
+    Json,
+    Manifest,
+    Marker,
+    canonical,
+    generation_tag,
+    job_key,
+    last_generation,
+    listing_key,
+    listing_line,
+    manifest_key,
+    manifest_objects,
+    manifest_sha256,
+    read_json,
+    read_manifest,
+)
+from ray_dit.storage.runs import RunRecord, machine_kind
+from ray_dit.storage.store import Store, ahead
 
-FORMAT = 1
-JOB, MANIFEST, OBJECTS = "_job.json", "manifest.json", "manifest/objects.jsonl"
+__all__ = [
+    "HashAlarm", "Job", "Manifest", "Marker", "RunRecord", "canonical", "manifest_objects", "manifest_sha256",
+    "read_json", "read_manifest",
+]  # fmt: skip
 
-Json = Any
-Marker = dict[str, Json]
-Manifest = dict[str, Json]
+LIBRARIES = "libraries"
+"""The part of a fingerprint that an accepted upgrade may change."""
 
-_HOLDS = {
-    "train-vae": "a VAE",
-    "encode": "latents",
-    "train": "a model",
-    "generate": "a dataset",
-    "evaluate": "an evaluation",
-}
+_RESERVED = {"format", "stage", "fingerprint", "parts", "extends", "listings", "accepted"}
+
+
+class HashAlarm(Conflict):
+    """The same kind of machine made other bytes from the same fingerprint: something is not deterministic, or broken."""
 
 
 @dataclass(frozen=True)
@@ -51,189 +63,259 @@ class Job:
     store: Store
     stage: str
     fingerprint: str
+    """The folder's: the job everything in it belongs to."""
+    generation: int = 0
+    accepted: str | None = None
+    """Our own fingerprint, where other library versions were accepted; recorded in the markers made with them."""
+    settle_seconds: float = 10.0
+    """How long the loser between two kinds of machines waits for the winner's marker before it takes it for dead."""
 
     @classmethod
     def open(
-        cls, store: Store, stage: str, parts: Mapping[str, Json], *, accept_fingerprint: bool = False
+        cls,
+        store: Store,
+        stage: str,
+        parts: Mapping[str, Json],
+        *,
+        accept_fingerprint: bool = False,
+        generation: int = 0,
     ) -> "Job":
         """Begins or continues the job that ``parts`` (everything that determines its bytes) describe.
 
-        Conflict if the folder belongs to a job with other parts; the message names them.
+        Conflict if the folder belongs to a job with other parts; the message names them. ``accept_fingerprint`` goes
+        on with a job that differs in library versions only. ``generation``: see ``extend``.
         """
-        job = {"format": FORMAT, "stage": stage, "parts": dict(parts)}
+        parts_json = {"format": FORMAT, "stage": stage, "parts": dict(parts)}
+        job = parts_json | _extends(store, generation)
         fingerprint = hashlib.sha256(canonical(job)).hexdigest()
-        data = canonical(job | {"fingerprint": fingerprint})
+        if store.head(manifest_key(generation)) is None:
+            store = store.checked()
+        ours = cls(store, stage, fingerprint, generation)
         try:
-            store.put(JOB, data)
+            store.put(job_key(generation), canonical(job | {"fingerprint": fingerprint}))
+            return ours
         except Conflict as error:
-            there = read_json(store, JOB)
-            if not accept_fingerprint or there["stage"] != stage:
-                raise Conflict(_difference(store, there, job)) from error
-            fingerprint = there["fingerprint"]
-        return cls(store, stage, fingerprint)
+            there = read_json(store, job_key(generation))
+            if accept_fingerprint and _only_libraries_differ(there, job):
+                return ours._accepted_as(there["fingerprint"], job)
+            raise Conflict(_difference(store, there, job)) from error
+
+    @classmethod
+    def extend(
+        cls, store: Store, stage: str, parts: Mapping[str, Json], *, accept_fingerprint: bool = False
+    ) -> "Job":
+        """The next generation of a finished job, or the one that was begun with these parts.
+
+        Its objects get keys of their own (``prefix``), its manifest lists those of all generations, and until that is
+        written consumers see the generation before.
+        """
+        newest = last_generation(store)
+        if newest == 0:
+            read_manifest(store, stage)  # says so if the job is unfinished, or another's
+        there = read_json(store, job_key(newest))
+        same = there["parts"] == dict(parts) and there["stage"] == stage
+        generation = newest if same else newest + 1
+        return cls.open(store, stage, parts, accept_fingerprint=accept_fingerprint, generation=generation)
+
+    @property
+    def prefix(self) -> str:
+        """Goes before the names of this generation's objects: ``data/`` + prefix + name; empty in the first."""
+        return f"{generation_tag(self.generation)[1:]}-" if self.generation else ""
 
     def manifest(self) -> Manifest | None:
         """The finished job's manifest, None while it is unfinished."""
-        return read_json(self.store, MANIFEST, absent=None)
+        return read_json(self.store, manifest_key(self.generation), absent=None)
 
     def marker(self, name: str) -> Marker | None:
         """The marker of the object ``name``, None while it is not done."""
-        return read_json(self.store, _marker_key(name), absent=None)
+        return read_json(self.store, self._marker_key(name), absent=None)
+
+    def names(self) -> Iterator[str]:
+        """Names of the objects that are done, streamed; one request for a thousand, where ``marker`` takes one each."""
+        folder = self._marker_key("").removesuffix(".json")
+        return (info.key.removeprefix(folder).removesuffix(".json") for info in self.store.list(folder))
+
+    def markers(self, names: Iterable[str] | None = None) -> Iterator[Marker]:
+        """The markers of these objects (by default of all that are done, sorted by name), read some ahead."""
+
+        def read(name: str) -> Marker:
+            return read_json(self.store, self._marker_key(name))
+
+        return ahead(read, sorted(self.names()) if names is None else names)
 
     def put(self, name: str, key: str, data: bytes, facts: Mapping[str, Json]) -> Marker:
         """Stores an object, then its marker, which is returned; where the marker is there already, nothing is written.
 
-        ``facts`` are deterministic JSON: counts, hashes; no clocks, hosts or paths.
+        ``facts`` are deterministic JSON: counts, hashes; no clocks, hosts or paths. HashAlarm if this kind of machine
+        made the object before with other bytes; between kinds of machines the first writer's object stays.
         """
         done = self.marker(name)
         if done is not None:
             return done
-        self.store.put(key, data)
-        marker = {**facts, "key": key, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        self.store.put(_marker_key(name), canonical(marker))
+        made_with = {"fingerprint": self.accepted} if self.accepted else {}
+        sha256 = hashlib.sha256(data).hexdigest()
+        marker = {**facts, "key": key, "bytes": len(data), "sha256": sha256, **made_with}
+        self._enrol()
+        try:
+            self.store.put(key, data)
+            self.store.put(self._marker_key(name), canonical(marker))
+        except Conflict as conflict:
+            return self._settle(name, data, marker, conflict)
         return marker
 
     def put_plain(self, key: str, data: bytes) -> None:
-        """Stores an object of the result that needs no marker: a picture, a plan."""
-        self.store.put(key, data)
+        """Stores an object of the result that needs no marker: a picture, a plan; HashAlarm as in ``put``."""
+        self._enrol()
+        try:
+            self.store.put(key, data)
+        except Conflict as conflict:
+            self._alarm(key, conflict)
 
-    def finish(self, facts: Mapping[str, Json], *, objects: Iterable[Marker] = ()) -> Manifest:
-        """Writes the manifest, the last write, and returns it; ``manifest_objects`` gives the objects back.
+    def finish(self, facts: Mapping[str, Json], *, objects: Iterable[Marker] | None = None) -> Manifest:
+        """Writes the listing, then the manifest, the last write, and returns it.
 
-        ``objects``: the markers, streamed, in the order the stage wants them listed. They go to one JSON-lines object
-        beside the manifest, so that neither writer nor reader holds them all.
+        ``objects``: markers, streamed, in the order they shall be listed; by default all, sorted by name. Their lines
+        are gathered as bytes (about 250 an object), never as Python objects.
         """
-        lines = bytearray()
-        count = size = 0
-        for marker in objects:
-            lines += json.dumps(marker, sort_keys=True, separators=(",", ":")).encode() + b"\n"
-            count, size = count + 1, size + marker["bytes"]
-        listing = bytes(lines)
-        job = read_json(self.store, JOB)
-        self.store.put(OBJECTS, listing)
+        if clash := _RESERVED & facts.keys():
+            raise ValueError(f"a manifest's own fields cannot be facts: {sorted(clash)}")
+        job = read_json(self.store, job_key(self.generation))
+        listing, accepted = self._list(self.markers() if objects is None else objects)
         manifest = {
-            **facts, **job,
-            "listing": {
-                "key": OBJECTS, "sha256": hashlib.sha256(listing).hexdigest(), "count": count, "bytes": size,
-            },
-        }  # fmt: skip
-        self.store.put(MANIFEST, canonical(manifest))
+            **facts,
+            **job,
+            "listings": [*self._older_listings(), listing],
+            **({"accepted": accepted} if accepted else {}),
+        }
+        self.store.put(manifest_key(self.generation), canonical(manifest))
         return manifest
 
-    def run(self, facts: Mapping[str, Json]) -> "RunRecord":
+    def run(self, facts: Mapping[str, Json]) -> RunRecord:
         """Begins the record of this run: what may differ between runs of the same job."""
         return RunRecord.start(self.store, facts)
 
+    @property
+    def _writers(self) -> str:
+        return f"_runs/writers{generation_tag(self.generation)}/"
 
-class RunRecord:
-    """When, where and how a job ran: ``_runs/<id>/start.json``, events, ``end.json``; a context manager."""
+    def _marker_key(self, name: str) -> str:
+        return f"_markers{generation_tag(self.generation)}/{name}.json"
 
-    def __init__(self, store: Store, run_id: str) -> None:
-        self.id = run_id
-        self._store = store.child(f"_runs/{run_id}")
-        self._begin = time.monotonic()
-
-    @classmethod
-    def start(cls, store: Store, facts: Mapping[str, Json]) -> Self:
-        """Writes ``start.json``: clock, host, hardware, command and the caller's facts."""
-        run = cls(store, f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}")
-        here = {
-            "host": platform.node(),
-            "machine": platform.machine(),
-            "cpus": os.cpu_count(),
-            "pid": os.getpid(),
-        }
-        command = {"command": sys.argv, "python": platform.python_version()}
-        run._put("start", {**here, **command, **facts})
-        return run
-
-    def event(self, name: str, **facts: Json) -> None:
-        """Records that something happened, from any process that holds the run."""
-        self._put(f"events/{time.time_ns()}-{uuid.uuid4().hex[:4]}", {"event": name, **facts})
-
-    def end(self, **facts: Json) -> None:
-        """Writes ``end.json``: seconds and the caller's counts."""
-        self._put("end", {"seconds": round(time.monotonic() - self._begin, 3), **facts})
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self.event("failed", error=f"{type(error).__name__}: {error}")
-
-    def _put(self, name: str, facts: Mapping[str, Json]) -> None:
-        self._store.put(f"{name}.json", canonical({"clock": datetime.now(UTC).isoformat(), **facts}))
-
-
-def read_manifest(place: str | Store, stage: str) -> Manifest:
-    """The manifest a consumer starts from: of a finished job of that stage, else NotFound or UserError says why not."""
-    store = Store.open(place) if isinstance(place, str) else place
-    wanted = _HOLDS.get(stage, stage)
-    job = read_json(store, JOB, absent=None)
-    if job is None:
-        raise NotFound(
-            f"{store.uri} holds nothing, where {wanted} ({stage}) are wanted; run ray-dit {stage} first"
+    def _accepted_as(self, fingerprint: str, job: Json) -> "Job":
+        """This job as a continuation of another, what it accepts written down beside it."""
+        self.store.put(
+            f"_accepted/{self.fingerprint}.json", canonical(job | {"fingerprint": self.fingerprint})
         )
-    if job["stage"] != stage:
-        holds = _HOLDS.get(job["stage"], job["stage"])
-        raise UserError(f"{store.uri} holds {holds} ({job['stage']}), where {wanted} ({stage}) are wanted")
-    manifest = read_json(store, MANIFEST, absent=None)
-    if manifest is None:
-        raise UserError(f"{store.uri} is unfinished; run ray-dit {stage} again, it goes on where it stopped")
-    return manifest
+        return Job(self.store, self.stage, fingerprint, self.generation, accepted=self.fingerprint)
+
+    def _list(self, objects: Iterable[Marker]) -> tuple[Json, list[str]]:
+        """Stores the listing; its entry in the manifest, and the accepted fingerprints that occur in it."""
+        lines = bytearray()
+        count = size = 0
+        accepted: set[str] = set()
+        for marker in objects:
+            lines += listing_line(marker)
+            count, size = count + 1, size + marker["bytes"]
+            accepted |= {marker["fingerprint"]} if "fingerprint" in marker else set()
+        data = bytes(lines)
+        key = listing_key(self.generation)
+        self.store.put(key, data)
+        entry = {"key": key, "sha256": hashlib.sha256(data).hexdigest(), "count": count, "bytes": size}
+        return entry, sorted(accepted)
+
+    def _older_listings(self) -> list[Json]:
+        return read_json(self.store, manifest_key(self.generation - 1))["listings"] if self.generation else []
+
+    def _enrol(self) -> str:
+        """Writes down, before this process's first object, what kind of machine makes objects here; returns its key."""
+        writer = {"machine": machine_kind(), "fingerprint": self.accepted or self.fingerprint}
+        data = canonical(writer)
+        key = f"{self._writers}{hashlib.sha256(data).hexdigest()[:16]}.json"
+        if (self.store.uri, key) not in _enrolled:
+            self.store.put(key, data)
+            _enrolled.add((self.store.uri, key))
+        return key
+
+    def _settle(self, name: str, data: bytes, ours: Marker, conflict: Conflict) -> Marker:
+        """Two writers made different things: the first one's stays."""
+        self._alarm(ours["key"], conflict)
+        theirs = self._await_marker(name)
+        if theirs is not None:
+            return theirs
+        # Its writer died between object and marker: nobody can vouch for that object, so ours takes its place.
+        info = self.store.head(ours["key"])
+        if info is None:
+            self.store.put(ours["key"], data)
+        elif self.store.sha256(ours["key"]) != ours["sha256"]:
+            self.store.replace(ours["key"], data, if_match=info.etag or "")
+        try:
+            self.store.put(self._marker_key(name), canonical(ours))
+        except Conflict as late:
+            raise Conflict(
+                f"{self.store.where(ours['key'])} was made by two kinds of machines at the same moment: run ray-dit"
+                " repair on the folder"
+            ) from late
+        return ours
+
+    def _alarm(self, key: str, conflict: Conflict) -> None:
+        """Raises HashAlarm where all writers of this job are of one kind."""
+        if [info.key for info in self.store.list(self._writers)] == [self._enrol()]:
+            raise HashAlarm(
+                f"{self.store.where(key)} came out differently from the same job on the same kind of machine"
+                f" ({machine_kind()}), so something is not deterministic or the hardware is faulty: keep the folder,"
+                " and report it"
+            ) from conflict
+
+    def _await_marker(self, name: str) -> Marker | None:
+        end = time.monotonic() + self.settle_seconds
+        while (marker := self.marker(name)) is None and time.monotonic() < end:
+            time.sleep(0.2)
+        return marker
 
 
-def manifest_objects(store: Store, manifest: Manifest) -> Iterator[Marker]:
-    """The markers of a finished job's objects, streamed in the order they were listed."""
-    with store.open_file(manifest["listing"]["key"]) as lines:
-        for line in lines:
-            yield json.loads(line)
+_enrolled: set[tuple[str, str]] = set()
 
 
-def manifest_sha256(manifest: Manifest) -> str:
-    """The manifest's hash, which stands for every byte of the job in the fingerprints of its consumers."""
-    return hashlib.sha256(canonical(manifest)).hexdigest()
+def _extends(store: Store, generation: int) -> dict[str, str]:
+    """What ties a generation to the one before, which must be finished."""
+    if not generation:
+        return {}
+    before = read_json(store, manifest_key(generation - 1), absent=None)
+    if before is None:
+        raise UserError(f"{store.uri} is unfinished: finish it before it is extended")
+    return {"extends": manifest_sha256(before)}
 
 
-def canonical(value: Json) -> bytes:
-    """JSON as it is stored: sorted keys, indented by one, a newline at the end; one text a value."""
-    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+def _only_libraries_differ(there: Json, ours: Json) -> bool:
+    return _without_libraries(there) == _without_libraries(ours)
 
 
-_RAISE = object()
-
-
-def read_json(store: Store, key: str, *, absent: Json = _RAISE) -> Json:
-    """A stored JSON value; ``absent`` where there is none, or NotFound without it."""
-    try:
-        return json.loads(store.get(key))
-    except NotFound:
-        if absent is _RAISE:
-            raise
-        return absent
-
-
-def _marker_key(name: str) -> str:
-    return f"_markers/{name}.json"
+def _without_libraries(job: Json) -> Json:
+    parts = {name: part for name, part in job["parts"].items() if name != LIBRARIES}
+    return {name: value for name, value in job.items() if name != "fingerprint"} | {"parts": parts}
 
 
 def _difference(store: Store, there: Json, ours: Json) -> str:
     """The sentence that refuses a job whose folder belongs to another one."""
     if there["stage"] != ours["stage"]:
-        return f"{store.uri} belongs to {there['stage']}, not {ours['stage']}; take another output folder"
+        return f"{store.uri} belongs to {there['stage']}, not {ours['stage']}: take another output folder"
+    if there["format"] != ours["format"]:
+        return (
+            f"{store.uri} has format {there['format']}, not {ours['format']}: use the ray-dit that began it"
+        )
     old, new = _flat(there["parts"]), _flat(ours["parts"])
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    shown = ", ".join(
-        f"{name}: {old.get(name, 'absent')} -> {new.get(name, 'absent')}" for name in changed[:6]
-    )
+    shown = ", ".join(f"{name}: {_short(old, name)} -> {_short(new, name)}" for name in changed[:6])
     more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-    return (
-        f"{store.uri} was begun with other settings ({shown}{more}); take another output folder, go back to those"
-        " settings, or, where only library versions differ, add --accept-fingerprint"
-    )
+    ways = "take another output folder, or go back to what it was begun with"
+    if _only_libraries_differ(there, ours):
+        ways = "go back to those versions, or add --accept-fingerprint to finish it with these"
+    return f"{store.uri} was begun with other settings ({shown}{more}): {ways}"
+
+
+def _short(values: dict[str, Json], name: str) -> str:
+    text = str(values.get(name, "absent"))
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _flat(value: Json, name: str = "") -> dict[str, Json]:

@@ -1,12 +1,13 @@
 """A folder of files as a store: temp file, fsync, link; knows nothing of networks.
 
 A key becomes visible by ``link(2)``, which fails if the name is taken, so it is put-if-absent with whole content. What a
-killed writer leaves is a temp file, which no listing shows and ``leftovers`` finds.
+killed writer leaves is a temp file, which no listing shows and ``clean`` removes.
 """
 
 import errno
 import fcntl
 import os
+import time
 import uuid
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -94,6 +95,15 @@ class LocalStore(Store):
 
     def local_path(self, key: str) -> Path | None:
         return self._path(key)
+
+    def clean(self, older_than: float) -> Iterator[str]:
+        oldest = time.time() - older_than
+        for folder, _, names in os.walk(self.uri):
+            for path in (Path(folder, name) for name in names if name.startswith(TEMP)):
+                with suppress(*_ABSENT), self._saying(str(path)):
+                    if path.stat().st_mtime < oldest:
+                        path.unlink()
+                        yield str(path)
 
     def _path(self, key: str) -> Path:
         return Path(self.uri) / checked_key(key)

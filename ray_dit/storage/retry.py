@@ -6,6 +6,7 @@ SeaweedFS's 412, for one, reaches fsspec's users as ``OSError(EINVAL)``. See doc
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ from botocore.exceptions import (  # pyright: ignore[reportMissingTypeStubs]
 from ray_dit.errors import NotFound, StoreFailure, UserError
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+_SILENCE = 10.0
+"""Seconds of failing attempts after which the log says so."""
 Kind = Literal["retry", "absent", "exists", "user", "broken"]
 
 
@@ -94,6 +99,16 @@ def code_of(error: BaseException) -> str:
     return type(error).__name__
 
 
+def unsupported(error: BaseException | None) -> bool:
+    """Whether a service said that it does not know what it was asked for, such as a condition."""
+    return isinstance(error, ClientError) and code_of(error) in (
+        "NotImplemented",
+        "501",
+        "InvalidArgument",
+        "400",
+    )
+
+
 def kind_of(error: BaseException) -> Kind:
     """What to do about a failed attempt."""
     if isinstance(error, ClientError):
@@ -129,8 +144,9 @@ def said(where: str, error: BaseException) -> UserError:
 async def attempts(call: Callable[[], Awaitable[T]], *, where: str, patience: Patience, size: int = 0) -> T:
     """Calls until it succeeds, fails for good (the error itself is raised) or the deadline has passed (StoreFailure)."""
     loop = asyncio.get_running_loop()
-    end = loop.time() + patience.deadline + size / patience.bytes_per_second
-    attempt = 0
+    begin = loop.time()
+    end = begin + patience.deadline + size / patience.bytes_per_second
+    attempt, warned = 0, False
     while True:
         try:
             # Our own clock around the whole attempt: a PUT that stalls before any reply outlives every client timeout.
@@ -140,6 +156,9 @@ async def attempts(call: Callable[[], Awaitable[T]], *, where: str, patience: Pa
             if kind_of(error) != "retry":
                 raise
             pause = patience.pause(attempt)
+            if loop.time() - begin > _SILENCE and not warned:
+                warned = True
+                _log.warning("%s: still trying after %s: %s", where, code_of(error), error)
             if loop.time() + pause >= end:
                 raise StoreFailure(
                     f"{where} was tried {attempt + 1} times in {patience.deadline:.0f} s without success"

@@ -8,19 +8,21 @@ import asyncio
 import atexit
 import hashlib
 import io
+import logging
 import os
+import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec.asyn  # pyright: ignore[reportMissingTypeStubs]
 
 from ray_dit.errors import Conflict, NotFound, StoreFailure, UserError
-from ray_dit.storage.retry import Incomplete, Patience, attempts, code_of, kind_of, said
-from ray_dit.storage.store import CHUNK, ObjectInfo, Store, checked_key
+from ray_dit.storage.retry import Incomplete, Patience, attempts, code_of, kind_of, said, unsupported
+from ray_dit.storage.store import CHUNK, ObjectInfo, Store, ahead, checked_key
 
 T = TypeVar("T")
 Reply = dict[str, Any]
@@ -28,6 +30,10 @@ Reply = dict[str, Any]
 ONE_PUT = 1 << 30
 """Larger objects go up in parts; a PUT could hold five times as much, but one failure would repeat all of it."""
 PART = 128 << 20
+PROBES = "_check/"
+"""Where the trial of a target puts its objects, by the second they were made."""
+
+_log = logging.getLogger(__name__)
 
 
 class _Refused(Exception):
@@ -39,6 +45,8 @@ class S3Store(Store):
     """Objects under ``s3://bucket/prefix``."""
 
     patience: Patience = field(default=Patience(), kw_only=True)
+    conditional: bool = field(default=True, kw_only=True)
+    """Whether the service obeys If-None-Match and If-Match; without, the weaker mode looks, writes and looks again."""
 
     def get(self, key: str) -> bytes:
         first, info = self._read(key, 0, CHUNK)
@@ -138,16 +146,34 @@ class S3Store(Store):
         return data, _info(key, reply)
 
     def _write(self, key: str, data: bytes, token: str, **condition: str) -> None:
+        """Writes under the condition, or raises _Refused; the token tells our object from another writer's."""
+        if not self.conditional:
+            self._look(key, condition)
         metadata = {"sha256": hashlib.sha256(data).hexdigest(), "writer": token}
-        if len(data) > ONE_PUT:
-            return self._write_parts(key, data, metadata, condition)
-        name = self._key(key)
-        self._ask("put_object", key, needs="ETag", Key=name, Body=data, Metadata=metadata, **condition)
+        headers = condition if self.conditional else {}
+        if len(data) <= ONE_PUT:
+            self._ask(
+                "put_object", key, needs="ETag", Key=self._key(key), Body=data, Metadata=metadata, **headers
+            )
+        else:
+            self._write_parts(key, data, metadata, headers)
+        if (len(data) > ONE_PUT or not self.conditional) and not self._wrote(key, token):
+            raise _Refused
+
+    def _look(self, key: str, condition: dict[str, str]) -> None:
+        """The weaker mode's condition: true a moment ago."""
+        info = self.head(key)
+        if (info.etag if info else None) != condition.get("IfMatch"):
+            raise _Refused
 
     def _write_parts(
         self, key: str, data: bytes, metadata: dict[str, str], condition: dict[str, str]
     ) -> None:
-        """A multipart upload whose completion carries the condition; no upload of this key is left behind."""
+        """A multipart upload whose completion carries the condition.
+
+        SeaweedFS 4.48 checks that condition and completes in two steps, so that of uploads that end in the same
+        instant several may succeed; hence the look afterwards.
+        """
         name = self._key(key)
         upload = self._ask("create_multipart_upload", key, needs="UploadId", Key=name, Metadata=metadata)[
             "UploadId"
@@ -161,25 +187,53 @@ class S3Store(Store):
             return {"PartNumber": number, "ETag": reply["ETag"]}
 
         try:
-            with ThreadPoolExecutor(4) as pool:
-                parts = {"Parts": list(pool.map(part, range(1, -(-len(data) // PART) + 1)))}
+            parts = {"Parts": list(ahead(part, range(1, -(-len(data) // PART) + 1), threads=4))}
             self._ask(
                 "complete_multipart_upload", key, needs="ETag",
                 Key=name, UploadId=upload, MultipartUpload=parts, **condition,
             )  # fmt: skip
-        finally:
+        except BaseException:
             with suppress(UserError):
-                self.abort_uploads(key)
+                self._ask("abort_multipart_upload", key, Key=name, UploadId=upload)
+            raise
+        # The key is taken, so no other upload of it can succeed: ours whose reply was lost, or another writer's.
+        for left in self._uploads(key):
+            if left["Key"] == name:
+                self._abort(left)
 
-    def abort_uploads(self, prefix: str) -> int:
-        """Ends the unfinished multipart uploads below the prefix and says how many; none of them could succeed any more
-        once the key is taken."""
+    def _uploads(self, prefix: str) -> Sequence[Reply]:
         name = f"{self._prefix}/{prefix}".lstrip("/")
-        uploads = self._ask("list_multipart_uploads", prefix, Prefix=name).get("Uploads", [])
-        for upload in uploads:
-            with suppress(NotFound):
-                self._ask("abort_multipart_upload", prefix, Key=upload["Key"], UploadId=upload["UploadId"])
-        return len(uploads)
+        return self._ask("list_multipart_uploads", prefix, needs="IsTruncated", Prefix=name).get(
+            "Uploads", []
+        )
+
+    def _abort(self, upload: Reply) -> None:
+        with suppress(NotFound):
+            self._ask("abort_multipart_upload", upload["Key"], Key=upload["Key"], UploadId=upload["UploadId"])
+
+    def clean(self, older_than: float) -> Iterator[str]:
+        latest = time.time() - older_than
+        while old := [left for left in self._uploads("") if left["Initiated"].timestamp() < latest]:
+            for upload in old:
+                self._abort(upload)
+                yield f"unfinished upload of s3://{self._bucket}/{upload['Key']}"
+
+    def checked(self) -> "S3Store":
+        if self.conditional and not _obeys_conditions(self):
+            _log.warning("%s ignores conditional writes; the weaker mode of docs/store.md is used", self.uri)
+            return replace(self, conditional=False)
+        return self
+
+    def obeys(self, key: str, data: bytes, **condition: str) -> bool:
+        """Whether the service refuses to write the object under a condition that does not hold."""
+        try:
+            self._write(key, data, uuid.uuid4().hex, **condition)
+        except (_Refused, NotFound):
+            return True
+        except StoreFailure as error:
+            if not unsupported(error.__cause__):
+                raise
+        return False
 
     def _ask(self, operation: str, key: str, *, needs: str | None = None, **arguments: Any) -> Reply:
         """One request; a success that lacks the field ``needs`` counts as a failure of the service."""
@@ -198,7 +252,7 @@ class S3Store(Store):
         async def call() -> T:
             return await once(await _client())
 
-        where = self.where(key)
+        where = self.where(key).rstrip("/")
         loop = fsspec.asyn.get_loop()
         future = asyncio.run_coroutine_threadsafe(
             attempts(call, where=where, patience=self.patience, size=size), loop
@@ -213,6 +267,25 @@ class S3Store(Store):
             raise said(where, error) from error
         finally:
             future.cancel()  # where the caller was interrupted
+
+
+@lru_cache(maxsize=256)
+def _obeys_conditions(store: S3Store) -> bool:
+    """Tries both conditions and reading back on a probe object, once a process and place."""
+    probe = f"{PROBES}{int(time.time())}-{uuid.uuid4().hex}"
+    try:
+        if not store.obeys(
+            probe, b"", IfMatch='"0"'
+        ):  # also where the target refuses writing altogether: it says so
+            return False
+        store.put(probe, b"1")
+        if store.get(probe) != b"1":
+            raise StoreFailure(
+                f"{store.uri} does not return what was just written: take storage that is consistent"
+            )
+        return store.obeys(probe, b"2", IfNoneMatch="*") and store.obeys(probe, b"3", IfMatch='"0"')
+    finally:
+        store.delete(probe)
 
 
 class _Reader(io.RawIOBase):

@@ -2,7 +2,7 @@
 
 An object is a key (a relative path with ``/``) and whole bytes. ``put`` never overwrites: of any number of writers of
 one key, in any processes, exactly one writes, and a reader sees nothing or one writer's whole content. What a kind of
-storage must do for that is in docs/store.md, and ``check`` tries it on the real target.
+storage must do for that is in docs/store.md, and ``checked`` tries it on the real target.
 
 Three kinds of storage: ``local.py`` (a folder), ``s3.py`` (S3 and everything that speaks it), ``other.py`` (what else
 fsspec knows, in the weaker mode). Errors are those of ``ray_dit.errors``.
@@ -10,12 +10,17 @@ fsspec knows, in the weaker mode). Errors are those of ``ray_dit.errors``.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, Self, TypeVar
 
 from ray_dit.errors import Conflict
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 CHUNK = 16 << 20
 """Bytes read at once where an object is streamed."""
@@ -98,7 +103,11 @@ class Store(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """The objects whose keys start with ``prefix``, in key order, streamed; none where there is no such folder."""
+        """The objects whose keys start with ``prefix``, in the target's key order, streamed; none where nothing is.
+
+        The order is that of the whole key, save on SeaweedFS, which sorts segment by segment; streamed means that
+        memory holds one page (S3: 1,000 objects) or the names of one folder.
+        """
 
     @abstractmethod
     def delete(self, key: str) -> None:
@@ -116,10 +125,23 @@ class Store(ABC):
         """The file that holds the object, to map it into memory; None where storage has no files."""
         return None
 
+    def checked(self) -> Self:
+        """This store, or its weaker mode where a trial shows that the target ignores conditions (docs/store.md)."""
+        return self
+
+    def clean(self, older_than: float) -> Iterator[str]:
+        """Removes what killed writers left (temp files, unfinished uploads) that is older than so many seconds, and
+        says what; a live writer's must be younger."""
+        return iter(())
+
     def _same_or_conflict(self, key: str, data: bytes) -> bool:
         """False if ``data`` is what the occupied key holds, else Conflict: the end of a put that lost."""
         info = self.head(key)
-        stored = info.sha256 if info and info.sha256 else self.sha256(key)
+        if info is None:
+            raise Conflict(
+                f"{self.where(key)} cannot be written: a folder has that name, or it was removed just now"
+            )
+        stored = info.sha256 or self.sha256(key)
         ours = hashlib.sha256(data).hexdigest()
         if stored != ours:
             raise Conflict(
@@ -134,3 +156,19 @@ def checked_key(key: str) -> str:
     if not key or any(segment in ("", ".", "..") for segment in key.split("/")):
         raise ValueError(f"not an object key: {key!r}")
     return key
+
+
+def ahead(work: Callable[[T], R], items: Iterable[T], *, threads: int = 16) -> Iterator[R]:
+    """``map`` with threads: results in order, at most twice ``threads`` items in flight, whatever their number."""
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) >= 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
