@@ -166,28 +166,27 @@ def _mean_of_pairs(rows: Float64[Tensor, "N D"]) -> float:
     return (_kernel_sum(rows, rows) - with_itself) / (len(rows) * (len(rows) - 1))
 
 
-def confusion_matrix(
+def class_counts(
     labels: Int[Tensor, " N"], predictions: Int[Tensor, " N"], num_classes: int
-) -> Int64[Tensor, "K K"]:
-    """How often class [row] was read as class [column]; counts of several shards add up."""
-    cells = labels.long() * num_classes + predictions.long()
-    return torch.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+) -> Int64[Tensor, "2 K"]:
+    """For each class how many samples were read as that class, and how many there are; counts of shards add up."""
+    right = torch.bincount(labels[labels == predictions], minlength=num_classes)
+    return torch.stack([right, torch.bincount(labels, minlength=num_classes)])
 
 
-def accuracy(confusion: Int64[Tensor, "K K"]) -> float:
+def accuracy(counts: Int64[Tensor, "2 K"]) -> float:
     """The part of all samples read as what they are.
 
     Raises:
         ValueError: no sample at all.
     """
-    total = int(confusion.sum())
+    right, total = cast(list[int], counts.sum(dim=1).tolist())
     if total == 0:
         raise ValueError("accuracy of no samples")
-    return int(confusion.trace()) / total
+    return right / total
 
 
-def per_class_accuracy(confusion: Int64[Tensor, "K K"]) -> list[float | None]:
+def per_class_accuracy(counts: Int64[Tensor, "2 K"]) -> list[float | None]:
     """For each class the part of its samples read as that class; None for a class without samples."""
-    hits = cast(list[int], confusion.diagonal().tolist())
-    totals = cast(list[int], confusion.sum(dim=1).tolist())
-    return [hit / total if total else None for hit, total in zip(hits, totals, strict=True)]
+    right, totals = cast(list[list[int]], counts.tolist())
+    return [hits / total if total else None for hits, total in zip(right, totals, strict=True)]

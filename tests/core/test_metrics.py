@@ -125,11 +125,11 @@ def test_kernel_mmd_needs_pairs():
         metrics.kernel_mmd(torch.zeros(1, 2), torch.zeros(9, 2))
 
 
-def test_confusion_counts_rows_by_label_and_columns_by_prediction():
-    confusion = metrics.confusion_matrix(torch.tensor([0, 0, 0, 2]), torch.tensor([0, 0, 1, 2]), 3)
-    assert confusion.tolist() == [[2, 1, 0], [0, 0, 0], [0, 0, 1]]
-    assert metrics.accuracy(confusion) == 0.75
-    assert metrics.per_class_accuracy(confusion) == [pytest.approx(2 / 3), None, 1.0]
+def test_class_counts_are_hits_and_totals_a_class():
+    counts = metrics.class_counts(torch.tensor([0, 0, 0, 2]), torch.tensor([0, 0, 1, 2]), 3)
+    assert counts.tolist() == [[2, 0, 1], [3, 0, 1]]
+    assert metrics.accuracy(counts) == 0.75
+    assert metrics.per_class_accuracy(counts) == [pytest.approx(2 / 3), None, 1.0]
 
 
 def test_accuracy_of_nothing_is_refused():
