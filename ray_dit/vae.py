@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +53,13 @@ class VAE:
 
         Raises UserError when ``source`` is none of these, or holds something else.
         """
-        store = _find(source)
+        store = find_vae(source)
         if store is None:
             module = _from_hub(source)
         else:
             with tempfile.TemporaryDirectory() as scratch:
                 module = _from_folder(_materialise(store, Path(scratch)), source)
-        return cls(module.to(device=device, dtype=torch.float32).eval().requires_grad_(False))
+        return cls(module.to(device).eval().requires_grad_(False))
 
     @property
     def latent_channels(self) -> int:
@@ -78,6 +79,26 @@ class VAE:
         """Pictures of raw latents, RGB, about [-1, 1] and not clamped."""
         return self.module.decode(latents).sample
 
+    @torch.no_grad()
+    def fold_normalisation(self, shift: float | Sequence[float], scale: float | Sequence[float]) -> None:
+        """Makes the VAE, in place, one of latents (z - shift) * scale: encode gives their moments, decode takes them.
+
+        Shift and scale are one number, or one a channel; they go into the 1x1 convolutions at the VAE's neck. Raises
+        UserError for a VAE without these.
+        """
+        before, after = self.module.quant_conv, self.module.post_quant_conv
+        if before is None or after is None:
+            raise UserError(
+                "this VAE has no 1x1 convolutions (quant_conv) that could take up shift and scale"
+            )
+        channels = self.latent_channels
+        shifts, scales = (torch.tensor(v, dtype=torch.float64).expand(channels) for v in (shift, scale))
+        mean, log_variance = before.bias.double().chunk(2)
+        before.bias.copy_(torch.cat([(mean - shifts) * scales, log_variance + 2 * scales.abs().log()]))
+        before.weight[:channels] *= scales[:, None, None, None].float()
+        after.bias.copy_(after.bias.double() + after.weight[:, :, 0, 0].double() @ shifts)
+        after.weight.copy_(after.weight.double() / scales[None, :, None, None])
+
     def files(self) -> dict[str, bytes]:
         """The VAE as diffusers lays it out, by file name; the bytes are a function of weights and configuration."""
         config = {k: v for k, v in json.loads(self.module.to_json_string()).items() if k != "_name_or_path"}
@@ -86,14 +107,21 @@ class VAE:
         return {CONFIG_NAME: text.encode(), WEIGHTS_NAME: save(weights, metadata={"format": "pt"})}
 
 
+_OPTIONS: dict[str, Any] = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
+"""Memory is no concern for a VAE, and diffusers warns if it may try to save some without `accelerate`."""
+
+
 def _autoencoder_kl() -> Any:
     from diffusers import AutoencoderKL  # pyright: ignore[reportPrivateImportUsage]
 
     return AutoencoderKL
 
 
-def _find(source: str) -> Store | None:
-    """The folder that holds the VAE's configuration: ``source`` or its ``vae/``; None for a hub id."""
+def find_vae(source: str) -> Store | None:
+    """The folder that holds the VAE's configuration: ``source`` or its ``vae/``; None where it must be a hub id.
+
+    Raises NotFound when it can be neither.
+    """
     store = Store.open(source)
     for folder in (store.child("vae"), store):
         try:
@@ -139,7 +167,7 @@ def _materialise(store: Store, scratch: Path) -> Path:
 def _from_folder(folder: Path, source: str) -> Any:
     try:
         # from_pretrained, not load_state_dict: it renames the parameters of old checkpoints (sd-vae-ft-*).
-        return _autoencoder_kl().from_pretrained(folder, local_files_only=True, low_cpu_mem_usage=False)
+        return _autoencoder_kl().from_pretrained(folder, local_files_only=True, **_OPTIONS)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"the VAE in {source} can't be read: {first_message(error)}; make or copy it again"
@@ -148,7 +176,7 @@ def _from_folder(folder: Path, source: str) -> Any:
 
 def _from_hub(hub_id: str) -> Any:
     try:
-        return _autoencoder_kl().from_pretrained(hub_id, low_cpu_mem_usage=False)
+        return _autoencoder_kl().from_pretrained(hub_id, **_OPTIONS)
     except (OSError, ValueError) as error:
         raise UserError(
             f"there is no folder {hub_id}, and no VAE of that hub id could be fetched ({first_message(error)}); "

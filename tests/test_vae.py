@@ -1,12 +1,14 @@
 """The VAE: diffusers' layout in and out, bit for bit, and clear errors for what is no VAE."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from ray_dit.config import VAESizeConfig
+from ray_dit.core.latents import normalize, sample_moments
 from ray_dit.errors import NotFound, UserError
 from ray_dit.vae import VAE
 
@@ -108,10 +110,26 @@ def test_load_through_fsspec(vae: VAE) -> None:
     assert VAE.load("memory://vaes/small").files() == vae.files()
 
 
+class Payload:
+    """Code in a pickle: makes a folder when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
 def test_old_bin_weights_are_read_without_unpickling_code(vae: VAE, folder: Path) -> None:
     (folder / "diffusion_pytorch_model.safetensors").unlink()
     torch.save(vae.module.state_dict(), folder / "diffusion_pytorch_model.bin")
     assert VAE.load(str(folder)).files() == vae.files()
+    torch.save(
+        {**vae.module.state_dict(), "more": Payload(folder / "trap")}, folder / "diffusion_pytorch_model.bin"
+    )
+    with pytest.raises(UserError, match="can't be read"):
+        VAE.load(str(folder))
+    assert not (folder / "trap").exists()
 
 
 def test_errors_say_what_is_there(folder: Path, tmp_path: Path) -> None:
@@ -129,3 +147,18 @@ def test_errors_say_what_is_there(folder: Path, tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(UserError, match="can't be read"):
         VAE.load(str(folder))
+
+
+def test_fold_normalisation(vae: VAE, folder: Path, images: torch.Tensor) -> None:
+    shift, scale = (0.5, -1.0, 0.0, 2.0), (0.5, 2.0, 1.0, 0.18215)
+    folded = VAE.load(str(folder))
+    folded.fold_normalisation(shift, scale)
+    noise = torch.linspace(-2, 2, 2 * 4 * 4 * 4).reshape(2, 4, 4, 4)
+    with torch.no_grad():
+        before, after = (sample_moments(v.encode(images), noise) for v in (vae, folded))
+        torch.testing.assert_close(after, normalize(before, shift, scale))
+        torch.testing.assert_close(folded.decode(after), vae.decode(before))
+    module = folded.module
+    module.quant_conv = None
+    with pytest.raises(UserError, match="no 1x1 convolutions"):
+        VAE(module).fold_normalisation(0.0, 2.0)

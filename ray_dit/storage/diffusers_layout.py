@@ -59,12 +59,9 @@ def _qkv(block: int, kind: str) -> tuple[str, list[str]]:
 def to_diffusers(state_dict: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
     """Our weights under diffusers' names, no two tensors sharing memory; the position table is left out.
 
-    Raises UserError for a width of the MLP that diffusers' model can't have.
+    Raises UserError for a shape that diffusers' model can't have.
     """
-    if config.mlp_ratio != 4:
-        raise UserError(
-            f"diffusers' DiT has mlp_ratio 4, not {config.mlp_ratio:g}: export as official instead"
-        )
+    _check_exportable(config)
     theirs = {name: state_dict[ours] for ours, name in _renamed(config.depth)}
     embedders = {**state_dict, LABEL_TABLE: _padded_label_table(state_dict, config)}
     for block in range(config.depth):
@@ -76,6 +73,18 @@ def to_diffusers(state_dict: Mapping[str, Tensor], config: DiTConfig) -> dict[st
     return theirs
 
 
+def _check_exportable(config: DiTConfig) -> None:
+    if config.mlp_ratio != 4:
+        raise UserError(
+            f"diffusers' DiT has mlp_ratio 4, not {config.mlp_ratio:g}: export as official instead"
+        )
+    if config.num_classes > NUM_CLASSES:
+        raise UserError(
+            f"DiTPipeline takes label {NUM_CLASSES} for the null class, but this model has "
+            f"{config.num_classes} classes: export as official instead"
+        )
+
+
 def _padded_label_table(state_dict: Mapping[str, Tensor], config: DiTConfig) -> Tensor:
     """A label table with the null class where DiTPipeline looks for it: rows between repeat it.
 
@@ -83,7 +92,7 @@ def _padded_label_table(state_dict: Mapping[str, Tensor], config: DiTConfig) -> 
     """
     labels = state_dict.get(LABEL_TABLE, torch.zeros(0, config.hidden_size))
     classes, null = labels[: config.num_classes], labels[config.num_classes :]
-    rows = max(NUM_CLASSES, config.num_classes) + 1 - len(classes)
+    rows = NUM_CLASSES + 1 - len(classes)
     return torch.cat(
         [classes, null.expand(rows, -1) if len(null) else classes.new_zeros(rows, labels.shape[1])]
     )
@@ -100,7 +109,7 @@ def transformer_config(config: DiTConfig) -> dict[str, Any]:
         "num_layers": config.depth,
         "sample_size": config.input_size,
         "patch_size": config.patch_size,
-        "num_embeds_ada_norm": max(NUM_CLASSES, config.num_classes),
+        "num_embeds_ada_norm": NUM_CLASSES,
         "norm_elementwise_affine": False,
         "norm_eps": 1e-6,  # its default, 1e-5, is not what DiT was trained with
         **FIXED,

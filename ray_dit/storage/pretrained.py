@@ -23,6 +23,8 @@ from ray_dit.errors import NotFound, UserError, first_message
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.store import CHUNK, Store
 
+MODEL_STAGE = "model"
+"""What a model folder's job is called, whichever stage writes it."""
 CONFIG_KEY = "config.json"
 WEIGHTS_KEY = "model.safetensors"
 LABELS_KEY = "labels.json"

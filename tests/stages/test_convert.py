@@ -1,0 +1,448 @@
+"""Checkpoints in and out: bit for bit through every format, and a clear refusal of what is no DiT."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import ray_dit
+from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
+from ray_dit.core.dit import DiT
+from ray_dit.errors import Conflict, NotFound, UserError
+from ray_dit.stages.convert import ExportConfig, ImportConfig, export, import_checkpoint
+from ray_dit.storage.labels import Labels
+from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects, read_model
+from ray_dit.vae import VAE
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "dit_tiny"
+"""A tiny model with the published code's parameter names; see the README there."""
+
+
+@pytest.fixture(scope="module")
+def official() -> dict[str, Tensor]:
+    return load_file(GOLDEN / "weights.safetensors")
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VAE that halves its pictures."""
+    folder = tmp_path_factory.mktemp("vae")
+    for name, data in (
+        VAE.create(VAESizeConfig(block_out_channels=(4, 8), norm_num_groups=2), seed=1).files().items()
+    ):
+        (folder / name).write_bytes(data)
+    return folder
+
+
+def same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> bool:
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def imported(source: Path, output: Path, **fields: object) -> str:
+    import_checkpoint(ImportConfig(source=str(source), output=str(output), **{"num_heads": 4, **fields}))
+    return str(output)
+
+
+@pytest.fixture(scope="module")
+def model(official: dict[str, Tensor], vae: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny model, imported."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.save(official, folder / "tiny.pt")
+    return imported(folder / "tiny.pt", folder / "model", vae=str(vae))
+
+
+# --- official ---
+
+
+def test_recognises_the_shape(model: str) -> None:
+    expected = DiTConfig(**json.loads((GOLDEN / "config.json").read_text()))
+    config = read_model(model).config
+    assert config.model == expected
+    assert config.guidance_channels == 3 and config.latents == LatentsConfig(scale=0.18215, image_size=16)
+    assert "tiny.pt (sha256 " in config.origin
+
+
+def test_official_ours_official_is_bitwise(official: dict[str, Tensor], model: str, tmp_path: Path) -> None:
+    assert same(read_model(model).state_dict(), official)
+    where = export(ExportConfig(model=model, output=str(tmp_path / "back.pt"), format="official"))
+    assert same(torch.load(where, weights_only=True), official)
+
+
+def test_an_imported_model_makes_the_golden_output(model: str) -> None:
+    import numpy as np
+
+    with np.load(GOLDEN / "cases.npz") as cases:
+        x, t, y, expected = (torch.from_numpy(cases[key]) for key in ("x", "t", "y", "forward"))
+    output = ray_dit.load(model, device="cpu").model(x, t, y)
+    assert (output - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("wrapped", ["ema", "model", "module.", "half", "old format", "safetensors"])
+def test_every_way_weights_are_stored(
+    official: dict[str, Tensor], vae: Path, tmp_path: Path, wrapped: str
+) -> None:
+    other = {name: torch.zeros_like(value) for name, value in official.items()}
+    contents = {
+        "ema": {"model": other, "ema": official, "opt": {"state": {}}, "args": argparse.Namespace(lr=1e-4)},
+        "model": {"model": official, "args": {"lr": 1e-4}},
+        "module.": {f"module.{name}": value for name, value in official.items()},
+        "half": {name: value.half() for name, value in official.items()},
+    }
+    path = tmp_path / ("w.safetensors" if wrapped == "safetensors" else "w.pt")
+    if wrapped == "safetensors":
+        save_file(official, path)
+    else:
+        torch.save(
+            contents.get(wrapped, official), path, _use_new_zipfile_serialization=wrapped != "old format"
+        )
+    state = read_model(imported(path, tmp_path / "model", vae=str(vae))).state_dict()
+    expected = {n: v.half().float() for n, v in official.items()} if wrapped == "half" else official
+    assert same(state, expected)
+
+
+def test_presets_need_no_heads_and_1000_classes_are_imagenet(vae: Path, tmp_path: Path) -> None:
+    config = DiTConfig.preset("DiT-S/8", input_size=8)
+    torch.save(DiT(config).state_dict(), tmp_path / "DiT-XL-2-256x256.pt")
+    found = read_model(
+        imported(tmp_path / "DiT-XL-2-256x256.pt", tmp_path / "m", vae=str(vae), num_heads=None)
+    )
+    assert found.config.model == config
+    assert found.labels == Labels.imagenet() and found.labels.resolve("golden retriever") == 207
+    assert found.config.licence == "CC-BY-NC-4.0"
+    assert "license: cc-by-nc-4.0" in (tmp_path / "m" / "README.md").read_text()
+
+
+def test_class_names(official: dict[str, Tensor], vae: Path, tmp_path: Path) -> None:
+    torch.save(official, tmp_path / "w.pt")
+    (tmp_path / "names.txt").write_text("\n".join("abcdefghij") + "\n")
+    by_name = imported(tmp_path / "w.pt", tmp_path / "m", vae=str(vae), labels=str(tmp_path / "names.txt"))
+    assert read_model(by_name).labels.resolve("c") == 2
+    unnamed = imported(tmp_path / "w.pt", tmp_path / "n", vae=str(vae))
+    assert read_model(unnamed).labels == Labels.numbered(10)
+    (tmp_path / "eleven.json").write_bytes(Labels(tuple("abcdefghijk")).to_json())
+    all_classes = imported(
+        tmp_path / "w.pt", tmp_path / "o", vae=str(vae), labels=str(tmp_path / "eleven.json")
+    )
+    assert read_model(all_classes).config.model.class_dropout_prob == 0, (
+        "eleven names leave no row for a null class"
+    )
+    with pytest.raises(UserError, match="imagenet names 1000 classes, but w.pt has 10"):
+        imported(tmp_path / "w.pt", tmp_path / "p", vae=str(vae), labels="imagenet")
+
+
+def test_a_vae_by_hub_id_is_fetched_when_needed(official: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save(official, tmp_path / "w.pt")
+    folder = read_model(imported(tmp_path / "w.pt", tmp_path / "m"))
+    assert folder.vae_uri == "stabilityai/sd-vae-ft-ema"
+    assert not (tmp_path / "m" / "vae").exists()
+    assert folder.config.latents.image_size == 64
+
+
+def test_importing_again_redoes_nothing_and_another_source_is_refused(
+    official: dict[str, Tensor], vae: Path, tmp_path: Path
+) -> None:
+    torch.save(official, tmp_path / "w.pt")
+    output = imported(tmp_path / "w.pt", tmp_path / "m", vae=str(vae))
+    before = {path: path.stat().st_mtime_ns for path in Path(output).rglob("*")}
+    imported(tmp_path / "w.pt", tmp_path / "m", vae=str(vae))
+    assert {path: path.stat().st_mtime_ns for path in Path(output).rglob("*")} == before
+    torch.save({name: value + 1 for name, value in official.items()}, tmp_path / "w.pt")
+    with pytest.raises(Conflict, match="inputs.source"):
+        imported(tmp_path / "w.pt", tmp_path / "m", vae=str(vae))
+
+
+class Payload:
+    """Code in a pickle: makes a folder when it is loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_a_pickle_with_code_is_refused_by_name_and_not_run(
+    official: dict[str, Tensor], tmp_path: Path
+) -> None:
+    torch.save({"ema": official, "args": Payload(tmp_path / "trap")}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"w.pt holds code, not only weights \(posix.mkdir\)"):
+        imported(tmp_path / "w.pt", tmp_path / "m")
+    assert not (tmp_path / "trap").exists() and not (tmp_path / "m").exists()
+
+
+def test_what_is_no_dit_is_refused(official: dict[str, Tensor], tmp_path: Path) -> None:
+    def refusal(weights: object, **fields: object) -> str:
+        torch.save(weights, tmp_path / "w.pt")
+        with pytest.raises(UserError) as caught:
+            imported(tmp_path / "w.pt", tmp_path / "m", **fields)
+        assert "w.pt" in str(caught.value) and not (tmp_path / "m").exists(), (
+            "a refused source must leave nothing"
+        )
+        return str(caught.value)
+
+    without = {name: value for name, value in official.items() if not name.startswith("blocks.1.mlp")}
+    assert "missing: blocks.1.mlp.fc1.weight, blocks.1.mlp.fc1.bias" in refusal(without)
+    assert "unexpected: extra" in refusal({**official, "extra": torch.zeros(1)})
+    bent = {**official, "blocks.2.attn.proj.weight": torch.zeros(3, 64)}
+    assert "blocks.2.attn.proj.weight is 3x64 instead of 64x64" in refusal(bent)
+    assert "of no DiT (missing: x_embedder.proj.weight)" in refusal({"weight": torch.zeros(1)})
+    assert "pos_embed has shape (16, 64)" in refusal({**official, "pos_embed": torch.zeros(16, 64)})
+    assert "not a multiple of num_heads 7" in refusal(official, num_heads=7)
+    assert "give it with --num-heads" in refusal(official, num_heads=None)
+    assert "holds no weights" in refusal({"epoch": 3})
+    assert "diffusers' parameter names" in refusal({"pos_embed.proj.weight": torch.zeros(1)})
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, model: str) -> None:
+    for content in (b"", b"garbage", b"PK\x03\x04garbage"):
+        (tmp_path / "w.pt").write_bytes(content)
+        with pytest.raises(UserError, match="w.pt is no torch checkpoint"):
+            imported(tmp_path / "w.pt", tmp_path / "m")
+    with pytest.raises(NotFound, match="gone.pt"):
+        imported(tmp_path / "gone.pt", tmp_path / "m")
+    with pytest.raises(NotFound, match="no checkpoint at .*nowhere"):
+        imported(tmp_path / "nowhere", tmp_path / "m")
+    with pytest.raises(UserError, match="not a DiT"):
+        imported(Path(model), tmp_path / "m")
+
+
+# --- diffusers ---
+
+
+@pytest.fixture(scope="module")
+def trained(vae: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model as `train` leaves it: few classes, names, a normalisation a channel, guidance on all channels."""
+    config = ModelConfig(
+        model=DiTConfig(input_size=4, hidden_size=32, depth=2, num_heads=2, num_classes=3),
+        latents=LatentsConfig(shift=(0.1, 0.2, 0.3, 0.4), scale=(0.5, 1.0, 2.0, 0.25), image_size=8),
+        sampler=SamplerConfig(num_inference_steps=5),
+        origin="a test",
+    )
+    dit = DiT(config.model, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in dit.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+    folder = tmp_path_factory.mktemp("trained")
+    files = VAE.load(str(vae)).files()
+    for key, data in model_objects(
+        config, dit.state_dict(), Labels(("cat", "dog, hound", "cow")), files, ""
+    ).items():
+        (folder / key).parent.mkdir(exist_ok=True)
+        (folder / key).write_bytes(data)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def exported(trained: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(
+        export(ExportConfig(model=trained, output=str(tmp_path_factory.mktemp("exported") / "pipeline")))
+    )
+
+
+def test_ours_diffusers_ours_is_bitwise(trained: str, exported: Path, tmp_path: Path) -> None:
+    before, after = read_model(trained), read_model(imported(exported, tmp_path / "back"))
+    assert same(after.state_dict(), before.state_dict())
+    assert after.labels == before.labels
+    # shift and scale went into the VAE; everything else is as it was
+    neutral = before.config.latents.model_copy(update={"shift": 0.0, "scale": 1.0})
+    assert after.config == before.config.model_copy(update={"latents": neutral})
+    pictures = [ray_dit.load(uri)(labels=["cat", 1], seed=3) for uri in (trained, str(tmp_path / "back"))]
+    ours, theirs = (
+        torch.stack([torch.tensor(list(image.tobytes())) for image in images]) for images in pictures
+    )
+    assert (ours - theirs).abs().max() <= 1 and ours.float().std() > 1
+
+
+def test_official_through_diffusers_is_bitwise(
+    model: str, official: dict[str, Tensor], tmp_path: Path
+) -> None:
+    export(ExportConfig(model=model, output=str(tmp_path / "pipeline")))
+    back = imported(tmp_path / "pipeline", tmp_path / "back")
+    assert same(read_model(back).state_dict(), official)
+    assert read_model(back).config == read_model(model).config
+    assert (tmp_path / "back" / "model.safetensors").read_bytes() == Path(
+        model, "model.safetensors"
+    ).read_bytes()
+    assert VAE.load(back).module.config.scaling_factor == 0.18215
+
+
+def test_exporting_again_changes_nothing(trained: str, exported: Path) -> None:
+    before = {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()}
+    export(ExportConfig(model=trained, output=str(exported)))
+    assert {path: path.read_bytes() for path in exported.rglob("*") if path.is_file()} == before
+    assert {path.name for path in exported.iterdir()} == {
+        "model_index.json", "ray_dit.json", "scheduler", "transformer", "vae",
+    }  # fmt: skip
+
+
+def test_dit_pipeline_loads_and_runs(exported: Path) -> None:
+    from diffusers import DiTPipeline
+
+    pipe = DiTPipeline.from_pretrained(exported, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.get_label_ids(["hound"]) == [1]
+    generator = torch.Generator().manual_seed(0)
+    guided = pipe(
+        [0, 1], guidance_scale=4.0, num_inference_steps=3, generator=generator, output_type="np"
+    ).images
+    assert guided.shape == (2, 8, 8, 3)
+    plain = pipe(
+        [0, 1],
+        guidance_scale=1.0,
+        num_inference_steps=3,
+        generator=generator.manual_seed(0),
+        output_type="np",
+    )
+    assert abs(guided - plain.images).max() > 1e-4, "guidance must find the null class"
+
+
+def test_dit_pipeline_makes_our_pictures(trained: str, exported: Path) -> None:
+    """The same noise, steps and guidance give nearly the same pictures: names, padding, scheduler and VAE are right."""
+    from diffusers import DiTPipeline
+
+    theirs = DiTPipeline.from_pretrained(exported, local_files_only=True)
+    theirs.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    images = theirs(
+        [0, 2], guidance_scale=2.0, num_inference_steps=5, generator=generator, output_type="pt"
+    ).images
+    x = torch.randn(2, 4, 4, 4, generator=generator.manual_seed(0))
+    ours = ray_dit.load(trained)
+    sampler = SamplerConfig(name="ddim", num_inference_steps=5, spacing="leading", guidance_scale=2.0)
+    from ray_dit.core.sampling import TableBank, init_rows, sample
+
+    rows = init_rows(
+        ours.latent_shape,
+        labels=torch.tensor([0, 2]),
+        sample_id=torch.arange(2),
+        seed=torch.zeros(2, dtype=torch.int64),
+        guidance_scale=torch.full((2,), 2.0),
+        table=torch.zeros(2, dtype=torch.int64),
+        noise=lambda *_: x,
+    )
+    latents = sample(ours.guided_model, rows, TableBank([ours.table(sampler)]))
+    expected = torch.from_numpy(ours.decode(latents)).permute(0, 3, 1, 2) / 255
+    assert (images - expected).abs().max() < 0.02
+    assert expected.std() > 0.01
+
+
+def deviation(transformer: torch.nn.Module, ours: DiT, x: Tensor, t: Tensor, y: Tensor) -> float:
+    """Largest difference of diffusers' output from ours, relative to our largest value."""
+    with torch.no_grad():
+        expected, output = ours(x, t, y), transformer(x, t, y).sample
+    return float((output - expected).abs().max() / expected.abs().max())
+
+
+def test_known_deviation_of_diffusers_model(model: str, tmp_path: Path) -> None:
+    """What docs/checkpoints.md says of it: time frequencies to /127, and the norm's eps unless we set it."""
+    import numpy as np
+    from diffusers import DiTTransformer2DModel
+    from diffusers.models.embeddings import Timesteps
+
+    where = Path(export(ExportConfig(model=model, output=str(tmp_path / "p")))) / "transformer"
+    theirs = DiTTransformer2DModel.from_pretrained(where, local_files_only=True, low_cpu_mem_usage=False)
+    as_published = DiTTransformer2DModel.from_pretrained(
+        where, local_files_only=True, low_cpu_mem_usage=False, norm_eps=1e-5
+    )
+    ours = ray_dit.load(model).model
+    with np.load(GOLDEN / "cases.npz") as cases:
+        x, t, y = (torch.from_numpy(cases[key]) for key in ("x", "t", "y"))
+    from_frequencies = deviation(theirs, ours, x, t, y)
+    for each in (theirs, as_published):
+        for block in each.transformer_blocks:
+            block.norm1.emb.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+    none, from_eps = deviation(theirs, ours, x, t, y), deviation(as_published, ours, x, t, y)
+    print(f"deviation: frequencies {from_frequencies:.3g}, norm eps {from_eps:.3g}, neither {none:.3g}")
+    assert none <= 2e-6, "with /128 and our eps it is the same network"
+    assert none < from_eps < 1e-5
+    assert 0.01 < from_frequencies < 0.2
+
+
+def test_a_folder_as_diffusers_made_it(official: dict[str, Tensor], tmp_path: Path) -> None:
+    """Without our side file: 1,000 classes, old class name, .bin weights."""
+    from diffusers import DiTTransformer2DModel
+
+    torch.manual_seed(0)
+    theirs = DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        sample_size=4,
+        patch_size=2,
+        out_channels=8,
+    )
+    blocks = theirs.transformer_blocks
+    for block in blocks[1:]:
+        block.norm1.emb.load_state_dict(blocks[0].norm1.emb.state_dict())
+    theirs.save_pretrained(tmp_path / "new")
+    found = read_model(imported(tmp_path / "new", tmp_path / "m", labels="imagenet"))
+    assert found.config.model == DiTConfig(input_size=4, hidden_size=32, depth=2, num_heads=2)
+    state = found.state_dict()
+    assert torch.equal(state["blocks.1.attn.qkv.weight"][32:64], blocks[1].attn1.to_k.weight)
+    assert torch.equal(state["pos_embed"], DiT(found.config.model).pos_embed)
+
+    (tmp_path / "old").mkdir()
+    settings = json.loads((tmp_path / "new" / "config.json").read_text())
+    (tmp_path / "old" / "config.json").write_text(
+        json.dumps({**settings, "_class_name": "Transformer2DModel"})
+    )
+    torch.save(theirs.state_dict(), tmp_path / "old" / "diffusion_pytorch_model.bin")
+    assert same(read_model(imported(tmp_path / "old", tmp_path / "n")).state_dict(), state)
+
+    with torch.no_grad():
+        blocks[1].norm1.emb.timestep_embedder.linear_1.bias += 1
+    theirs.save_pretrained(tmp_path / "drifted")
+    with pytest.raises(UserError, match="different embedders .*linear_1.bias of block 1"):
+        imported(tmp_path / "drifted", tmp_path / "o")
+    (tmp_path / "new" / "config.json").write_text(json.dumps({**settings, "norm_type": "layer_norm"}))
+    with pytest.raises(UserError, match="no DiT .norm_type is 'layer_norm'"):
+        imported(tmp_path / "new", tmp_path / "o")
+
+
+def test_models_without_classes_or_null_class_go_through_diffusers(vae: Path, tmp_path: Path) -> None:
+    for name, fields in {
+        "unlabelled": {"num_classes": 0},
+        "undropped": {"num_classes": 3, "class_dropout_prob": 0.0},
+    }.items():
+        config = ModelConfig(
+            model=DiTConfig(input_size=4, hidden_size=32, depth=1, num_heads=2, **fields),
+            latents=LatentsConfig(image_size=8),
+        )
+        state = DiT(config.model, generator=torch.Generator().manual_seed(0)).state_dict()
+        objects = model_objects(
+            config, state, Labels.numbered(config.model.num_classes), VAE.load(str(vae)).files(), ""
+        )
+        for key, data in objects.items():
+            (tmp_path / name / key).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / key).write_bytes(data)
+        where = export(ExportConfig(model=str(tmp_path / name), output=str(tmp_path / f"{name}-pipeline")))
+        back = read_model(imported(Path(where), tmp_path / f"{name}-back"))
+        assert back.config == config and same(back.state_dict(), state)
+
+
+def test_what_diffusers_can_not_hold_is_refused(vae: Path, tmp_path: Path) -> None:
+    for number, (fields, message) in enumerate(
+        [({"mlp_ratio": 2.0}, "mlp_ratio 4, not 2"), ({"num_classes": 1001}, "1001 classes")]
+    ):
+        config = ModelConfig(model=DiTConfig(input_size=4, hidden_size=32, depth=1, num_heads=2, **fields))
+        objects = model_objects(
+            config,
+            DiT(config.model).state_dict(),
+            Labels.numbered(config.model.num_classes),
+            VAE.load(str(vae)).files(),
+            "",
+        )
+        for key, data in objects.items():
+            (tmp_path / str(number) / key).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / str(number) / key).write_bytes(data)
+        with pytest.raises(UserError, match=message):
+            export(ExportConfig(model=str(tmp_path / str(number)), output=str(tmp_path / "out")))
+    with pytest.raises(UserError, match=r"does not end in \.pt"):
+        export(ExportConfig(model=str(tmp_path / "0"), output=str(tmp_path / "out"), format="official"))
