@@ -1,0 +1,118 @@
+"""Settings of the image endpoint: what is served, where, on how many replicas, and what a client may ask for.
+
+Frozen pydantic models as in ray_dit.config; imports neither torch nor ray. Each limit says what it counts: a replica of
+the API, a replica of a model's engine, or everything.
+"""
+
+from pathlib import PurePosixPath
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from ray_dit.config import Config, NonNegativeInt, PositiveInt
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class EngineConfig(Config):
+    """One engine: the rows it keeps and the requests it takes. All counts are per replica of a model."""
+
+    max_step_rows: PositiveInt = 128
+    """Most rows of one call of the network, unconditional ones among them; a profile at the start may lower it."""
+    profile_seconds: Annotated[float, Field(ge=0)] = 10.0
+    """Most time for that profile; 0 leaves it out."""
+    slots: PositiveInt = 256
+    """Images on their way at once: what bounds the engine's memory."""
+    max_queued: NonNegativeInt = 256
+    """Requests that may wait for a slot; further ones are answered 429."""
+    decode_batch: PositiveInt = 8
+    """Images the VAE decodes at once."""
+
+
+class LimitsConfig(Config):
+    """What one request and one key may ask for. Rates and counts are per replica of the API (one by default)."""
+
+    max_images: Annotated[int, Field(gt=0, le=10)] = 10
+    """Images a request."""
+    max_inference_steps: Annotated[int, Field(gt=0, le=1000)] = 250
+    """Denoising steps an image."""
+    max_total_steps: PositiveInt = 2500
+    """Images times steps of a request."""
+    max_partial_images: Annotated[int, Field(ge=0, le=50)] = 10
+    """Previews an image; OpenAI's clients know up to 3."""
+    max_body_bytes: PositiveInt = 64 * 1024
+    """Length of a request's body."""
+    body_seconds: Seconds = 10.0
+    """Time for a body to arrive."""
+    request_seconds: Seconds = 300.0
+    """Time for a request in all; what is not done then is answered 504."""
+    requests_per_minute: PositiveInt = 600
+    """Requests for images a key and minute, in bursts of up to a tenth of it (at least 10)."""
+    max_concurrent: PositiveInt = 64
+    """Requests for images of a key at once."""
+
+
+class ApiConfig(Config):
+    """The HTTP side: who may ask, for what, under which names of the host."""
+
+    limits: LimitsConfig = LimitsConfig()
+    keys_file: str | None = None
+    """File of API keys, a line `name:sha256-of-the-key` each; the variable RAY_DIT_API_KEYS may hold such lines too.
+    Without any key everyone who reaches the port may ask."""
+    allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
+    """Host names a request may be addressed to (against DNS rebinding); * allows any."""
+
+
+class ServeConfig(Config):
+    """`ray-dit serve`: models behind an HTTP API compatible with OpenAI's images API, and a page."""
+
+    PLACEMENT: ClassVar[frozenset[str]] = frozenset()
+
+    model: tuple[str, ...]
+    """Model folders, each a path or fsspec URI, or NAME=URI; the first is the default."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 lets other machines in: set API keys then, and allowed_hosts."""
+    port: Annotated[int, Field(gt=0, lt=65536)] = 8000
+    address: str = "local"
+    """local: a private Ray on this machine; auto or host:port: the cluster that is there."""
+    num_cpus: PositiveInt | None = None
+    """Logical CPUs of a private Ray; by default this machine's, at least 4."""
+    use_gpu: bool = False
+    """Give each replica of a model a GPU."""
+    threads: PositiveInt = 1
+    """torch threads a replica, without a GPU."""
+    replicas: PositiveInt = 1
+    """Replicas of each model, at least."""
+    max_replicas: PositiveInt | None = None
+    """Replicas of each model, at most: autoscaling between the two; by default as many as ``replicas``."""
+    rows_per_replica: PositiveInt = 64
+    """Autoscaling aims at so many images, on their way and waiting, a replica."""
+    api_replicas: PositiveInt = 1
+    """Replicas of the HTTP API; with more than one, each counts rates and concurrency of keys for itself."""
+    drain_seconds: Seconds = 300.0
+    """How long a replica that is to stop may finish its requests."""
+    engine: EngineConfig = EngineConfig()
+    api: ApiConfig = ApiConfig()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ServeConfig":
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is less than replicas {self.replicas}")
+        names = [name for name, _ in self.models()]
+        if not names:
+            raise ValueError("give at least one model")
+        if len(set(names)) < len(names):
+            raise ValueError(f"two models have the same name ({', '.join(names)}); name them: NAME=URI")
+        return self
+
+    def models(self) -> list[tuple[str, str]]:
+        """Name and URI of each model; a URI without a name is called by its last part."""
+        return [_named(model) for model in self.model]
+
+
+def _named(model: str) -> tuple[str, str]:
+    name, equals, uri = model.partition("=")
+    if equals and "/" not in name and ":" not in name:
+        return name, uri
+    return PurePosixPath(model.split("?")[0].rstrip("/")).name or model, model

@@ -1,0 +1,49 @@
+"""A model without weights: as fast as a step is told to be, its images a function of latents, label and seed."""
+
+import threading
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ray_dit.config import DiffusionConfig, SamplerConfig
+from ray_dit.core.diffusion import linear_schedule
+from ray_dit.core.guidance import GuidedModel
+from ray_dit.core.samplers import SamplerTable, make_table
+
+NUM_CLASSES = 10
+
+
+class FakeModel:
+    """A step of r rows takes a + b·r seconds; ``calls`` lists the labels of each call. ``broken`` makes calls fail."""
+
+    latent_shape = (4, 2, 2)
+    device = torch.device("cpu")
+
+    def __init__(self, *, a: float = 0.0, b: float = 0.0, decode_seconds: float = 0.0) -> None:
+        self.a, self.b, self.decode_seconds = a, b, decode_seconds
+        self.calls: list[list[int]] = []
+        self.broken: Exception | None = None
+        self.gate = threading.Event()  # cleared, calls wait: a test decides what is there when they go on
+        self.gate.set()
+        self.guided_model = GuidedModel(self._network, NUM_CLASSES)
+
+    def _network(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        self.gate.wait(10)
+        if self.broken is not None:
+            raise self.broken
+        self.calls.append(y.tolist())
+        if self.a or self.b:
+            time.sleep(self.a + self.b * len(x))
+        eps = 0.9 * x + 0.01 * y[:, None, None, None] + 1e-4 * t[:, None, None, None]
+        return torch.cat((eps, torch.zeros_like(eps)), dim=1)
+
+    def table(self, sampler: SamplerConfig) -> SamplerTable:
+        return make_table(sampler, linear_schedule(DiffusionConfig()), learn_sigma=True)
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        if self.decode_seconds:
+            time.sleep(self.decode_seconds)
+        values = (latents[:, :3] * 20 + 128).clamp(0, 255).to(torch.uint8)
+        return np.ascontiguousarray(values.permute(0, 2, 3, 1).numpy())

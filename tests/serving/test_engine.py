@@ -1,0 +1,299 @@
+"""The engine with fake models: sharing, joining, cancelling, deadlines, failures."""
+
+import queue
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from fakes import NUM_CLASSES, FakeModel
+
+from ray_dit.config import SamplerConfig
+from ray_dit.core.sampling import TableBank, init_rows, sample
+from ray_dit.serving.engine import (
+    Closed,
+    Done,
+    Engine,
+    Event,
+    Failed,
+    Job,
+    Observer,
+    Picture,
+    Preview,
+    QueueFull,
+    preview_steps,
+)
+from ray_dit.serving.settings import EngineConfig
+
+QUICK = EngineConfig(profile_seconds=0)
+
+
+class Client:
+    """Collects the events of a request."""
+
+    def __init__(self, engine: Engine, job: Job) -> None:
+        self.events: list[Event] = []
+        self.ended_at = 0.0
+        self._ended = threading.Event()
+        self.started_at = time.monotonic()
+        self.request = engine.submit(job, self._on_event)
+
+    def _on_event(self, event: Event) -> None:
+        self.events.append(event)
+        if isinstance(event, Done | Failed):
+            self.ended_at = time.monotonic()
+            self._ended.set()
+
+    def wait(self) -> "Client":
+        assert self._ended.wait(20), "the request never ended"
+        return self
+
+    @property
+    def last(self) -> Event:
+        return self.wait().events[-1]
+
+    @property
+    def seconds(self) -> float:
+        return self.wait().ended_at - self.started_at
+
+    def pictures(self) -> dict[int, np.ndarray]:
+        self.wait()
+        return {event.index: event.pixels for event in self.events if isinstance(event, Picture)}
+
+
+@pytest.fixture
+def make_engine():
+    engines: list[Engine] = []
+
+    def make(model: FakeModel, config: EngineConfig = QUICK, observer: Observer | None = None) -> Engine:
+        engines.append(Engine(model, config, observer))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.model.gate.set()  # type: ignore[attr-defined]
+        engine.close()
+
+
+def job(labels=(1,), steps=5, scale=3.0, name="ddim", seed=7, **fields) -> Job:
+    sampler = SamplerConfig(name=name, num_inference_steps=steps, guidance_scale=scale)
+    return Job(labels=tuple(labels), sampler=sampler, seed=seed, **fields)
+
+
+def expected(model: FakeModel, asked: Job) -> np.ndarray:
+    """The images by core.sampling alone."""
+    rows = init_rows(
+        model.latent_shape,
+        labels=torch.tensor(asked.labels),
+        sample_id=torch.arange(len(asked.labels)),
+        seed=asked.seed,
+        guidance_scale=asked.sampler.guidance_scale,
+    )
+    return model.decode(sample(model.guided_model, rows, TableBank([model.table(asked.sampler)])))
+
+
+def test_images_are_those_of_bulk_sampling_in_any_mixture(make_engine):
+    model = FakeModel()
+    engine = make_engine(model, EngineConfig(profile_seconds=0, max_step_rows=7, slots=5, decode_batch=3))
+    rng = np.random.default_rng(0)
+    jobs = [
+        job(
+            rng.integers(0, NUM_CLASSES, rng.integers(1, 6)).tolist(),
+            steps=int(rng.integers(1, 15)),
+            scale=float(rng.choice([1.0, 2.0, 4.5])),
+            name=str(rng.choice(["ddpm", "ddim", "dpmpp", "unipc"])),
+            seed=int(rng.integers(0, 2**62)),
+        )
+        for _ in range(30)
+    ]
+    clients = [Client(engine, asked) for asked in jobs]
+    for client, asked in zip(clients, jobs, strict=True):
+        assert isinstance(client.last, Done)
+        got, want = client.pictures(), expected(FakeModel(), asked)
+        assert sorted(got) == list(range(len(asked.labels)))
+        for index, pixels in got.items():
+            assert np.abs(pixels.astype(int) - want[index].astype(int)).max() <= 1
+    assert max(map(len, model.calls)) <= 7
+    assert min(map(len, model.calls[:-20])) > 2  # they did share calls
+
+
+def test_one_call_holds_requests_of_other_steps_and_scales(make_engine):
+    model = FakeModel()
+    model.gate.clear()
+    engine = make_engine(model)
+    first = Client(engine, job([1, 1], steps=9))
+    second = Client(engine, job([2], steps=3, scale=1.0, name="ddpm"))
+    time.sleep(0.05)
+    model.gate.set()
+    first.wait(), second.wait()
+    together = [call for call in model.calls if {1, 2} <= set(call)]
+    assert len(together) == 3
+    assert sorted(together[0]) == [1, 1, 2, NUM_CLASSES, NUM_CLASSES]
+
+
+def test_a_short_request_is_not_held_up_by_a_long_one(make_engine):
+    model = FakeModel(a=0.002, b=0.002)  # a CPU's curve: rows cost
+    engine = make_engine(model, EngineConfig(profile_seconds=5, max_step_rows=64))
+    alone = Client(engine, job([1], steps=20)).seconds
+    long = Client(engine, job([2] * 10, steps=250))
+    time.sleep(0.1)
+    met = Client(engine, job([1], steps=20)).seconds
+    assert met <= 3 * alone
+    long.request.cancel()
+    assert long.last == Failed("cancelled")
+
+
+def test_shares_are_by_request_when_rows_are_scarce(make_engine):
+    model = FakeModel(a=0.001)
+    engine = make_engine(model, EngineConfig(profile_seconds=0, max_step_rows=4))
+    long = Client(engine, job([2] * 10, steps=100))
+    time.sleep(0.03)
+    before = len(model.calls)
+    Client(engine, job([1], steps=10)).wait()
+    during = model.calls[before:]
+    assert len(during) <= 10 + 3  # one row in two of each call is enough for it to go at full speed
+    long.request.cancel()
+
+
+def test_waiting_requests_enter_as_slots_free(make_engine):
+    model = FakeModel()
+    engine = make_engine(model, EngineConfig(profile_seconds=0, slots=2))
+    clients = [Client(engine, job([1, 2, 3], steps=3)) for _ in range(4)]
+    assert all(isinstance(client.last, Done) for client in clients)
+    assert max(map(len, model.calls)) <= 4  # two images, guided
+
+
+def test_a_full_queue_says_when_to_come_again(make_engine):
+    model = FakeModel()
+    model.gate.clear()
+    engine = make_engine(model, EngineConfig(profile_seconds=0, slots=1, max_queued=1))
+    Client(engine, job())
+    _until(lambda: engine.load().running == 1)
+    Client(engine, job())
+    with pytest.raises(QueueFull) as caught:
+        Client(engine, job())
+    assert 1 <= caught.value.retry_after <= 120
+
+
+def test_cancel_frees_the_slots_within_one_step(make_engine):
+    model = FakeModel(a=0.005)
+    engine = make_engine(model)
+    clients = [Client(engine, job([i], steps=200, scale=1.0)) for i in range(8)]
+    _until(lambda: model.calls and len(model.calls[-1]) == 8)
+    for client in clients[::2]:
+        client.request.cancel()
+    at = len(model.calls)
+    _until(lambda: len(model.calls) >= at + 3)
+    assert len(model.calls[at + 2]) == 4
+    assert engine.load().images == 4
+    assert all(client.last == Failed("cancelled") for client in clients[::2])
+    for client in clients[1::2]:
+        client.request.cancel()
+
+
+def test_a_deadline_ends_running_and_waiting_requests(make_engine):
+    model = FakeModel(a=0.01)
+    engine = make_engine(model, EngineConfig(profile_seconds=0, slots=1))
+    running = Client(engine, job(steps=200, seconds=0.1))
+    waiting = Client(engine, job(steps=200, seconds=0.05))
+    assert running.last == Failed("deadline") and running.seconds < 0.5
+    assert waiting.last == Failed("deadline") and waiting.seconds < 0.5
+    assert engine.load().images == 0
+
+
+def test_previews_lead_to_the_image(make_engine):
+    engine = make_engine(FakeModel(a=0.01))
+    client = Client(engine, job([1, 2], steps=12, previews=3)).wait()
+    for index in (0, 1):
+        mine = [e for e in client.events if isinstance(e, Preview | Picture) and e.index == index]
+        assert [e.step for e in mine if isinstance(e, Preview)] == [3, 6, 9]
+        assert isinstance(mine[-1], Picture)
+
+
+def test_preview_steps_are_spread_and_never_the_last():
+    assert preview_steps(12, 3) == {3, 6, 9}
+    assert preview_steps(2, 10) <= {1}
+    assert preview_steps(1, 3) == frozenset()
+    assert preview_steps(50, 0) == frozenset()
+
+
+def test_slow_decoding_does_not_stall_denoising(make_engine):
+    model = FakeModel(a=0.002, decode_seconds=0.2)
+    engine = make_engine(model, EngineConfig(profile_seconds=0, decode_batch=1))
+    first = Client(engine, job([1], steps=2))
+    second = Client(engine, job([2], steps=60))
+    first.wait()
+    assert len(model.calls) > 15  # second went on during the decoding of first
+    second.wait()
+
+
+def test_a_failing_step_fails_its_requests_and_the_engine_goes_on(make_engine):
+    model = FakeModel()
+    engine = make_engine(model)
+    model.broken = RuntimeError("kernel trouble")
+    assert Client(engine, job()).last == Failed("internal")
+    model.broken = None
+    assert isinstance(Client(engine, job()).last, Done)
+    assert engine.healthy
+    model.broken = RuntimeError("gone for good")
+    for _ in range(3):
+        Client(engine, job()).wait()
+    assert not engine.healthy
+
+
+def test_out_of_memory_makes_steps_smaller(make_engine):
+    model = FakeModel()
+    whole = model.guided_model.network
+
+    def limited(x, t, y):
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("too many rows")
+        return whole(x, t, y)
+
+    object.__setattr__(model.guided_model, "network", limited)
+    engine = make_engine(model)
+    assert isinstance(Client(engine, job([1] * 10)).last, Done)
+    assert engine.max_step_rows <= 8 and max(map(len, model.calls)) <= 4
+
+
+def test_close_drains_or_fails(make_engine):
+    model = FakeModel(a=0.002)
+    draining = make_engine(model)
+    client = Client(draining, job(steps=20))
+    draining.close(drain=True)
+    assert isinstance(client.last, Done)
+    with pytest.raises(Closed):
+        Client(draining, job())
+    stopping = make_engine(FakeModel(a=0.01))
+    client = Client(stopping, job(steps=200))
+    stopping.close()
+    assert client.last == Failed("closed")
+
+
+def test_an_observer_sees_steps_previews_and_ends(make_engine):
+    seen: queue.Queue[tuple[str, object]] = queue.Queue()
+
+    class Watching(Observer):
+        def stepped(self, rows, seconds):
+            seen.put(("step", rows))
+
+        def previewed(self, seconds):
+            seen.put(("first", seconds > 0))
+
+        def ended(self, outcome, seconds):
+            seen.put(("end", outcome))
+
+    engine = make_engine(FakeModel(a=0.005), observer=Watching())
+    Client(engine, job([1], steps=4, previews=1)).wait()
+    _until(lambda: ("end", "done") in seen.queue)
+    events = list(seen.queue)
+    assert [value for kind, value in events if kind == "step"] == [2] * 4
+    assert events.count(("first", True)) == 1
+
+
+def _until(condition, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.002)
