@@ -1,8 +1,11 @@
 """Checkpoints in and out: bit for bit through every format, and a clear refusal of what is no DiT."""
 
 import argparse
+import functools
 import json
 import os
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -154,6 +157,21 @@ def test_importing_again_redoes_nothing_and_another_source_is_refused(
     torch.save({name: value + 1 for name, value in official.items()}, tmp_path / "w.pt")
     with pytest.raises(Conflict, match="inputs.source"):
         imported(tmp_path / "w.pt", tmp_path / "m", vae=str(vae))
+
+
+def test_a_url_is_fetched(official: dict[str, Tensor], vae: Path, tmp_path: Path) -> None:
+    torch.save(official, tmp_path / "w.pt")
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = f"http://127.0.0.1:{server.server_port}"
+        import_checkpoint(
+            ImportConfig(source=f"{host}/w.pt", output=str(tmp_path / "m"), vae=str(vae), num_heads=4)
+        )
+        with pytest.raises(NotFound, match="gone.pt"):
+            import_checkpoint(ImportConfig(source=f"{host}/gone.pt", output=str(tmp_path / "n")))
+        server.shutdown()
+    assert same(read_model(str(tmp_path / "m")).state_dict(), official)
 
 
 class Payload:
