@@ -1,0 +1,158 @@
+"""The pictures an evaluation reads, and which of them each of its figures uses: a function of the configuration.
+
+Real pictures come from the image folder, generated ones from the dataset's shards; knows no classifier and no metric.
+"""
+
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from ray_dit.config import EvaluateConfig
+from ray_dit.core.order import order
+from ray_dit.errors import UserError
+from ray_dit.stages.images import FORMATS, ImagePlan, load_images
+from ray_dit.storage.job import manifest_objects
+from ray_dit.storage.shards import read_image_shard
+from ray_dit.storage.store import Store
+
+REAL_PIECE = 1000
+"""Real pictures a piece; generated ones come by the shard."""
+JUDGE, ON_GENERATED, ON_REAL = "judge", "cas_generated", "cas_real"
+"""The classifiers: on all real training pictures; on generated ones; on as many real ones."""
+SUBSET_EPOCH = 0
+
+Pictures = tuple[NDArray[np.uint8], NDArray[np.int64]]
+"""Pictures uint8 [N, S, S, 3] and their labels."""
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """Where the pictures are and which of them each figure uses, all of it a function of the configuration."""
+
+    config: EvaluateConfig
+    plan: ImagePlan
+    dataset: dict[str, Any]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.plan.classes)
+
+    @property
+    def num_generated(self) -> int:
+        return int(self.dataset["rows"])
+
+    @cached_property
+    def shards(self) -> list[dict[str, Any]]:
+        """The generated shards' markers, each with the number of pictures ``before`` it."""
+        listed: list[dict[str, Any]] = []
+        before = 0
+        for marker in manifest_objects(Store.open(self.config.dataset), self.dataset):
+            listed.append({"key": marker["key"], "rows": marker["rows"], "before": before})
+            before += marker["rows"]
+        return listed
+
+    @cached_property
+    def real_pieces(self) -> list[NDArray[np.int64]]:
+        """Rows of the plan, training ones first; a piece is all training or all held out."""
+        return [
+            rows[first : first + REAL_PIECE]
+            for rows in (self.plan.rows(heldout=False), self.plan.rows(heldout=True))
+            for first in range(0, len(rows), REAL_PIECE)
+        ]
+
+    @property
+    def num_pieces(self) -> int:
+        return len(self.real_pieces) + len(self.shards)
+
+    @property
+    def num_cas(self) -> int:
+        """Pictures the two classifiers of the accuracy score are trained on."""
+        return min(self.num_generated, int((~self.plan.heldout).sum()))
+
+    @property
+    def num_compared(self) -> int:
+        """Pictures each Fréchet distance is taken over: it grows as samples get fewer, so both take equally many."""
+        return min(self.num_generated, int(self.plan.heldout.sum()))
+
+    def subset(self, num_rows: int, count: int) -> NDArray[np.int64]:
+        """``count`` of ``num_rows`` rows (or all, if fewer), rising: the first of the keyed order."""
+        return np.sort(order(self.config.seed, SUBSET_EPOCH, np.arange(min(count, num_rows)), num_rows))
+
+    def training_count(self, classifier: str) -> int:
+        """Pictures a classifier is trained on; never more than its steps would look at."""
+        steps = self.config.classifier.steps * self.config.classifier.batch_size
+        return min(steps, int((~self.plan.heldout).sum()) if classifier == JUDGE else self.num_cas)
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """Those to train: with enough generated pictures, as many real ones are all of them."""
+        same = self.training_count(ON_REAL) == self.training_count(JUDGE)
+        return (JUDGE, ON_GENERATED) if same else (JUDGE, ON_GENERATED, ON_REAL)
+
+    def training_pictures(self, classifier: str) -> Pictures:
+        """What a classifier is trained on."""
+        count = self.training_count(classifier)
+        if classifier == ON_GENERATED:
+            return self.generated(self.subset(self.num_generated, count))
+        rows = self.plan.rows(heldout=False)
+        images, kept, _ = load_images(self.plan, rows[self.subset(len(rows), count)])
+        return images, self.plan.labels[kept]
+
+    def generated(self, wanted: NDArray[np.int64]) -> Pictures:
+        """Generated pictures by their place in the dataset, rising; shard by shard, decoding only those."""
+        images: list[NDArray[np.uint8]] = [np.zeros((0, self.plan.size, self.plan.size, 3), np.uint8)]
+        labels: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+        for number, shard in enumerate(self.shards):
+            low, high = np.searchsorted(wanted, [shard["before"], shard["before"] + shard["rows"]])
+            if low < high:
+                part = self.shard_pictures(number, wanted[low:high] - shard["before"])
+                images.append(part[0])
+                labels.append(part[1])
+        return np.concatenate(images), np.concatenate(labels)
+
+    def shard_pictures(self, number: int, rows: NDArray[np.int64]) -> Pictures:
+        """These rows of a generated shard; UserError where they do not fit the real pictures."""
+        key = self.shards[number]["key"]
+        with Store.open(self.config.dataset).open_file(key) as file:
+            shard = read_image_shard(file)
+        where = f"{self.config.dataset}/{key}"
+        images = [self._decoded(shard.images[row], where) for row in rows]
+        return np.stack(images), shard.labels[rows]
+
+    def _decoded(self, data: bytes, where: str) -> NDArray[np.uint8]:
+        try:
+            with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except Exception as error:  # Pillow raises nearly anything on broken bytes
+            raise UserError(
+                f"{where} holds a broken picture ({error}): check it with `ray-dit verify`"
+            ) from error
+        size = self.plan.size
+        if pixels.shape[:2] != (size, size):
+            raise UserError(
+                f"the pictures in {where} are {pixels.shape[1]}x{pixels.shape[0]}, the real ones are compared at "
+                f"{size}x{size}: give --images.size {pixels.shape[0]}"
+            )
+        return pixels
+
+
+def check(data: EvaluationData) -> None:
+    """UserError for inputs that cannot be compared."""
+    theirs, ours = data.dataset["classes"], list(data.plan.classes)
+    if theirs != ours:
+        odd = sorted(set(theirs) ^ set(ours))
+        raise UserError(
+            f"{data.config.dataset} has {len(theirs)} classes and {data.plan.uri} has {len(ours)}"
+            + (f", and {odd[0]!r} is in only one of them" if odd else ", in another order")
+            + ": give the pictures the model was trained on as --images.uri"
+        )
+    if data.num_compared < 2:
+        raise UserError(
+            f"{int(data.plan.heldout.sum())} held-out and {data.num_generated} generated pictures are too few to compare: "
+            "give the same --images.heldout as to encode, and generate at least 2"
+        )

@@ -1,0 +1,246 @@
+"""Evaluation of a small fabricated dataset: figures that are known beforehand, the same bytes after any break."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_dit.config import ClassifierConfig, EvaluateConfig, ImagesConfig
+from ray_dit.errors import UserError
+from ray_dit.stages import evaluate as stage
+from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData
+from ray_dit.stages.images import plan_images
+from ray_dit.stages.session import ray_session
+from ray_dit.storage.job import Job
+from ray_dit.storage.shards import image_shard_bytes
+from ray_dit.storage.store import Store
+
+SIZE = 16
+CLASSES = ("bottom", "top")
+NUM_REAL = 80
+CLASSIFIER = ClassifierConfig(steps=30, batch_size=16, learning_rate=5e-3, width=4)
+
+
+def picture(label: int, number: int) -> np.ndarray:
+    """Noise, its upper or lower half bright."""
+    image = np.random.default_rng((label, number)).integers(0, 128, (SIZE, SIZE, 3), dtype=np.uint8)
+    half = image[SIZE // 2 :] if label == 0 else image[: SIZE // 2]
+    half += 127
+    return image
+
+
+def png(image: np.ndarray) -> bytes:
+    sink = io.BytesIO()
+    Image.fromarray(image).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+def write_real(folder: Path) -> None:
+    for label, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for number in range(NUM_REAL // 2):
+            (folder / name / f"{number:03d}.png").write_bytes(png(picture(label, number)))
+
+
+def write_dataset(
+    folder: Path, shards: list[list[tuple[int, np.ndarray]]], classes: tuple[str, ...] = CLASSES
+) -> None:
+    """A dataset folder as generate leaves it: ``shards`` of (label, picture)."""
+    job = Job.open(Store.open(str(folder)), "generate", {"made": "by a test"})
+    markers = []
+    first = 0
+    for number, rows in enumerate(shards):
+        labels, images = zip(*rows, strict=True)
+        ids = range(first, first + len(rows))
+        data = image_shard_bytes([png(image) for image in images], labels, list(ids), classes)
+        markers.append(job.put(f"{number:05d}", f"data/{number}.parquet", data, {"rows": len(rows)}))
+        first += len(rows)
+    job.finish({"rows": first, "classes": list(classes)}, objects=markers)
+
+
+def good_shards(*sizes: int) -> list[list[tuple[int, np.ndarray]]]:
+    return [
+        [(number % 2, picture(number % 2, 1000 * (shard + 1) + number)) for number in range(size)]
+        for shard, size in enumerate(sizes)
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_real(tmp_path / "images")
+    return tmp_path
+
+
+def settings(
+    folder: Path, output: str = "evaluation", heldout: float = 0.4, **fields: object
+) -> EvaluateConfig:
+    images = ImagesConfig(uri=str(folder / "images"), size=SIZE, heldout=heldout)
+    return EvaluateConfig(
+        images=images,
+        dataset=str(folder / "dataset"),
+        output=str(folder / output),
+        classifier=CLASSIFIER,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def data_of(config: EvaluateConfig, num_generated: int) -> EvaluationData:
+    return EvaluationData(
+        config, plan_images(config.images), {"rows": num_generated, "classes": list(CLASSES)}
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files but the records of runs."""
+    paths = [path for path in folder.rglob("*") if path.is_file() and "_runs" not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+@pytest.mark.ray
+def test_good_and_wrong_pictures_are_told_apart_and_a_broken_run_ends_in_the_same_bytes(folder: Path):
+    # A third of the generated pictures show the other class than their label says.
+    shards = [
+        [(label, picture(1 - label if number % 3 == 0 else label, 500 + number)) for label, number in rows]
+        for rows in ([(number % 2, number) for number in range(first, first + 12)] for first in (0, 12))
+    ]
+    write_dataset(folder / "dataset", shards)
+    config = settings(folder)
+    with ray_session(config):
+        manifest = stage.evaluate(config)
+        before = contents(folder / "evaluation")
+        for name in ("manifest.json", "metrics.json", "_markers/00001.json", f"_markers/{ON_GENERATED}.json"):
+            (folder / "evaluation" / name).unlink()
+        stage.evaluate(config)
+    assert contents(folder / "evaluation") == before
+    metrics = json.loads((folder / "evaluation/metrics.json").read_text())
+    assert metrics.items() <= manifest.items()
+    assert metrics["class_accuracy_real_heldout"] == 1.0
+    assert metrics["class_accuracy"] == pytest.approx(2 / 3)
+    assert metrics["cas_accuracy_real"] == 1.0
+    assert metrics["frechet_distance"] > 0
+    assert metrics["num_images"] == 24
+    assert metrics["num_train"] + metrics["num_heldout"] == NUM_REAL
+    assert metrics["frechet_images"] == 24 and metrics["cas_images"] == 24
+    assert set(metrics["per_class_accuracy"]) == set(CLASSES)
+
+
+def test_a_finished_evaluation_is_returned_without_work(folder: Path):
+    write_dataset(folder / "dataset", good_shards(4))
+    config = settings(folder, address="127.0.0.1:1")  # nobody answers there, and nobody is asked
+    data = data_of(config, 4)
+    with pytest.raises(UserError, match="127.0.0.1:1"):
+        stage.evaluate(config)
+    job = json.loads((folder / "evaluation/_job.json").read_text())
+    Job.open(Store.open(config.output), "evaluate", job["parts"]).finish({"class_accuracy": 0.5}, objects=[])
+    assert stage.evaluate(config)["class_accuracy"] == 0.5
+    assert data.num_generated == 4
+
+
+def test_measures_of_pieces_add_up_to_those_of_the_whole(folder: Path):
+    """Without Ray: the same functions its tasks call."""
+    write_dataset(folder / "dataset", good_shards(8, 5))
+    config = settings(folder)
+    data = EvaluationData(config, plan_images(config.images), stage.read_manifest(config.dataset, "generate"))
+    job = Job.open(Store.open(config.output), "evaluate", {})
+    for name in data.classifiers:
+        assert stage._train_task(data, name, job) is None
+    measurer = stage.Measurer(data, job)
+    markers = [measurer(piece) for piece in range(data.num_pieces)]
+    assert [marker["of"] for marker in markers] == ["train", "heldout", "generated", "generated"]
+    assert stage.Measurer(data, job)(0) == markers[0]
+    manifest = stage._finish(data, job)
+    assert manifest["class_accuracy"] == 1.0
+    assert manifest["frechet_images"] == 13
+    assert manifest["frechet_distance"] < 50 * max(1.0, manifest["frechet_distance_real_heldout"])
+
+
+def test_a_real_picture_nobody_can_read_is_counted_and_too_many_are_refused(folder: Path):
+    (folder / "images/top/000.png").write_bytes(b"broken")
+    write_dataset(folder / "dataset", good_shards(6))
+    config = settings(folder)
+    data = EvaluationData(config, plan_images(config.images), stage.read_manifest(config.dataset, "generate"))
+    job = Job.open(Store.open(config.output), "evaluate", {})
+    for name in data.classifiers:
+        stage._train_task(data, name, job)
+    for piece in range(data.num_pieces):
+        stage.Measurer(data, job)(piece)
+    with pytest.raises(UserError, match="1 of 80 pictures .*top/000.png"):
+        stage._finish(data, job)
+
+
+@pytest.mark.parametrize(
+    ("num_generated", "classifiers", "cas"),
+    [(10, (JUDGE, ON_GENERATED, ON_REAL), 10), (5000, (JUDGE, ON_GENERATED), None)],
+)
+def test_both_accuracy_scores_are_of_equal_counts(
+    folder: Path, num_generated: int, classifiers: object, cas: int | None
+):
+    data = data_of(settings(folder), num_generated)
+    num_train = int((~data.plan.heldout).sum())
+    assert data.classifiers == classifiers
+    assert data.training_count(ON_GENERATED) == data.training_count(ON_REAL) == (cas or num_train)
+    assert data.training_count(JUDGE) == num_train
+
+
+def test_training_loads_no_more_pictures_than_its_steps_look_at(folder: Path):
+    config = settings(folder).model_copy(update={"classifier": ClassifierConfig(steps=2, batch_size=3)})
+    data = data_of(config, 5000)
+    assert {data.training_count(name) for name in (JUDGE, ON_GENERATED, ON_REAL)} == {6}
+    images, labels = data.training_pictures(JUDGE)
+    assert (len(images), len(labels)) == (6, 6)
+
+
+def test_classifiers_never_see_held_out_pictures(folder: Path):
+    data = data_of(settings(folder), 5000)
+    seen = {image.tobytes() for image in data.training_pictures(JUDGE)[0]}
+    heldout = [data.plan.keys[row] for row in data.plan.rows(heldout=True)]
+    assert heldout and len(seen) == NUM_REAL - len(heldout)
+    for key in heldout:
+        name, number = key.split("/")
+        image = picture(CLASSES.index(name) if name in CLASSES else -1, int(number.removesuffix(".png")))
+        assert image.tobytes() not in seen
+
+
+def test_generated_pictures_are_found_by_their_place_in_the_dataset(folder: Path):
+    shards = good_shards(5, 3, 4)
+    write_dataset(folder / "dataset", shards)
+    config = settings(folder)
+    data = EvaluationData(config, plan_images(config.images), stage.read_manifest(config.dataset, "generate"))
+    everything = [row for rows in shards for row in rows]
+    wanted = np.array([0, 4, 5, 11])
+    images, labels = data.generated(wanted)
+    assert labels.tolist() == [everything[place][0] for place in wanted]
+    for image, place in zip(images, wanted, strict=True):
+        np.testing.assert_array_equal(image, everything[place][1])
+
+
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [(("left", "top"), "'bottom' is in only one"), (("bottom",), "has 1 classes and")],
+)
+def test_other_classes_are_refused(folder: Path, classes: tuple[str, ...], said: str):
+    write_dataset(folder / "dataset", [[(0, picture(0, 0))]], classes)
+    with pytest.raises(UserError, match=said):
+        stage.evaluate(settings(folder))
+
+
+def test_without_held_out_pictures_there_is_nothing_to_compare_with(folder: Path):
+    write_dataset(folder / "dataset", good_shards(6))
+    with pytest.raises(UserError, match="0 held-out and 6 generated .* --images.heldout"):
+        stage.evaluate(settings(folder, heldout=0.0))
+
+
+def test_generated_pictures_of_another_size_are_refused(folder: Path):
+    write_dataset(folder / "dataset", [[(0, np.zeros((8, 8, 3), np.uint8))]])
+    config = settings(folder)
+    data = EvaluationData(config, plan_images(config.images), stage.read_manifest(config.dataset, "generate"))
+    with pytest.raises(UserError, match="8x8, .* 16x16: give --images.size 8"):
+        data.generated(np.array([0]))
+
+
+def test_what_is_no_dataset_is_refused(folder: Path):
+    with pytest.raises(UserError, match="dataset .*run ray-dit generate first"):
+        stage.evaluate(settings(folder))
