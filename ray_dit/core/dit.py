@@ -82,7 +82,7 @@ class DiT(nn.Module):
             return unpatchify(self.final_layer(tokens, condition), self.config.patch_size)
 
     def _run(self, block: nn.Module, tokens: Tensor, condition: Tensor) -> Tensor:
-        if not (self.activation_checkpointing and torch.is_grad_enabled()):
+        if not self.activation_checkpointing:
             return block(tokens, condition)
         # Blocks draw nothing at random, so there is no generator state to keep.
         return cast(

@@ -13,6 +13,8 @@ from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
+PerChannel = float | Sequence[float] | Float[Tensor, "..."]
+"""One number for all channels, or one a channel."""
 MAX_LOG_VARIANCE = 20.0
 MIN_LOG_VARIANCE = -30.0
 
@@ -57,20 +59,20 @@ def sample_moments(
 
 
 def normalize(
-    latents: Float[Tensor, "*B C H W"], shift: float | Sequence[float], scale: float | Sequence[float]
+    latents: Float[Tensor, "*B C H W"], shift: PerChannel, scale: PerChannel
 ) -> Float[Tensor, "*B C H W"]:
-    """(latents - shift) * scale: what the DiT sees. Shift and scale are one number, or one a channel."""
+    """(latents - shift) * scale: what the DiT sees."""
     return (latents - _per_channel(shift, latents)) * _per_channel(scale, latents)
 
 
 def denormalize(
-    latents: Float[Tensor, "*B C H W"], shift: float | Sequence[float], scale: float | Sequence[float]
+    latents: Float[Tensor, "*B C H W"], shift: PerChannel, scale: PerChannel
 ) -> Float[Tensor, "*B C H W"]:
     """What the VAE decodes: the inverse of ``normalize``."""
     return latents / _per_channel(scale, latents) + _per_channel(shift, latents)
 
 
-def _per_channel(values: float | Sequence[float], latents: Tensor) -> Shaped[Tensor, "N 1 1"]:
+def _per_channel(values: PerChannel, latents: Tensor) -> Shaped[Tensor, "N 1 1"]:
     column = torch.as_tensor(values, dtype=latents.dtype, device=latents.device).reshape(-1, 1, 1)
     if len(column) not in (1, latents.shape[-3]):
         raise ValueError(f"{len(column)} values for shift or scale do not fit {latents.shape[-3]} channels")

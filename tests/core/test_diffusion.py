@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from golden_dit import CASES, assert_near, case, tiny_model
+from jaxtyping import TypeCheckError
 
 from ray_dit.config import DiffusionConfig
 from ray_dit.core import diffusion
@@ -75,6 +76,11 @@ def test_betas_outside_the_unit_interval_are_refused():
 def test_q_sample_is_the_references():
     x_t = diffusion.q_sample(SCHEDULE, case("loss_x_start"), case("loss_t"), case("loss_noise"))
     assert_near(x_t, case("q_sample"), 1e-6)
+
+
+def test_shapes_in_signatures_are_checked_under_pytest():
+    with pytest.raises(TypeCheckError):
+        diffusion.q_sample(SCHEDULE, case("loss_x_start"), case("loss_t")[:1], case("loss_noise"))
 
 
 def test_posterior_is_the_references():

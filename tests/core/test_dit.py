@@ -52,6 +52,13 @@ def test_names_and_shapes_are_those_of_official_checkpoints():
     assert {name: tensor.shape for name, tensor in ours.items()} == {n: w.shape for n, w in official.items()}
 
 
+def test_normalisations_have_the_published_eps():
+    # diffusers' DiT differs here, by less than the tolerance of the forward pass
+    norms = [module for module in DiT(CONFIG).modules() if isinstance(module, torch.nn.LayerNorm)]
+    assert len(norms) == 2 * CONFIG.depth + 1
+    assert {norm.eps for norm in norms} == {1e-6}
+
+
 def test_position_table_is_the_references():
     rows = position_table(192, 16, 16)[[0, 1, 17, 255]]
     np.testing.assert_allclose(rows, CASES["pos_embed_192_g16_rows"], rtol=0, atol=1e-12)
@@ -166,8 +173,8 @@ def test_wrong_latents_and_missing_labels_are_refused():
 # --- the ways it is run
 
 
-def bfloat16_dtypes(model: DiT) -> dict[str, torch.dtype]:
-    """The dtype that each linear layer computes in under autocast."""
+def dtypes_under_autocast(model: DiT) -> dict[str, torch.dtype]:
+    """The dtype of each linear and normalisation layer's output under autocast, and of the model's."""
     seen: dict[str, torch.dtype] = {}
     handles = [
         module.register_forward_hook(lambda m, i, out, name=name: seen.update({name: out.dtype}))
@@ -182,7 +189,7 @@ def bfloat16_dtypes(model: DiT) -> dict[str, torch.dtype]:
 
 
 def test_autocast_reaches_the_blocks_products_only():
-    low = {name for name, dtype in bfloat16_dtypes(tiny_model()).items() if dtype == torch.bfloat16}
+    low = {name for name, dtype in dtypes_under_autocast(tiny_model()).items() if dtype == torch.bfloat16}
     assert low == {
         f"blocks.{i}.{layer}" for i in range(3) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
     }

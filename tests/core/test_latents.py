@@ -23,7 +23,12 @@ def test_crop_enlarges_small_pictures_and_makes_every_mode_rgb():
     assert gray.shape == (16, 16, 3) and gray.dtype == np.uint8
     assert np.array_equal(gray[..., 0], gray[..., 2])
     assert gray[0, 0, 0] < gray[0, -1, 0]
-    torch.from_numpy(gray)  # warns of arrays that can't be written to
+    assert gray.flags.writeable  # torch warns of arrays that are not
+
+
+def test_crop_of_any_size_is_full_of_picture():
+    for side in range(17, 130):  # for some, side * (32 / side) is just below 32
+        assert latents.center_crop(Image.new("RGB", (side, side + 3), "white"), 32).min() == 255
 
 
 def test_pixels_survive_the_way_to_floats_and_back():
@@ -82,6 +87,7 @@ def test_normalisation_is_minus_shift_times_scale():
     for channel in range(4):
         torch.testing.assert_close(normal[:, channel], (x[:, channel] - shift[channel]) * scale[channel])
     torch.testing.assert_close(latents.denormalize(normal, shift, scale), x)
+    assert torch.equal(latents.normalize(x, torch.tensor(shift), torch.tensor(scale)), normal)
     torch.testing.assert_close(latents.normalize(x[0], shift, scale), normal[0])
 
 
