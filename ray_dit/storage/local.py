@@ -157,12 +157,19 @@ def _info(key: str, stat: os.stat_result) -> ObjectInfo:
 
 def _write_temp(path: Path, data: bytes) -> Path:
     """A durable file with the content, beside the place it will have."""
-    _make_folder(path.parent)
+    try:
+        _make_folder(path.parent)
+    except (*_ABSENT, FileExistsError) as error:
+        raise UserError(f"{path.parent} cannot be made ({error.strerror}): take another folder") from error
     temp = path.with_name(f"{TEMP}{uuid.uuid4().hex}")
     with open(temp, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            temp.unlink()
+            raise
     return temp
 
 
@@ -184,11 +191,15 @@ def _link(temp: Path, path: Path) -> bool:
 
 
 def _make_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        with suppress(FileExistsError):
-            folder.mkdir()
-            _fsync(folder.parent)
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    try:
+        folder.mkdir()
+    except FileExistsError:  # another writer made it, or it is a file
+        if not folder.is_dir():
+            raise
+    _fsync(folder.parent)
 
 
 def _fsync(folder: Path) -> None:

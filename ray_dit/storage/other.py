@@ -54,7 +54,7 @@ class FsspecStore(Store):
         files.pipe_file(path, data)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        files, root = self._files("")
+        files, root = self._files()
         folder = prefix.rpartition("/")[0]
         found = files.find(f"{root}/{folder}".rstrip("/"), detail=True)
         infos = (self._info(info) for _, info in sorted(found.items()))
@@ -65,14 +65,14 @@ class FsspecStore(Store):
         if files.exists(path):
             files.rm_file(path)
 
-    def _files(self, key: str) -> tuple[Any, str]:
-        """The file system and the object's path in it."""
+    def _files(self, key: str | None = None) -> tuple[Any, str]:
+        """The file system, and the object's path in it or the root's."""
         try:
             files, root = cast(Any, fsspec).core.url_to_fs(self.uri)
         except (ValueError, ImportError) as error:
             raise UserError(f"{self.uri} cannot be opened: {error}") from error
         root = root.rstrip("/")
-        return files, f"{root}/{checked_key(key)}" if key else root
+        return files, f"{root}/{checked_key(key)}" if key is not None else root
 
     def _found(self, key: str, method: str, *arguments: Any) -> Any:
         files, path = self._files(key)
@@ -84,7 +84,7 @@ class FsspecStore(Store):
             raise StoreFailure(f"{self.where(key)} could not be read: {error}") from error
 
     def _info(self, info: dict[str, Any]) -> ObjectInfo:
-        files, root = self._files("")
+        files, root = self._files()
         return ObjectInfo(
             info["name"].removeprefix(root).lstrip("/"), info["size"], files.ukey(info["name"]), None
         )

@@ -1,0 +1,39 @@
+"""A whole job in miniature, run as a process: ``small_job.py URI [NTH SIGNAL]``; the same bytes whoever runs it.
+
+With NTH it gets the signal just before its NTH change in the local folder URI; it prints how many there were.
+"""
+
+import hashlib
+import sys
+
+from killer import arm
+
+from ray_dit.storage.job import Job
+from ray_dit.storage.store import Store
+
+SHARDS = 3
+PARTS = {"config": {"seed": 1}, "libraries": {"torch": "1"}}
+
+
+def shard_bytes(shard: int) -> bytes:
+    """Pure function of the shard's number."""
+    return hashlib.sha256(str(shard).encode()).digest() * 100
+
+
+def small_job(store: Store) -> Job:
+    """Runs the protocol from the beginning to the manifest, doing only what is missing."""
+    job = Job.open(store, "generate", PARTS)
+    if job.manifest() is None:
+        for shard in range(SHARDS):
+            if job.marker(f"{shard:05d}") is None:
+                job.put(f"{shard:05d}", f"data/{shard:05d}.bin", shard_bytes(shard), {"rows": 1})
+        job.put_plain("README.md", b"three shards\n")
+        job.finish({"rows": SHARDS})
+    return job
+
+
+if __name__ == "__main__":
+    uri = sys.argv[1]
+    count = arm(int(sys.argv[2]), int(sys.argv[3]), under=uri) if len(sys.argv) > 3 else lambda: 0
+    small_job(Store.open(uri))
+    print(count())

@@ -1,0 +1,35 @@
+"""One SeaweedFS for the whole test run, started when a test first asks for it."""
+
+import atexit
+import itertools
+import os
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from jobs.local_s3 import CREDENTIALS, make_bucket, start_seaweed
+
+BUCKET = "tests"
+_prefixes = itertools.count()
+
+
+@cache
+def endpoint() -> str:
+    """Its endpoint; the server lives as long as this process."""
+    folder = Path(tempfile.mkdtemp(prefix="seaweed-"))
+    url, stop = start_seaweed(folder)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(stop)
+    make_bucket(url, BUCKET)
+    return url
+
+
+def fresh_uri() -> str:
+    """A prefix that nothing has used yet."""
+    return f"s3://{BUCKET}/{os.getpid()}-{next(_prefixes)}"
+
+
+def environment(url: str) -> dict[str, str]:
+    """What a process needs to reach S3 at ``url``."""
+    return {**CREDENTIALS, "AWS_ENDPOINT_URL": url, "AWS_EC2_METADATA_DISABLED": "true"}
