@@ -146,10 +146,10 @@ class Engine:
     """
 
     def __init__(
-        self, model: Model, config: EngineConfig = EngineConfig(), observer: Observer | None = None
+        self, model: Model, config: EngineConfig | None = None, observer: Observer | None = None
     ) -> None:
         self.model = model
-        self.config = config
+        self.config = config = config or EngineConfig()
         self.observer = observer or Observer()
         self.curve = profile_steps(model, max_rows=config.max_step_rows, seconds=config.profile_seconds)
         self.max_step_rows = self.curve.best_rows()

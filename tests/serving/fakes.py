@@ -1,7 +1,9 @@
-"""A model without weights: as fast as a step is told to be, its images a function of latents, label and seed."""
+"""A model without weights, as fast as it is told to be, and a backend without a model."""
 
+import asyncio
 import threading
 import time
+from collections.abc import AsyncIterator
 
 import numpy as np
 import torch
@@ -11,6 +13,8 @@ from ray_dit.config import DiffusionConfig, SamplerConfig
 from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.samplers import SamplerTable, make_table
+from ray_dit.serving.service import Accepted, Complete, Ended, Message, ModelInfo, Order, Refused, encode
+from ray_dit.storage.labels import Labels
 
 NUM_CLASSES = 10
 
@@ -47,3 +51,42 @@ class FakeModel:
             time.sleep(self.decode_seconds)
         values = (latents[:, :3] * 20 + 128).clamp(0, 255).to(torch.uint8)
         return np.ascontiguousarray(values.permute(0, 2, 3, 1).numpy())
+
+
+class FakeBackend:
+    """A backend that refuses as told, then makes black images at once, or at the pace a test sets by ``gate``."""
+
+    def __init__(self, refusals: list[Refused] | None = None) -> None:
+        self.refusals = refusals or []
+        self.late: Refused | None = None
+        self.orders = 0
+        self.open = 0
+        self.hold = False
+
+    async def info(self) -> ModelInfo:
+        labels = Labels(tuple(str(number) for number in range(NUM_CLASSES)))
+        return ModelInfo(
+            name="fake", labels=labels, image_size=8, sampler=SamplerConfig(), guidable=True, created=1
+        )
+
+    async def ready(self) -> bool:
+        return True
+
+    async def generate(self, order: Order) -> AsyncIterator[Message]:
+        self.orders += 1
+        self.open += 1
+        try:
+            if self.refusals:
+                yield self.refusals.pop()
+                return
+            yield Accepted(SamplerConfig(num_inference_steps=order.num_inference_steps or 25))
+            while self.hold:
+                await asyncio.sleep(0.01)
+            if self.late is not None:
+                yield self.late
+                return
+            for index in range(len(order.labels)):
+                yield Complete(index, encode(np.zeros((8, 8, 3), np.uint8), order.output_format))
+            yield Ended(0.1, 0.0)
+        finally:
+            self.open -= 1
