@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
+import aiohttp
 from botocore.exceptions import (  # pyright: ignore[reportMissingTypeStubs]
     ClientError,
     HTTPClientError,
@@ -123,7 +124,14 @@ def kind_of(error: BaseException) -> Kind:
         return "retry" if code in _RETRY or status >= 500 and status != 501 else "broken"
     if isinstance(error, NoCredentialsError | PartialCredentialsError):
         return "user"
-    network = (Incomplete, TimeoutError, HTTPClientError, BotoConnectionError, ConnectionError)
+    network = (
+        aiohttp.ClientError,
+        Incomplete,
+        TimeoutError,
+        HTTPClientError,
+        BotoConnectionError,
+        ConnectionError,
+    )
     return "retry" if isinstance(error, network) else "broken"
 
 

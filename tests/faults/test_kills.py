@@ -1,0 +1,187 @@
+"""A job that is killed, or stopped and woken too late, at every place there is: the result is the same bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import seaweed
+from killer import SignalAt
+from proxy import FaultProxy
+from small_job import PARTS, small_job
+
+from ray_dit.storage.job import Job
+from ray_dit.storage.local import TEMP
+from ray_dit.storage.maintenance import gc, verify
+from ray_dit.storage.s3 import S3Store
+from ray_dit.storage.store import Store
+
+PROGRAM = Path(__file__).parent / "small_job.py"
+
+
+def contents(store: Store) -> dict[str, bytes]:
+    """Every object of a job but the records of runs."""
+    return {info.key: store.get(info.key) for info in store.list() if not info.key.startswith("_runs/")}
+
+
+def start(uri: str, *arguments: object, **environment: str) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, str(PROGRAM), uri, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | environment)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the job makes when nothing happens."""
+    store = Store.open(str(tmp_path_factory.mktemp("undisturbed")))
+    small_job(store)
+    return contents(store)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """How many changes the job makes to its folder: temp files, links, folders."""
+    out, _ = start(str(tmp_path_factory.mktemp("counted")), 0, 0).communicate(timeout=60)
+    return int(out)
+
+
+def test_killed_before_any_change_of_the_folder(tmp_path: Path, undisturbed: dict[str, bytes], places: int):
+    assert places > 30
+    for place in range(1, places + 1):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        process = start(str(folder), place, int(signal.SIGKILL))
+        assert process.wait(60) == -signal.SIGKILL
+        store = Store.open(str(folder))
+        assert contents(store).items() <= undisturbed.items(), f"half a write after a kill at {place}"
+        small_job(store)
+        assert contents(store) == undisturbed, f"other bytes after a kill at {place}"
+        assert list(verify(store)) == []
+        list(gc(store, older_than=-1))
+        assert not list(folder.rglob(f"{TEMP}*"))
+
+
+def versions(store: Store) -> dict[str, object]:
+    """Every object with what would change if it were written anew."""
+    return {info.key: info.etag for info in store.list() if not info.key.startswith("_runs/")}
+
+
+def test_a_writer_that_wakes_after_the_manifest_changes_nothing(
+    tmp_path: Path, undisturbed: dict[str, bytes], places: int
+):
+    for place in range(1, places + 1):
+        folder = tmp_path / str(place)
+        folder.mkdir()
+        zombie = start(str(folder), place, int(signal.SIGSTOP))
+        _, status = os.waitpid(zombie.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+        store = Store.open(str(folder))
+        small_job(store)
+        before = versions(store)
+        os.kill(zombie.pid, signal.SIGCONT)
+        assert zombie.wait(60) == 0
+        assert versions(store) == before, f"changed by a writer that slept at {place}"
+        assert contents(store) == undisturbed
+        assert not list(folder.rglob(f"{TEMP}*"))
+
+
+# On S3, where a write is one request
+
+
+class Crash(BaseException):
+    """Stands for the process's end: nothing catches it, nothing is cleaned up after it."""
+
+
+@dataclass
+class Countdown:
+    """Crashes at the ``nth`` write, before or after it is done."""
+
+    nth: int
+    after: bool
+    writes: int = field(default=0, init=False)
+
+    def around(self, write: Callable[[], bool]) -> bool:
+        self.writes += 1
+        if self.writes == self.nth and not self.after:
+            raise Crash
+        done = write()
+        if self.writes == self.nth:
+            raise Crash
+        return done
+
+
+@dataclass(frozen=True)
+class CrashingStore(S3Store):
+    """An S3 store whose writes are counted, and one of them fatal."""
+
+    countdown: Countdown = field(default_factory=lambda: Countdown(0, False), kw_only=True, compare=False)
+
+    def put(self, key: str, data: bytes) -> bool:
+        return self.countdown.around(lambda: super(CrashingStore, self).put(key, data))
+
+    def checked(self) -> "CrashingStore":
+        return self  # its probes are no writes of the protocol
+
+
+@pytest.mark.s3
+def test_crashed_between_any_two_writes_on_s3(upstream: str, undisturbed: dict[str, bytes]):
+    counting = CrashingStore(seaweed.fresh_uri())
+    small_job(counting)
+    writes = counting.countdown.writes
+    assert writes == len(undisturbed) + 1, "the objects, and the kind of machine"
+    for nth in range(1, writes + 1):
+        for after in (False, True):
+            store = S3Store(seaweed.fresh_uri())
+            with pytest.raises(Crash):
+                small_job(CrashingStore(store.uri, countdown=Countdown(nth, after)))
+            assert contents(store).items() <= undisturbed.items()
+            small_job(store)
+            assert contents(store) == undisturbed, f"crash {'after' if after else 'before'} write {nth}"
+
+
+def kill_at_request(upstream: str, nth: int, *, after: bool, undisturbed: dict[str, bytes]) -> None:
+    """A process killed when the service has, or has not yet, got its nth PUT; then the job is run to its end."""
+    watcher = SignalAt(nth, after)
+    uri = seaweed.fresh_uri()
+    with FaultProxy(upstream, watch=watcher) as proxy:
+        process = start(uri, **seaweed.environment(proxy.endpoint))
+        watcher.pid = process.pid
+        assert process.wait(60) == -signal.SIGKILL and watcher.sent
+    store = Store.open(uri)
+    small_job(store)
+    assert contents(store) == undisturbed
+
+
+@pytest.mark.s3
+def test_a_process_killed_at_a_request(upstream: str, undisturbed: dict[str, bytes]):
+    kill_at_request(upstream, 8, after=True, undisturbed=undisturbed)
+
+
+@pytest.mark.s3
+@pytest.mark.slow
+def test_a_process_killed_at_any_request(upstream: str, undisturbed: dict[str, bytes]):
+    with FaultProxy(upstream) as proxy:
+        assert start(seaweed.fresh_uri(), **seaweed.environment(proxy.endpoint)).wait(60) == 0
+    for nth in range(1, proxy.requests["PUT"] + 1):
+        for after in (False, True):
+            kill_at_request(upstream, nth, after=after, undisturbed=undisturbed)
+
+
+@pytest.mark.s3
+def test_the_protocol_under_faults_is_the_protocol(
+    upstream: str, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+):
+    with FaultProxy(upstream, seed=11, rate=0.3, stall_seconds=1.0, per_target=2) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        from test_store_under_faults import PATIENT
+
+        store = S3Store(seaweed.fresh_uri(), patience=PATIENT)
+        assert small_job(store).manifest() is not None
+        assert Job.open(store, "generate", PARTS).manifest() is not None
+        proxy.quiesce()
+        assert sum(proxy.hits.values()) > 5
+    monkeypatch.setenv("AWS_ENDPOINT_URL", upstream)
+    assert contents(store) == undisturbed
