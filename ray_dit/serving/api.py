@@ -22,7 +22,16 @@ from starlette.exceptions import HTTPException
 from ray_dit import __version__
 from ray_dit.errors import UserError
 from ray_dit.serving import schemas
-from ray_dit.serving.guard import ApiError, Call, ClientGone, Guard, Limiter, error_response, too_many
+from ray_dit.serving.guard import (
+    ApiError,
+    Call,
+    ClientGone,
+    Guard,
+    Limiter,
+    Observe,
+    error_response,
+    too_many,
+)
 from ray_dit.serving.keys import Keys
 from ray_dit.serving.service import (
     Accepted,
@@ -54,6 +63,7 @@ PAGE_FILES = {
     "/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
 }
 KEEP_ALIVE_SECONDS = 10.0
+INFO_SECONDS = 5.0
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.ErrorBody, "description": text}
     for status, text in {
@@ -75,10 +85,17 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: ERRORS[status] for status in (400, 401, *statuses, 500, 503)}
 
 
-def create_app(backends: Mapping[str, Backend], config: ApiConfig, *, own_request_id: bool = True) -> FastAPI:
+def create_app(
+    backends: Mapping[str, Backend],
+    config: ApiConfig,
+    *,
+    own_request_id: bool = True,
+    observe: Observe | None = None,
+) -> FastAPI:
     """The application over these models, the first of them the default.
 
-    ``own_request_id``: answer with X-Request-Id; off behind a proxy that does. UserError for unreadable keys.
+    ``own_request_id``: answer with X-Request-Id; off behind a proxy that does. ``observe`` is told of every request.
+    UserError for unreadable keys.
     """
     app = FastAPI(title="ray-dit", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(
@@ -86,6 +103,7 @@ def create_app(backends: Mapping[str, Backend], config: ApiConfig, *, own_reques
         config=config,
         keys=Keys.load(config.keys_file),
         own_request_id=own_request_id,
+        observe=observe,
     )
     _handle_errors(app)
     _Api(backends, config).mount(app)
@@ -156,12 +174,12 @@ class _Api:
 
     async def models(self) -> Any:
         """All models, the default one first."""
-        infos = [await backend.info() for backend in self.backends.values()]
+        infos = [await _info(backend) for backend in self.backends.values()]
         return {"object": "list", "data": [_model_data(info) for info in infos]}
 
     async def model(self, model: str) -> Any:
         """One model by name."""
-        return _model_data(await self._backend(model).info())
+        return _model_data(await _info(self._backend(model)))
 
     async def labels(
         self,
@@ -172,7 +190,7 @@ class _Api:
         limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     ) -> Any:
         """Classes that match, those whose name begins so first."""
-        info = await self._backend(model).info()
+        info = await _info(self._backend(model))
         found = _search(info, q.strip().casefold())
         ids = info.labels.wordnet_ids
         data = [
@@ -185,7 +203,7 @@ class _Api:
         """Makes images of a class, or of one class each; compatible with OpenAI's clients."""
         call: Call = request.state.call
         backend = self._backend(body.model)
-        info = await backend.info()
+        info = await _info(backend)
         order = self._order(body, info)
         call.details |= {
             "model": info.name,
@@ -326,6 +344,16 @@ class _Answer:
                 "step": message.step,
             }
         return event | {"usage": schemas.usage(self.steps)}
+
+
+async def _info(backend: Backend) -> ModelInfo:
+    try:
+        async with asyncio.timeout(INFO_SECONDS):
+            return await backend.info()
+    except TimeoutError:
+        raise ApiError(
+            503, "the model is being loaded; try again", code="not_ready", headers={"Retry-After": "2"}
+        ) from None
 
 
 async def _collect(answer: _Answer, messages: AsyncIterator[Message]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,12 +82,24 @@ class Call:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+Observe = Callable[[str, int, float], None]
+"""Told of every request: its route, status and seconds."""
+
+
 class Guard:
     """ASGI middleware; ``own_request_id`` False where a proxy in front already answers with the request's id."""
 
-    def __init__(self, app: ASGIApp, *, config: ApiConfig, keys: Keys, own_request_id: bool = True) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        config: ApiConfig,
+        keys: Keys,
+        own_request_id: bool = True,
+        observe: Observe | None = None,
+    ) -> None:
         self.app, self.config, self.keys = app, config, keys
-        self._own_request_id = own_request_id
+        self._own_request_id, self._observe = own_request_id, observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -129,7 +141,11 @@ class Guard:
             )
             await self._refuse(error, call, send_marked)
         finally:
-            _log(scope, call, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            _log(scope, call, seconds)
+            if self._observe is not None:
+                # The route, not the path: clients may not make up names of metrics.
+                self._observe(getattr(scope.get("route"), "path", "none"), call.status or 0, seconds)
 
     def _check_host(self, headers: Mapping[bytes, list[bytes]]) -> None:
         if "*" in self.config.allowed_hosts:
