@@ -57,3 +57,14 @@ def psnr(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.flo
     mse = np.square(difference).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
         return 10 * np.log10(255.0**2 / mse)
+
+
+def thumbnails(images: NDArray[np.uint8], largest_side: int) -> NDArray[np.uint8]:
+    """Pictures [N, H, W, 3] brought down to ``largest_side`` pixels; smaller ones as they are."""
+    height, width = images.shape[1:3]
+    if max(height, width) <= largest_side:
+        return images
+    scale = largest_side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = [PIL.Image.fromarray(image).resize(size, PIL.Image.Resampling.LANCZOS) for image in images]
+    return np.stack([np.asarray(image) for image in small])

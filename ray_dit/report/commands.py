@@ -1,0 +1,62 @@
+"""The command that gives a configuration: options for what differs from the defaults; knows no files and no stages."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+
+def command(
+    stage: str, config: type[BaseModel], content: Mapping[str, Any], placement: Mapping[str, str]
+) -> str:
+    """`ray-dit STAGE ...` for the content of a fingerprint.
+
+    Args:
+        stage: the subcommand.
+        config: its configuration class, whose defaults need no option.
+        content: what ``config.content()`` gave, nested.
+        placement: dotted names of the settings outside the content (where inputs and output are), and their values.
+    """
+    words = ["ray-dit", stage]
+    for name, value in placement.items():
+        words += [_option(name), value]
+    return shlex.join([*words, *_options(content, _defaults(config), "")])
+
+
+def _defaults(config: type[BaseModel]) -> dict[str, Any]:
+    """The values a configuration has where nothing is given, nested; settings that must be given are missing."""
+    values: dict[str, Any] = {}
+    for name, field in config.model_fields.items():
+        if not field.is_required():
+            default = field.get_default(call_default_factory=True)
+            values[name] = _plain(default)
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            values[name] = _defaults(field.annotation)
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _options(content: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _options(value, usual.get(name) or {}, f"{prefix}{name}.")
+        elif value is not None and (name not in usual or value != usual[name]):
+            yield from _words(prefix, name, value)
+
+
+def _words(prefix: str, name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [_option(f"{prefix}{name}" if value else f"{prefix}no_{name}")]
+    if isinstance(value, list):
+        return [_option(prefix + name), *map(str, value)]
+    return [_option(prefix + name), str(value)]
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

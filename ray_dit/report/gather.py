@@ -1,0 +1,294 @@
+"""All that a report shows, read from the folders of the stages; knows nothing of HTML.
+
+Only a few pictures of a few classes are read, whatever the size of the data.
+"""
+
+import io
+import itertools
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import PIL.Image
+import torch
+from numpy.typing import NDArray
+
+from ray_dit import config as settings
+from ray_dit.config import ReportConfig
+from ray_dit.core.latents import center_crop
+from ray_dit.core.order import is_heldout
+from ray_dit.errors import NotFound
+from ray_dit.report.commands import command
+from ray_dit.report.pictures import psnr
+from ray_dit.storage.job import Manifest, manifest_objects, read_manifest
+from ray_dit.storage.shards import read_image_shard
+from ray_dit.storage.store import Store
+
+MAX_CLASSES = 20
+PER_CLASS = 10
+DENOISED_CLASSES = 4
+PREVIEWS = 9
+MAX_SHARDS_READ = 20
+
+T = TypeVar("T")
+Images = NDArray[np.uint8]
+"""uint8 [N, H, W, 3]"""
+
+
+@dataclass(frozen=True)
+class StageTime:
+    """What one kind of work took, over all its finished runs."""
+
+    stage: str
+    what: str
+    seconds: float
+    count: int
+    unit: str
+    unfinished: int
+    """Runs without an end: killed ones, whose time is not known."""
+    machines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything on the page."""
+
+    classes: tuple[str, ...]
+    """Names of the classes shown; all, or some evenly spaced."""
+    num_classes: int
+    generated: dict[str, Images]
+    real: dict[str, Images]
+    originals: Images | None
+    reconstructed: Images | None
+    psnr: NDArray[np.float64] | None
+    """dB of each reconstruction shown."""
+    psnr_heldout: float | None
+    denoising: dict[str, Images]
+    """Previews of a few classes, from the first step to the finished picture."""
+    preview_steps: tuple[int, ...]
+    loss: list[tuple[float, float]]
+    vae_loss: list[tuple[float, float]]
+    metrics: dict[str, Any]
+    times: list[StageTime]
+    commands: list[str]
+    started_as: list[str]
+    model: dict[str, Any]
+    """config.json of the model folder."""
+    manifests: dict[str, Manifest]
+
+
+def gather(config: ReportConfig) -> Contents:
+    """Reads it all; UserError or NotFound where a stage's result is missing or unfinished."""
+    manifests = {stage: read_manifest(uri, stage) for stage, uri in stage_folders(config).items()}
+    names = tuple(manifests["encode"]["classes"])
+    shown = spaced(names, MAX_CLASSES)
+    vae = _reconstructions(config)
+    steps, denoising = _denoising(config.model, spaced(range(len(names)), DENOISED_CLASSES), names)
+    return Contents(
+        classes=shown,
+        num_classes=len(names),
+        generated=_generated(Store.open(config.dataset), manifests["generate"], names, shown),
+        real=_real(config, manifests["encode"], shown),
+        originals=vae[0] if vae else None,
+        reconstructed=vae[1] if vae else None,
+        psnr=psnr(*vae) if vae else None,
+        psnr_heldout=manifests["train-vae"]["psnr_heldout"] if vae else None,
+        denoising=denoising,
+        preview_steps=steps,
+        loss=_json(Store.open(config.run), "loss.json"),
+        vae_loss=_vae_loss(config),
+        metrics=_json(Store.open(config.evaluation), "metrics.json"),
+        times=[
+            time
+            for stage, uri in stage_folders(config).items()
+            for time in stage_times(stage, Store.open(uri))
+        ],
+        commands=commands(config, manifests),
+        started_as=_started_as(config),
+        model=_json(Store.open(config.model), "config.json"),
+        manifests=manifests,
+    )
+
+
+def stage_folders(config: ReportConfig) -> dict[str, str]:
+    """The folders of the stages, in the order they ran."""
+    folders = {
+        "train-vae": config.vae,
+        "encode": config.latents,
+        "train": config.run,
+        "generate": config.dataset,
+        "evaluate": config.evaluation,
+    }
+    return {stage: uri for stage, uri in folders.items() if uri is not None}
+
+
+def spaced(items: Sequence[T], most: int) -> tuple[T, ...]:
+    """All items, or ``most`` of them at even distances, the first and the last among them."""
+    if len(items) <= most:
+        return tuple(items)
+    places = np.linspace(0, len(items) - 1, most).round().astype(int).tolist()
+    return tuple(items[place] for place in places)
+
+
+def _json(store: Store, key: str) -> Any:
+    return json.loads(store.get(key))
+
+
+def _generated(
+    store: Store, manifest: Manifest, names: tuple[str, ...], shown: Sequence[str]
+) -> dict[str, Images]:
+    """The first pictures of each class shown."""
+    found: dict[str, list[Images]] = {name: [] for name in shown}
+    for marker in itertools.islice(manifest_objects(store, manifest), MAX_SHARDS_READ):
+        if all(len(images) >= PER_CLASS for images in found.values()):
+            break
+        with store.open_file(marker["key"]) as file:
+            shard = read_image_shard(file)
+        for data, label in zip(shard.images, shard.labels, strict=True):
+            images = found.get(names[label])
+            if images is not None and len(images) < PER_CLASS:
+                images.append(np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB")))
+    return {name: np.stack(images) for name, images in found.items() if images}
+
+
+def _real(config: ReportConfig, encoded: Manifest, shown: Sequence[str]) -> dict[str, Images]:
+    """The first held-out pictures of each class shown, training ones where none are held out."""
+    store, size = Store.open(config.images), encoded["image_size"]
+    heldout = encoded["parts"]["config"]["images"]["heldout"]
+    found: dict[str, Images] = {}
+    for name in shown:
+        keys = [info.key for info in itertools.islice(store.list(f"{name}/"), 100 * PER_CLASS)]
+        keys = [key for key in keys if is_heldout(key, heldout)] or keys
+        images = list(itertools.islice(_readable(store, keys, size), PER_CLASS))
+        if images:
+            found[name] = np.stack(images)
+    return found
+
+
+def _readable(store: Store, keys: Sequence[str], size: int) -> Iterator[Images]:
+    for key in keys:
+        try:
+            with PIL.Image.open(io.BytesIO(store.get(key))) as image:
+                yield center_crop(image, size)
+        except Exception:  # Pillow raises nearly anything; encode has listed what cannot be read
+            continue
+
+
+def _reconstructions(config: ReportConfig) -> tuple[Images, Images] | None:
+    arrays = _npz(config.vae, "reconstructions.npz")
+    return (arrays["original"], arrays["reconstructed"]) if arrays else None
+
+
+def _vae_loss(config: ReportConfig) -> list[tuple[float, float]]:
+    arrays = _npz(config.vae, "log.npz")
+    return [(float(step), float(loss)) for step, loss in arrays["log"]] if arrays else []
+
+
+def _npz(uri: str | None, key: str) -> dict[str, NDArray[Any]] | None:
+    if uri is None:
+        return None
+    try:
+        data = Store.open(uri).get(key)
+    except NotFound:
+        return None
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _denoising(
+    model: str, labels: Sequence[int], names: Sequence[str]
+) -> tuple[tuple[int, ...], dict[str, Images]]:
+    """Predictions of x_start after some of the steps, and the picture at the end, for one sample a label."""
+    from ray_dit.pipeline import load
+
+    pipeline = load(model)
+    if not pipeline.config.model.num_classes:
+        labels = labels[:1]
+    sampler = pipeline.config.sampler
+    after: list[torch.Tensor] = []
+    latents = pipeline.sample_latents(
+        [*labels],
+        sample_ids=range(len(labels)),
+        seed=0,
+        sampler=sampler,
+        callback=lambda number, rows, x_start: after.append(x_start.clone()),
+    )
+    steps = spaced(range(1, len(after) + 1), PREVIEWS)
+    stages = [pipeline.decode(after[step - 1]) for step in steps[:-1]] + [pipeline.decode(latents)]
+    strips = np.stack(stages, axis=1)
+    return steps, {names[label]: strips[row] for row, label in enumerate(labels)}
+
+
+def stage_times(stage: str, store: Store) -> list[StageTime]:
+    """Time and throughput from a folder's records of runs, summed by the kind of work."""
+    records: dict[str, list[tuple[Any, Any]]] = {}
+    for key in _run_keys(store):
+        start = _json(store, key)
+        try:
+            end = _json(store, key.replace("start.json", "end.json"))
+        except NotFound:
+            end = None
+        records.setdefault(start.get("what", stage), []).append((start, end))
+    return [_stage_time(stage, what, runs) for what, runs in records.items()]
+
+
+def _run_keys(store: Store) -> list[str]:
+    """Starts of runs in their order, which their names give."""
+    return sorted(
+        info.key
+        for info in store.list("_runs/")
+        if info.key.count("/") == 2 and info.key.endswith("/start.json")
+    )
+
+
+UNITS = ("samples", "pictures", "images", "classifiers", "steps")
+"""What a run may count, the most telling first."""
+
+
+def _stage_time(stage: str, what: str, runs: Sequence[tuple[Any, Any]]) -> StageTime:
+    ends = [end for _, end in runs if end is not None]
+    unit = next((unit for unit in UNITS if any(unit in end for end in ends)), "")
+    return StageTime(
+        stage=stage,
+        what=what,
+        seconds=sum(end["seconds"] for end in ends),
+        count=sum(end.get(unit, 0) for end in ends),
+        unit=unit,
+        unfinished=len(runs) - len(ends),
+        machines=tuple(dict.fromkeys(f"{start['cpus']} CPUs, {start['machine']}" for start, _ in runs)),
+    )
+
+
+def commands(config: ReportConfig, manifests: dict[str, Manifest]) -> list[str]:
+    """One command a stage that gives the same result, from the settings stored with it."""
+    content = {stage: dict(manifest["parts"]["config"]) for stage, manifest in manifests.items()}
+    images = {"images.uri": config.images}
+    kinds: dict[str, tuple[type[settings.Config], dict[str, str]]] = {
+        "train-vae": (settings.TrainVaeConfig, {**images, "output": str(config.vae)}),
+        "encode": (settings.EncodeConfig, {**images, "vae": config.vae or "VAE", "output": config.latents}),
+        "train": (
+            settings.TrainConfig,
+            {"latents": config.latents, "output": config.run, "model_output": config.model},
+        ),
+        "generate": (settings.GenerateConfig, {"model": config.model, "output": config.dataset}),
+        "evaluate": (
+            settings.EvaluateConfig,
+            {**images, "dataset": config.dataset, "output": config.evaluation},
+        ),
+    }
+    if "generate" in content and content["generate"].get("num_images"):
+        content["generate"]["per_class"] = None  # was resolved to a number of pictures; only one may be given
+    return [command(stage, kinds[stage][0], content[stage], kinds[stage][1]) for stage in content]
+
+
+def _started_as(config: ReportConfig) -> list[str]:
+    """Command lines as they were typed, without repetitions."""
+    lines: dict[str, None] = {}
+    for uri in stage_folders(config).values():
+        store = Store.open(uri)
+        for key in _run_keys(store):
+            lines[shlex.join(_json(store, key)["command"])] = None
+    return list(lines)
