@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,14 @@ from ray_dit.storage.s3 import S3Store
 from ray_dit.storage.store import Store
 
 PROGRAM = Path(__file__).parent / "small_job.py"
+
+
+@pytest.fixture
+def memory_folder() -> Iterator[Path]:
+    """A folder in memory where there is one: dozens of jobs wait for no disk."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
+        yield Path(folder)
 
 
 def contents(store: Store) -> dict[str, bytes]:
@@ -48,10 +57,12 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> int:
     return int(out)
 
 
-def test_killed_before_any_change_of_the_folder(tmp_path: Path, undisturbed: dict[str, bytes], places: int):
+def test_killed_before_any_change_of_the_folder(
+    memory_folder: Path, undisturbed: dict[str, bytes], places: int
+):
     assert places > 30
     for place in range(1, places + 1):
-        folder = tmp_path / str(place)
+        folder = memory_folder / str(place)
         folder.mkdir()
         process = start(str(folder), place, int(signal.SIGKILL))
         assert process.wait(60) == -signal.SIGKILL
@@ -70,10 +81,10 @@ def versions(store: Store) -> dict[str, object]:
 
 
 def test_a_writer_that_wakes_after_the_manifest_changes_nothing(
-    tmp_path: Path, undisturbed: dict[str, bytes], places: int
+    memory_folder: Path, undisturbed: dict[str, bytes], places: int
 ):
     for place in range(1, places + 1):
-        folder = tmp_path / str(place)
+        folder = memory_folder / str(place)
         folder.mkdir()
         zombie = start(str(folder), place, int(signal.SIGSTOP))
         _, status = os.waitpid(zombie.pid, os.WUNTRACED)

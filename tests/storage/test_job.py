@@ -1,0 +1,411 @@
+"""The job protocol: who may write what, what is read of it, how jobs are extended, verified, repaired and cleaned."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from ray_dit.errors import Conflict, NotFound, UserError
+from ray_dit.storage import runs
+from ray_dit.storage.job import (
+    HashAlarm,
+    Job,
+    Marker,
+    canonical,
+    manifest_objects,
+    manifest_sha256,
+    read_json,
+    read_manifest,
+)
+from ray_dit.storage.local import LocalStore
+from ray_dit.storage.maintenance import Problem, Tally, abandon, gc, repair, verify
+from ray_dit.storage.store import Store
+
+PARTS = {
+    "config": {"seed": 0, "model": {"depth": 2}},
+    "inputs": {"vae": "ab"},
+    "libraries": {"torch": "2.13"},
+}
+NEWER = PARTS | {"libraries": {"torch": "2.14"}}
+
+
+def shard(number: int) -> bytes:
+    return f"shard {number}\n".encode() * 100
+
+
+def put_shards(job: Job, *numbers: int) -> list[Marker]:
+    return [
+        job.put(f"{number:05d}", f"data/{job.prefix}{number:05d}", shard(number), {"rows": 1})
+        for number in numbers
+    ]
+
+
+def finished(store: Store, numbers: range = range(3)) -> Job:
+    job = Job.open(store, "generate", PARTS)
+    put_shards(job, *numbers)
+    job.finish({"rows": len(numbers)})
+    return job
+
+
+def other_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on this process counts as another kind of machine."""
+    monkeypatch.setattr("ray_dit.storage.job.machine_kind", lambda: "another machine")
+
+
+# Fingerprints
+
+
+def assert_other_settings_are_refused(store: Store) -> None:
+    Job.open(store, "generate", PARTS)
+    with pytest.raises(Conflict):
+        Job.open(store, "generate", PARTS | {"config": {"seed": 1}})
+    assert Job.open(store, "generate", PARTS).fingerprint == read_json(store, "_job.json")["fingerprint"]
+
+
+def test_a_folder_belongs_to_one_fingerprint(store: Store):
+    assert_other_settings_are_refused(store)
+
+
+class OverwritingStore(LocalStore):
+    """put without put-if-absent."""
+
+    def put(self, key: str, data: bytes) -> bool:
+        path = Path(self.uri, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        return True
+
+
+class TrustingStore(LocalStore):
+    """A job's description is not compared with the one that is there."""
+
+    def put(self, key: str, data: bytes) -> bool:
+        return False if key == "_job.json" and self.head(key) else super().put(key, data)
+
+
+@pytest.mark.parametrize("mistaken", [OverwritingStore, TrustingStore])
+def test_without_put_if_absent_or_the_fingerprint_check_the_suite_fails(
+    tmp_path: Path, mistaken: type[LocalStore]
+):
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        assert_other_settings_are_refused(mistaken(str(tmp_path)))
+
+
+def test_the_refusal_names_what_differs_and_what_to_do(tmp_path: Path):
+    store = Store.open(str(tmp_path))
+    Job.open(store, "generate", PARTS)
+    changed = PARTS | {"config": {"seed": 1, "model": {"depth": 2, "width": 8}}, "inputs": {}}
+    with pytest.raises(Conflict) as refused:
+        Job.open(store, "generate", changed)
+    assert str(refused.value) == (
+        f"{tmp_path} was begun with other settings (config.model.width: absent -> 8, config.seed: 0 -> 1,"
+        " inputs: absent -> {}, inputs.vae: ab -> absent): take another output folder, or go back to what it was begun"
+        " with"
+    )
+    with pytest.raises(Conflict, match="belongs to generate, not encode"):
+        Job.open(store, "encode", PARTS)
+
+
+def test_the_fingerprint_is_a_function_of_the_parts(tmp_path: Path):
+    def of(parts: dict[str, object], stage: str = "generate") -> str:
+        return Job.open(Store.open(f"{tmp_path}/{len(list(tmp_path.iterdir()))}"), stage, parts).fingerprint
+
+    reordered = {name: PARTS[name] for name in reversed(PARTS)}
+    assert of(PARTS) == of(reordered) != of(NEWER)
+    assert of(PARTS) != of(PARTS, "encode")
+
+
+def test_an_accepted_upgrade_is_recorded_in_each_shard(store: Store):
+    job = Job.open(store, "generate", PARTS)
+    first = put_shards(job, 0)[0]
+    with pytest.raises(Conflict, match=r"libraries.torch: 2.13 -> 2.14.*--accept-fingerprint"):
+        Job.open(store, "generate", NEWER)
+    newer = Job.open(store, "generate", NEWER, accept_fingerprint=True)
+    assert newer.fingerprint == job.fingerprint != newer.accepted
+    second = put_shards(newer, 0, 1)[1]
+    assert "fingerprint" not in first and second["fingerprint"] == newer.accepted
+    manifest = newer.finish({})
+    assert manifest["fingerprint"] == job.fingerprint and manifest["accepted"] == [newer.accepted]
+    assert read_json(store, f"_accepted/{newer.accepted}.json")["parts"] == NEWER
+
+
+def test_accepting_takes_new_libraries_and_nothing_else(tmp_path: Path):
+    store = Store.open(str(tmp_path))
+    Job.open(store, "generate", PARTS)
+    with pytest.raises(Conflict, match="config.seed"):
+        Job.open(store, "generate", NEWER | {"config": {"seed": 1}}, accept_fingerprint=True)
+
+
+# Objects, markers, manifest
+
+
+def test_a_job_from_its_first_write_to_its_last(store: Store):
+    job = pickle.loads(pickle.dumps(Job.open(store, "generate", PARTS)))
+    assert job.manifest() is None and job.marker("00000") is None and list(job.names()) == []
+    markers = put_shards(job, 2, 0, 1)
+    assert sorted(job.names()) == ["00000", "00001", "00002"]
+    assert job.marker("00002") == markers[0]
+    assert list(job.markers()) == [markers[1], markers[2], markers[0]]
+    job.put_plain("README.md", b"three\n")
+    manifest = job.finish({"rows": 3}, objects=markers)
+    assert (
+        manifest == job.manifest() == read_manifest(store, "generate") == read_manifest(store.uri, "generate")
+    )
+    assert manifest["rows"] == 3 and manifest["parts"] == PARTS
+    assert list(manifest_objects(store, manifest)) == markers
+    assert manifest["listings"][0]["count"] == 3
+    assert manifest_sha256(manifest) == manifest_sha256(json.loads(json.dumps(manifest)))
+
+
+def test_a_marker_that_is_there_is_returned_and_nothing_written(tmp_path: Path):
+    job = Job.open(Store.open(str(tmp_path)), "generate", PARTS)
+    marker = put_shards(job, 0)[0]
+    assert job.put("00000", "data/elsewhere", b"something else", {}) == marker
+    assert not (tmp_path / "data/elsewhere").exists()
+
+
+def test_what_is_stored_is_canonical(tmp_path: Path):
+    job = finished(Store.open(str(tmp_path)))
+    for path in (tmp_path / "_job.json", tmp_path / "manifest.json", *(tmp_path / "_markers").iterdir()):
+        text = path.read_bytes()
+        assert text == canonical(json.loads(text)) and text.endswith(b"}\n")
+    with pytest.raises(ValueError):
+        job.put("00009", "data/9", b"", {"loss": float("nan")})
+    with pytest.raises(ValueError, match="cannot be facts"):
+        job.finish({"fingerprint": "mine"})
+
+
+def test_running_it_again_or_twice_changes_nothing(tmp_path: Path):
+    store = Store.open(str(tmp_path))
+    finished(store)
+    before = {info.key: info.etag for info in store.list()}
+    finished(store)
+    assert {info.key: info.etag for info in store.list()} == before
+
+
+def test_runs_are_recorded_outside_the_result(tmp_path: Path):
+    job = Job.open(Store.open(str(tmp_path)), "generate", PARTS)
+    with pytest.raises(ZeroDivisionError), job.run({"actors": 2}) as run:
+        run.event("actor lost", node="a")
+        run.end(shards=3)
+        raise ZeroDivisionError("oops")
+    folder = tmp_path / "_runs" / run.id
+    start = json.loads((folder / "start.json").read_text())
+    assert start["actors"] == 2 and start["host"] and start["clock"] and start["command"]
+    assert json.loads((folder / "end.json").read_text())["shards"] == 3
+    events = [json.loads(path.read_text()) for path in sorted((folder / "events").iterdir())]
+    assert [event["event"] for event in events] == ["actor lost", "failed"]
+
+
+def test_consumers_are_told_what_is_wrong(tmp_path: Path):
+    store = Store.open(str(tmp_path))
+    with pytest.raises(
+        NotFound, match="holds no job of ray-dit, where latents .encode. should be.*run ray-dit encode"
+    ):
+        read_manifest(store, "encode")
+    job = Job.open(store, "model", PARTS)
+    with pytest.raises(UserError, match="is unfinished: run ray-dit train again"):
+        read_manifest(store, "model")
+    job.finish({})
+    with pytest.raises(UserError, match="holds a model .model., where latents .encode. should be"):
+        read_manifest(store, "encode")
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="manifest.json is damaged"):
+        read_manifest(store, "model")
+
+
+# Two writers with different bytes
+
+
+def test_one_kind_of_machine_with_two_results_is_an_alarm(store: Store):
+    job = Job.open(store, "generate", PARTS)
+    job.store.put("data/00000", b"what this machine made before, its marker lost")
+    with pytest.raises(HashAlarm, match="same kind of machine"):
+        put_shards(job, 0)
+    assert job.marker("00000") is None
+    job.put_plain("README.md", b"one")
+    with pytest.raises(HashAlarm):
+        job.put_plain("README.md", b"two")
+
+
+def test_between_kinds_of_machines_the_first_stays(store: Store, monkeypatch: pytest.MonkeyPatch):
+    job = Job.open(store, "generate", PARTS)
+    first = job.put("00000", "data/00000", b"first", {"rows": 1})
+    real = job.marker
+    answers = iter([None])  # the other machine looked before the first had finished
+    other_machine(monkeypatch)
+    monkeypatch.setattr(Job, "marker", lambda self, name: next(answers, real(name)))
+    assert job.put("00000", "data/00000", b"second", {"rows": 1}) == first
+    assert store.get("data/00000") == b"first"
+    job.put_plain("README.md", b"one")
+    monkeypatch.setattr("ray_dit.storage.job.machine_kind", runs.machine_kind)
+    job.put_plain("README.md", b"two")
+    assert store.get("README.md") == b"one"
+
+
+def test_an_object_whose_writer_died_before_its_marker_is_made_anew(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+):
+    job = Job.open(store, "generate", PARTS)
+    put_shards(job, 1)
+    job.store.put("data/00000", b"of a machine that died")
+    other_machine(monkeypatch)
+    impatient = Job(job.store, job.stage, job.fingerprint, settle_seconds=0.0)
+    marker = put_shards(impatient, 0)[0]
+    assert store.get("data/00000") == shard(0) and store.sha256("data/00000") == marker["sha256"]
+
+
+# Generations
+
+
+def test_an_extension_stands_beside_what_it_extends(store: Store):
+    base = finished(store).manifest()
+    assert base is not None
+    before = {info.key: info.etag for info in store.list()}
+    longer = PARTS | {"config": {"images": 5}}
+    job = Job.extend(store, "generate", longer)
+    assert job.generation == 1 and job.prefix == "g01-"
+    put_shards(job, 3)
+    assert read_manifest(store, "generate") == base, "an unfinished extension is not seen"
+    again = Job.extend(store, "generate", longer)
+    assert again.marker("00003") is not None
+    put_shards(again, 4)
+    manifest = again.finish({"rows": 5})
+    assert read_manifest(store, "generate") == manifest != base
+    keys = [marker["key"] for marker in manifest_objects(store, manifest)]
+    assert keys == ["data/00000", "data/00001", "data/00002", "data/g01-00003", "data/g01-00004"]
+    assert before.items() <= {info.key: info.etag for info in store.list()}.items()
+    assert manifest["extends"] == manifest_sha256(base)
+    assert list(verify(store)) == []
+    assert Job.extend(store, "generate", longer).manifest() == manifest
+    assert Job.extend(store, "generate", PARTS | {"config": {"images": 9}}).generation == 2
+
+
+def test_only_one_extension_at_a_time_and_only_of_finished_jobs(tmp_path: Path):
+    store = Store.open(str(tmp_path))
+    job = Job.open(store, "generate", PARTS)
+    with pytest.raises(UserError, match="unfinished"):
+        Job.extend(store, "generate", NEWER)
+    job.finish({})
+    Job.extend(store, "generate", PARTS | {"config": {"images": 5}})
+    with pytest.raises(Conflict, match="config.images: 5 -> 6"):
+        Job.extend(store, "generate", PARTS | {"config": {"images": 6}})
+
+
+def test_an_abandoned_extension_is_removed_alone(tmp_path: Path):
+    store = Store.open(str(tmp_path))
+    finished(store)
+    before = {info.key for info in store.list()}
+    with pytest.raises(UserError, match="no unfinished extension"):
+        list(abandon(store))
+    put_shards(Job.extend(store, "generate", PARTS | {"config": {"images": 5}}), 3)
+    assert len(list(abandon(store))) >= 3
+    assert {info.key for info in store.list() if not info.key.startswith("_runs/")} == {
+        key for key in before if not key.startswith("_runs/")
+    }
+    assert Job.extend(store, "generate", PARTS | {"config": {"images": 6}}).generation == 1
+
+
+# Verify, repair, clean
+
+
+def damage(store: Store, key: str, data: bytes | None) -> None:
+    store.delete(key)
+    if data is not None:
+        store.put(key, data)
+
+
+def rebuilt(folder: Store, marker: Marker) -> bytes:
+    return shard(int(marker["key"][-5:]))
+
+
+def test_verify_finds_and_repair_mends_what_is_missing_or_damaged(store: Store):
+    finished(store, range(20))
+    put_shards(Job.open(store.child("model"), "model", PARTS), 0)
+    damage(store, "data/00003", shard(3)[:-1] + b"!")
+    damage(store, "data/00011", None)
+    damage(store, "model/data/00000", b"short")
+    tally = Tally()
+    found = sorted(
+        (problem.store.uri.removeprefix(store.uri), problem.key, problem.what)
+        for problem in verify(store, tally=tally)
+    )
+    expected = [
+        ("", "data/00003", "damaged"),
+        ("", "data/00011", "missing"),
+        ("/model", "data/00000", "damaged"),
+    ]
+    assert found == expected
+    assert tally == Tally(jobs=2, objects=21, bytes=sum(len(shard(number)) for number in [*range(20), 0]))
+    assert len(list(repair(store, rebuilt))) == 3
+    assert list(verify(store)) == []
+
+
+def test_repair_refuses_other_bytes_than_were_promised(tmp_path: Path):
+    store = Store.open(str(tmp_path))
+    finished(store)
+    damage(store, "data/00001", b"damaged")
+    with pytest.raises(UserError, match="this machine makes other bytes"):
+        list(repair(store, lambda folder, marker: b"not it"))
+    assert store.get("data/00001") == b"damaged"
+
+
+def test_repair_leaves_what_somebody_else_repaired_meanwhile(tmp_path: Path):
+    store = Store.open(str(tmp_path))
+    finished(store)
+    damage(store, "data/00001", b"damaged")
+
+    def rebuild(folder: Store, marker: Marker) -> bytes:
+        damage(store, "data/00001", shard(1))
+        return shard(1)
+
+    mended = list(repair(store, rebuild))
+    assert [problem.key for problem in mended] == ["data/00001"]
+    assert list(verify(store)) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "data", "what"),
+    [
+        ("manifest/objects.jsonl", b"{}\n", "damaged"),
+        ("manifest/objects.jsonl", None, "missing"),
+        ("manifest.json", None, None),
+    ],
+)
+def test_the_protocols_own_objects_are_verified_too(
+    tmp_path: Path, key: str, data: bytes | None, what: str | None
+):
+    store = Store.open(str(tmp_path))
+    finished(store)
+    damage(store, key, data)
+    assert list(verify(store)) == ([Problem(store, key, what, None)] if what else [])
+    if what:
+        with pytest.raises(UserError, match="delete manifest.json"):
+            list(repair(store, rebuilt))
+        store.delete(key)
+        store.delete("manifest.json")
+    finished(store)
+    assert list(verify(store)) == []
+
+
+def test_a_changed_fingerprint_is_found(tmp_path: Path):
+    store = Store.open(str(tmp_path))
+    Job.open(store, "generate", PARTS)
+    job = read_json(store, "_job.json")
+    damage(store, "_job.json", canonical(job | {"parts": NEWER}))
+    assert [problem.what for problem in verify(store)] == ["its parts do not have its fingerprint"]
+
+
+def test_there_must_be_a_job_to_verify(tmp_path: Path):
+    with pytest.raises(NotFound, match="holds no job"):
+        list(verify(Store.open(str(tmp_path))))
+
+
+def test_gc_takes_old_leavings_and_nothing_else(store: Store):
+    finished(store)
+    before = {info.key for info in store.list()}
+    store.put("_check/1000-abc", b"1")
+    store.put("_check/99999999999-abc", b"1")
+    assert list(gc(store)) == [store.where("_check/1000-abc")]
+    assert {info.key for info in store.list()} == before | {"_check/99999999999-abc"}
