@@ -40,7 +40,7 @@ def page(contents: Contents) -> str:
         f"<title>{_title(contents)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(section for section in sections if section)
         + "\n<footer>Made by ray-dit. Every picture, label and weight behind this page is a function of the settings "
-        "below: the same commands give the same bytes on the same kind of machine.</footer>\n</main>\n</body>\n</html>\n"
+        "above: the same commands give the same bytes on the same kind of machine.</footer>\n</main>\n</body>\n</html>\n"
     )
 
 
@@ -235,7 +235,7 @@ def _curve_figure(points: Sequence[tuple[float, float]], what: str, manifest: Ma
 def _times(contents: Contents) -> str:
     lines = [_time_line(time) for time in contents.times]
     machines = sorted({machine for time in contents.times for machine in time.machines})
-    heads = [("Stage", False), ("Work", False), ("Time", True), ("Done", True), ("Rate", True)]
+    heads = [("Stage", False), ("Time", True), ("Done", True), ("Rate", True)]
     return _section(
         "Time and throughput",
         "On " + "; ".join(map(escape, machines)) + "." if machines else "",
@@ -244,20 +244,19 @@ def _times(contents: Contents) -> str:
 
 
 def _time_line(time: StageTime) -> str:
-    work = escape(time.what if time.what != time.stage else "")
+    notes = [time.what] if time.what != time.stage else []
     if time.unfinished:
-        work += (
-            f"<small>and {time.unfinished} interrupted {'run' if time.unfinished == 1 else 'runs'}</small>"
-        )
+        notes.append(f"and {time.unfinished} interrupted {'run' if time.unfinished == 1 else 'runs'}")
+    note = f"<small>{escape(', '.join(notes))}</small>" if notes else ""
     rate = f"{time.count / time.seconds:,.1f} {escape(time.unit)}/s" if time.count and time.seconds else ""
     done = f"{time.count:,} {escape(time.unit)}" if time.unit else ""
     cells = "".join(f'<td class="number">{cell}</td>' for cell in (_duration(time.seconds), done, rate))
-    return f"<tr><td>{escape(time.stage)}</td><td>{work}</td>{cells}</tr>"
+    return f"<tr><td>{escape(time.stage)}{note}</td>{cells}</tr>"
 
 
 def _commands(contents: Contents) -> str:
     typed = "\n".join(escape(line) for line in contents.started_as)
-    alone = "\n".join(escape(_wrapped(line)) for line in contents.commands)
+    alone = "\n\n".join(escape(_wrapped(line)) for line in contents.commands)
     return _section(
         "The commands that made it",
         "",
