@@ -60,6 +60,7 @@ PAGE_FILES = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/docs": ("docs.html", "text/html; charset=utf-8"),
+    "/docs.css": ("docs.css", "text/css; charset=utf-8"),
     "/docs.js": ("docs.js", "text/javascript; charset=utf-8"),
 }
 KEEP_ALIVE_SECONDS = 10.0
@@ -450,10 +451,12 @@ def _search(info: ModelInfo, q: str) -> list[int]:
         folded = name.casefold()
         if q in (str(number), folded) or (ids and q == ids[number]):
             ranked.append((0, number))
-        elif any(part.strip().startswith(q) for part in folded.split(",")):
+        elif folded.startswith(q):
             ranked.append((1, number))
-        elif q in folded:
+        elif any(part.strip().startswith(q) for part in folded.split(",")):
             ranked.append((2, number))
+        elif q in folded:
+            ranked.append((3, number))
     return [number for _, number in sorted(ranked)]
 
 

@@ -124,6 +124,7 @@ class Guard:
         try:
             self._check_host(headers)
             call.owner = self._owner(scope, headers)
+            _check_path(scope)
             body = await self._body(headers, receive)
             await self.app(scope, body, send_marked)
         except ApiError as error:
@@ -279,6 +280,14 @@ def _request_id(headers: Mapping[bytes, list[bytes]]) -> str:
 def _host_name(host: bytes) -> str | None:
     match = re.fullmatch(rb"(?:\[([0-9a-fA-F:.]+)\]|([A-Za-z0-9.-]+))(?::[0-9]{1,5})?", host)
     return (match[1] or match[2]).decode().lower() if match else None
+
+
+def _check_path(scope: Scope) -> None:
+    """Refuses paths that another program in the chain may read otherwise than we do; no route needs them."""
+    raw = scope.get("raw_path") or b""
+    segments = scope["path"].split("/")
+    if b"%2f" in raw.lower() or ".." in segments or "" in segments[1:-1] or "\\" in scope["path"]:
+        raise ApiError(404, "there is nothing at this address", code="not_found")
 
 
 def _too_large(most: int) -> ApiError:

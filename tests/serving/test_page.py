@@ -1,0 +1,147 @@
+"""The page in a real Chromium: choosing, making, previews, keyboard, phone, what is copied and downloaded."""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+
+playwright_api = pytest.importorskip("playwright.sync_api")
+
+pytestmark = pytest.mark.browser
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if shutil.which(CHROMIUM) is None:
+        pytest.skip(f"no Chromium at {CHROMIUM}")
+    with playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, url):
+    context = browser.new_context(viewport={"width": 1200, "height": 800})
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda said: problems.append(said.text) if _unexpected(said) else None)
+    page.on("request", lambda request: request.url.startswith((url, "data:")) or problems.append(request.url))
+    page.goto(url)
+    playwright_api.expect(page.locator("#label")).not_to_have_value("")
+    yield page
+    context.close()
+    assert problems == []  # no error, and nothing asked of anyone else
+
+
+def _unexpected(said) -> bool:
+    """An error in the console, other than Chromium's note that an answer was not 200."""
+    return said.type == "error" and "responded with a status" not in said.text
+
+
+def slide(page, name: str, value: float) -> None:
+    page.locator(f"#{name}").evaluate(
+        "(input, value) => { input.value = value; input.dispatchEvent(new Event('input', {bubbles: true})) }",
+        value,
+    )
+
+
+def test_images_sharpen_and_can_be_kept(page):
+    slide(page, "n", 3)
+    slide(page, "steps", 100)
+    page.fill("#seed", "7")
+    page.evaluate("""() => {
+        window.sources = new Set();
+        new MutationObserver((seen) => seen.forEach((one) => window.sources.add(one.target.src)))
+            .observe(document.body, {subtree: true, attributeFilter: ['src']});
+    }""")
+    page.click("#go")
+    playwright_api.expect(page.locator(".tile.done")).to_have_count(3)
+    playwright_api.expect(page.locator("#status")).to_contain_text("3 images in")
+    assert page.evaluate("window.sources.size") > 3  # more than the final images: there were previews
+    with page.expect_download() as download:
+        page.locator(".tile").first.hover()
+        page.locator(".tile .save").first.click()
+    assert download.value.suggested_filename == "tench-7-0.png"
+    page.locator(".tile .open").nth(1).click()
+    playwright_api.expect(page.locator("#viewer-caption")).to_have_text(
+        "tench, Tinca tinca · seed 7 · image 1"
+    )
+    page.keyboard.press("Escape")
+    playwright_api.expect(page.locator("#viewer")).not_to_be_visible()
+
+
+def test_everything_by_keyboard(page):
+    page.locator("#label").focus()
+    page.keyboard.type("cra")
+    playwright_api.expect(page.locator("#label-list [role=option]")).to_have_count(2)
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    playwright_api.expect(page.locator("#label")).to_have_value("crane, machine")
+    playwright_api.expect(page.locator(".batch")).to_have_count(0)  # Enter chose, it did not start
+    page.keyboard.press("Control+Enter")
+    playwright_api.expect(page.locator(".tile.done")).to_have_count(4)
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.classList.contains('open')"):
+            break
+    page.keyboard.press("Enter")
+    playwright_api.expect(page.locator("#viewer")).to_be_visible()
+
+
+def test_stopping(page):
+    slide(page, "steps", 100)
+    page.select_option("#sampler", "ddpm")
+    slide(page, "n", 10)
+    page.click("#go")
+    page.click("#stop")
+    playwright_api.expect(page.locator("#status")).to_have_text("Stopped.")
+    playwright_api.expect(page.locator("#go")).to_be_enabled()
+
+
+def test_an_error_of_the_server_is_told(page):
+    page.locator("#steps").evaluate("(input) => { input.max = 1000; input.value = 900 }")
+    page.click("#go")
+    playwright_api.expect(page.locator("#status")).to_contain_text("at most 250 steps")
+    playwright_api.expect(page.locator(".batch")).to_have_count(0)
+
+
+def test_the_copied_command_works(page, url):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.fill("#seed", "3")
+    page.click("#curl")
+    playwright_api.expect(page.locator("#status")).to_contain_text("clipboard")
+    command = page.evaluate("navigator.clipboard.readText()")
+    body = json.loads(re.search(r"-d '(.*?)'", command, re.S)[1])
+    assert body["prompt"] == "tench, Tinca tinca" and body["seed"] == 3
+    assert f"{url}/v1/images/generations" in command
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(browser, url):
+    context = browser.new_context(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(url)
+    page.tap("#go")
+    playwright_api.expect(page.locator(".tile.done")).to_have_count(4)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    small = page.evaluate("""() => [...document.querySelectorAll('button, input, select, .save')]
+        .filter((e) => e.checkVisibility() && e.type !== 'range' && e.getBoundingClientRect().height < 36)
+        .map((e) => e.id || e.className)""")
+    assert small == []
+    context.close()
+
+
+def test_the_description_of_the_api(page, url):
+    page.goto(f"{url}/docs")
+    playwright_api.expect(page.locator("#docs section")).to_have_count(6)
+    playwright_api.expect(page.locator("#docs")).to_contain_text("num_inference_steps")
