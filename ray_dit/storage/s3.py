@@ -72,6 +72,8 @@ class S3Store(Store):
             return None
 
     def put(self, key: str, data: bytes) -> bool:
+        if len(data) > ONE_PUT and self.head(key) is not None:
+            return self._same_or_conflict(key, data)  # without sending it all to be refused
         token = uuid.uuid4().hex
         try:
             self._write(key, data, token, IfNoneMatch="*")
@@ -186,20 +188,22 @@ class S3Store(Store):
             )
             return {"PartNumber": number, "ETag": reply["ETag"]}
 
+        taken = False  # then no upload of this key can succeed any more: one whose reply was lost, or another writer's
         try:
             parts = {"Parts": list(ahead(part, range(1, -(-len(data) // PART) + 1), threads=4))}
             self._ask(
                 "complete_multipart_upload", key, needs="ETag",
                 Key=name, UploadId=upload, MultipartUpload=parts, **condition,
             )  # fmt: skip
-        except BaseException:
-            with suppress(UserError):
-                self._ask("abort_multipart_upload", key, Key=name, UploadId=upload)
+            taken = True
+        except _Refused:
+            taken = "IfNoneMatch" in condition
             raise
-        # The key is taken, so no other upload of it can succeed: ours whose reply was lost, or another writer's.
-        for left in self._uploads(key):
-            if left["Key"] == name:
-                self._abort(left)
+        finally:
+            with suppress(UserError):
+                for left in self._uploads(key):
+                    if left["Key"] == name and (taken or left["UploadId"] == upload):
+                        self._abort(left)
 
     def _uploads(self, prefix: str) -> Sequence[Reply]:
         name = f"{self._prefix}/{prefix}".lstrip("/")

@@ -61,6 +61,7 @@ class FaultProxy:
         seed: int = 0,
         rate: float = 0.0,
         kinds: tuple[Fault, ...] = FAULTS,
+        methods: Collection[str] = ("GET", "HEAD", "PUT", "POST", "DELETE"),
         per_target: int = 4,
         stall_seconds: float = 30.0,
         duplicate_after: float = 0.3,
@@ -68,6 +69,7 @@ class FaultProxy:
         watch: Callable[[Seen], None] | None = None,
     ) -> None:
         parts = urlsplit(upstream)
+        self._methods = methods
         self._upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
         self._seed, self._rate, self._kinds, self._per_target = seed, rate, kinds, per_target
         self._stall_seconds, self._duplicate_after = stall_seconds, duplicate_after
@@ -122,8 +124,8 @@ class FaultProxy:
             body = await reader.readexactly(int(headers.get(b"content-length", 0)))
             request = _rewritten(head, self._drop) + body
             await self._answer(writer, method, target, request)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            pass  # the client has gone, or the proxy stops
         finally:
             writer.close()
 
@@ -153,7 +155,7 @@ class FaultProxy:
         request = (method, target)
         attempt = self._attempts[request]
         self._attempts[request] += 1
-        if self._faults[request] >= self._per_target:
+        if method not in self._methods or self._faults[request] >= self._per_target:
             return None
         fault = fault_for(self._seed, method, target, attempt, self._rate, self._kinds)
         if fault == "duplicate" and method != "PUT":

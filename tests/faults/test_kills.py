@@ -33,8 +33,12 @@ def memory_folder() -> Iterator[Path]:
 
 
 def contents(store: Store) -> dict[str, bytes]:
-    """Every object of a job but the records of runs."""
-    return {info.key: store.get(info.key) for info in store.list() if not info.key.startswith("_runs/")}
+    """Every object of a job but the records of runs and a killed trial's probe."""
+    return {
+        info.key: store.get(info.key)
+        for info in store.list()
+        if not info.key.startswith(("_runs/", "_check/"))
+    }
 
 
 def start(uri: str, *arguments: object, **environment: str) -> "subprocess.Popen[bytes]":

@@ -78,13 +78,19 @@ def one_operation(store: S3Store, history: History, operation: str, key: str, wr
 
 
 def run_operations(
-    upstream: str, seed: int, operations: int, monkeypatch: pytest.MonkeyPatch
-) -> tuple[FaultProxy, History]:
+    upstream: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    seed: int,
+    operations: int,
+    kinds: tuple[Fault, ...] = FAULTS,
+    store_type: type[S3Store] = S3Store,
+) -> FaultProxy:
     """16 writers through the proxy at 20 % faults; asserts what must hold; prints what was hit."""
     writers, keys, history = 16, operations // 15, History()
-    with FaultProxy(upstream, seed=seed, rate=0.2, stall_seconds=2.0) as proxy:
+    with FaultProxy(upstream, seed=seed, rate=0.2, kinds=kinds, stall_seconds=2.0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        store = S3Store(seaweed.fresh_uri(), patience=PATIENT)
+        store = store_type(seaweed.fresh_uri(), patience=PATIENT)
         begin = time.monotonic()
         with ThreadPoolExecutor(writers) as pool:
             work = [
@@ -101,7 +107,7 @@ def run_operations(
         f" {dict(proxy.hits)}, {len(history.tried)} objects, {seconds:.0f} s, slowest {history.slowest:.1f} s"
     )
     assert_history(store, history, writers)
-    return proxy, history
+    return proxy
 
 
 def assert_history(store: S3Store, history: History, writers: int) -> None:
@@ -119,13 +125,13 @@ def assert_history(store: S3Store, history: History, writers: int) -> None:
 
 
 def test_one_success_a_key_whatever_fails(upstream: str, monkeypatch: pytest.MonkeyPatch):
-    proxy, _ = run_operations(upstream, seed=1, operations=960, monkeypatch=monkeypatch)
+    proxy = run_operations(upstream, monkeypatch, seed=1, operations=960)
     assert set(proxy.hits) == set(FAULTS), "a fault was never met"
 
 
 @pytest.mark.slow
 def test_one_success_a_key_in_ten_thousand_operations(upstream: str, monkeypatch: pytest.MonkeyPatch):
-    proxy, _ = run_operations(upstream, seed=2, operations=10_000, monkeypatch=monkeypatch)
+    proxy = run_operations(upstream, monkeypatch, seed=2, operations=10_000)
     assert min(proxy.hits[fault] for fault in FAULTS) > 20
 
 
@@ -145,9 +151,10 @@ class ForgetfulStore(S3Store):
 
 @pytest.mark.parametrize("mistaken", [OverwritingStore, ForgetfulStore])
 def test_the_oracle_finds_mistakes(upstream: str, monkeypatch: pytest.MonkeyPatch, mistaken: type[S3Store]):
-    monkeypatch.setitem(globals(), "S3Store", mistaken)
     with pytest.raises(AssertionError, match="not exactly one success a key"):
-        run_operations(upstream, seed=3, operations=320, monkeypatch=monkeypatch)
+        run_operations(
+            upstream, monkeypatch, seed=3, operations=160, kinds=("reset_after",), store_type=mistaken
+        )
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -182,20 +189,23 @@ def test_there_is_one_layer_of_retries(upstream: str, monkeypatch: pytest.Monkey
             pauses.append(attempt)
             return 0.05
 
-    with FaultProxy(upstream, rate=1.0, kinds=("error_500", "slow_down"), per_target=10**6) as proxy:
+    with FaultProxy(upstream, rate=1.0, kinds=("error_500",), methods=("PUT",), per_target=10**6) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         store = S3Store(seaweed.fresh_uri(), patience=Counting(deadline=1.0, attempt=1.0))
+        S3Store(store.uri).head("a")  # connects, which takes its time on a busy machine
         with pytest.raises(StoreFailure, match="was tried"):
             store.put("a", b"x")
-    assert proxy.requests["PUT"] == len(pauses) > 5
+    assert len(pauses) - 1 <= proxy.requests["PUT"] <= len(pauses), "the last attempt may not get that far"
+    assert len(pauses) > 3
 
 
 def test_a_service_that_never_answers_is_given_up_at_the_deadline(
     upstream: str, monkeypatch: pytest.MonkeyPatch
 ):
-    with FaultProxy(upstream, rate=1.0, kinds=("stall",), per_target=10**6) as proxy:
+    with FaultProxy(upstream, rate=1.0, kinds=("stall",), methods=("PUT",), per_target=10**6) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         store = S3Store(seaweed.fresh_uri(), patience=Patience(deadline=1.5, attempt=0.4, first_pause=0.05))
+        S3Store(store.uri).head("a")
         begin = time.monotonic()
         with pytest.raises(StoreFailure, match="tried . times in 2 s"):
             store.put("a", b"x")
