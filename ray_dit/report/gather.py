@@ -86,6 +86,7 @@ def gather(config: ReportConfig) -> Contents:
     names = tuple(manifests["encode"]["classes"])
     shown = spaced(names, MAX_CLASSES)
     vae = _reconstructions(config)
+    model = _json(Store.open(config.model), "config.json")
     steps, denoising = _denoising(config.model, spaced(range(len(names)), DENOISED_CLASSES), names)
     return Contents(
         classes=shown,
@@ -106,9 +107,9 @@ def gather(config: ReportConfig) -> Contents:
             for stage, uri in stage_folders(config).items()
             for time in stage_times(stage, Store.open(uri))
         ],
-        commands=commands(config, manifests),
+        commands=commands(config, manifests, model),
         started_as=_started_as(config),
-        model=_json(Store.open(config.model), "config.json"),
+        model=model,
         manifests=manifests,
     )
 
@@ -262,7 +263,7 @@ def _stage_time(stage: str, what: str, runs: Sequence[tuple[Any, Any]]) -> Stage
     )
 
 
-def commands(config: ReportConfig, manifests: dict[str, Manifest]) -> list[str]:
+def commands(config: ReportConfig, manifests: dict[str, Manifest], model: dict[str, Any]) -> list[str]:
     """One command a stage that gives the same result, from the settings stored with it."""
     content = {stage: dict(manifest["parts"]["config"]) for stage, manifest in manifests.items()}
     images = {"images.uri": config.images}
@@ -279,9 +280,20 @@ def commands(config: ReportConfig, manifests: dict[str, Manifest]) -> list[str]:
             {**images, "dataset": config.dataset, "output": config.evaluation},
         ),
     }
-    if "generate" in content and content["generate"].get("num_images"):
-        content["generate"]["per_class"] = None  # was resolved to a number of pictures; only one may be given
+    content["generate"] = _as_asked(content["generate"], manifests["encode"], model)
     return [command(stage, kinds[stage][0], content[stage], kinds[stage][1]) for stage in content]
+
+
+def _as_asked(resolved: dict[str, Any], encoded: Manifest, model: dict[str, Any]) -> dict[str, Any]:
+    """What one asked generate for, from what it came to mean: without what the model and the classes say already."""
+    every = [str(label) for label in range(len(encoded["classes"]))]
+    own = model["sampler"]
+    changed = {name: value for name, value in resolved["sampler"].items() if value != own.get(name)}
+    return resolved | {
+        "sampler": changed,
+        "classes": None if [*map(str, resolved["classes"] or every)] == every else resolved["classes"],
+        "per_class": None if resolved["num_images"] else resolved["per_class"],
+    }
 
 
 def _started_as(config: ReportConfig) -> list[str]:
@@ -290,5 +302,6 @@ def _started_as(config: ReportConfig) -> list[str]:
     for uri in stage_folders(config).values():
         store = Store.open(uri)
         for key in _run_keys(store):
-            lines[shlex.join(_json(store, key)["command"])] = None
+            words = _json(store, key)["command"]
+            lines[shlex.join(["python", *words] if words[0].endswith(".py") else words)] = None
     return list(lines)

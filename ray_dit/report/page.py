@@ -265,15 +265,19 @@ def _commands(contents: Contents) -> str:
     )
 
 
-def _wrapped(command: str) -> str:
+def _wrapped(command: str, width: int = 92) -> str:
     """A long command over several lines, an option never parted from its values."""
-    lines = [""]
-    for word in shlex.split(command):
-        quoted = shlex.quote(word)
-        if len(lines[-1]) + len(quoted) > 90 and word.startswith("--"):
+    groups: list[list[str]] = [[]]
+    for word in map(shlex.quote, shlex.split(command)):
+        if word.startswith("--"):
+            groups.append([])
+        groups[-1].append(word)
+    lines = [" ".join(groups[0])]
+    for group in map(" ".join, groups[1:]):
+        if len(lines[-1]) + len(group) >= width:
             lines[-1] += " \\"
             lines.append("   ")
-        lines[-1] += f" {quoted}" if lines[-1] else quoted
+        lines[-1] += f" {group}"
     return "\n".join(lines)
 
 

@@ -30,7 +30,7 @@ from ray_dit.config import (
 )
 from ray_dit.core.dit import DiT
 from ray_dit.errors import UserError
-from ray_dit.report.gather import gather, spaced, stage_times
+from ray_dit.report.gather import commands, gather, spaced, stage_times
 from ray_dit.report.html import write_report
 from ray_dit.storage.job import Job, canonical
 from ray_dit.storage.labels import Labels
@@ -86,7 +86,7 @@ def settings(folder: Path) -> dict[str, object]:
             model=f"{folder}/model",
             output=f"{folder}/dataset",
             num_images=12,
-            classes=("0", "1"),
+            classes=("1",),
             sampler=SamplerOverrides(guidance_scale=3.0, guidance_interval=(10, 900)),
         ),
         "evaluate": EvaluateConfig(images=images, dataset=f"{folder}/dataset", output=f"{folder}/evaluation"),
@@ -301,6 +301,15 @@ def test_commands_on_the_page_parse_to_the_settings_of_each_stage(config: Report
     for line in lines:
         _, stage, *options = shlex.split(line)
         assert cli.parse(stage, type(wanted[stage]), options) == wanted[stage]  # type: ignore[arg-type]
+
+
+def test_what_generate_resolved_from_the_model_needs_no_option(config: ReportConfig):
+    contents = gather(config)
+    manifests = json.loads(json.dumps(contents.manifests))
+    asked = manifests["generate"]["parts"]["config"]
+    asked |= {"classes": [0, 1], "per_class": 6, "sampler": SAMPLER.model_dump(mode="json")}
+    (line,) = (line for line in commands(config, manifests, contents.model) if "ray-dit generate" in line)
+    assert line.endswith("/dataset --num-images 12")
 
 
 def test_times_add_up_over_runs_and_killed_ones_are_counted(config: ReportConfig, html: str):
