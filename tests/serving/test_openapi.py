@@ -1,5 +1,7 @@
 """The OpenAPI document against the server, by schemathesis: no 5xx, no undocumented answer, no broken schema."""
 
+import contextlib
+
 import pytest
 from conftest import serving
 from fakes import FakeBackend
@@ -14,6 +16,7 @@ OPEN = ApiConfig(limits=LimitsConfig(requests_per_minute=10**6, max_concurrent=1
 @pytest.mark.slow
 def test_every_answer_is_as_documented():
     from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis.errors import Unsatisfiable
     from schemathesis import checks
     from schemathesis.specs.openapi import checks as openapi
 
@@ -44,5 +47,6 @@ def test_every_answer_is_as_documented():
                     seen.add(answer.status_code)
                     case.validate_response(answer, checks=wanted)
 
-                answers_as_documented()
+                with contextlib.suppress(Unsatisfiable):  # a route without input takes no wrong one
+                    answers_as_documented()
         assert {200, 400, 404} <= seen
