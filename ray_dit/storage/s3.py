@@ -8,6 +8,7 @@ import asyncio
 import atexit
 import hashlib
 import io
+import itertools
 import logging
 import os
 import time
@@ -49,14 +50,19 @@ class S3Store(Store):
     """Whether the service obeys If-None-Match and If-Match; without, the weaker mode looks, writes and looks again."""
 
     def get(self, key: str) -> bytes:
-        first, info = self._read(key, 0, CHUNK)
-        rest = (self._read(key, start, CHUNK, info.etag)[0] for start in range(CHUNK, info.size, CHUNK))
-        data = b"".join([first, *rest]) if info.size > CHUNK else first
-        if info.sha256 and hashlib.sha256(data).hexdigest() != info.sha256:
+        chunks, stored = self._chunks(key)
+        data = b"".join(chunks)  # of a single chunk this is no copy
+        if stored and hashlib.sha256(data).hexdigest() != stored:
             raise StoreFailure(
                 f"{self.where(key)} is damaged: its bytes are not those its writer stored; repair it"
             )
         return data
+
+    def sha256(self, key: str) -> str:
+        digest = hashlib.sha256()
+        for chunk in self._chunks(key)[0]:
+            digest.update(chunk)
+        return digest.hexdigest()
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         return self._read(key, start, length)[0] if length > 0 else b""
@@ -146,6 +152,12 @@ class S3Store(Store):
         except _Refused as error:
             raise Conflict(f"{self.where(key)} was replaced while it was read; read it again") from error
         return data, _info(key, reply)
+
+    def _chunks(self, key: str) -> tuple[Iterator[bytes], str | None]:
+        """One version of the object as a stream of chunks, in one request if it is small, and the hash it came with."""
+        first, info = self._read(key, 0, CHUNK)
+        rest = (self._read(key, start, CHUNK, info.etag)[0] for start in range(CHUNK, info.size, CHUNK))
+        return itertools.chain([first], rest), info.sha256
 
     def _write(self, key: str, data: bytes, token: str, **condition: str) -> None:
         """Writes under the condition, or raises _Refused; the token tells our object from another writer's."""
