@@ -59,11 +59,11 @@ class GuidedModel:
         output = self.network(x_in, t, labels)[: num_rows + num_twins].to(x.dtype)
         eps, variance = split_output(output, x.shape[1])
         if num_twins:
-            eps = self._mix(eps, guidance_scale, twins.to(x.device))
+            eps = self._mix(guidance_scale, twins.to(x.device), eps)
         return eps[:num_rows], None if variance is None else variance[:num_rows]
 
     def _mix(
-        self, eps: Float[Tensor, "R+G C H W"], guidance_scale: Float[Tensor, "R"], twins: Int64[Tensor, "G"]
+        self, guidance_scale: Float[Tensor, "R"], twins: Int64[Tensor, "G"], eps: Float[Tensor, "R+G C H W"]
     ) -> Float[Tensor, "R C H W"]:
         """uncond + scale (cond - uncond) in the rows that have a twin."""
         channels = slice(self.guidance_channels)

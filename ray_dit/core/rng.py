@@ -18,8 +18,8 @@ MASK32 = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
-MAX_VALUES = 2**25
-"""Values one sample may draw in one step: the counter keeps 24 bits for blocks, and a block gives at least 2."""
+MAX_BLOCKS = 2**24
+"""Blocks (4 normals, 2 uniforms) one sample may draw in one step: the counter has 24 bits left for their number."""
 
 
 class Stream(IntEnum):
@@ -113,8 +113,8 @@ def _words(
     seed: int | Tensor, sample_id: Tensor, step: int | Tensor, num_blocks: int, stream: Stream
 ) -> Int64[Tensor, "B words"]:
     """The random words of each sample, four a block."""
-    if num_blocks * 2 > MAX_VALUES:
-        raise ValueError(f"{num_blocks * 2} values a sample and step: at most {MAX_VALUES} can be drawn")
+    if num_blocks > MAX_BLOCKS:
+        raise ValueError(f"{num_blocks} blocks of noise a sample and step: at most {MAX_BLOCKS} can be drawn")
     device = sample_id.device
     seed = torch.as_tensor(seed, device=device).view(-1, 1)
     step = torch.as_tensor(step, device=device).view(-1, 1)

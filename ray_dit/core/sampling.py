@@ -103,7 +103,7 @@ def init_rows(
     labels: Int64[Tensor, "R"],
     sample_id: Int64[Tensor, "R"],
     seed: int | Int64[Tensor, "R"],
-    guidance_scale: float | Float[Tensor, "R"],
+    guidance_scale: int | float | Float[Tensor, "R"],
     table: int | Int64[Tensor, "R"] = 0,
     device: torch.device | str = "cpu",
     noise: Noise = counter_noise,
@@ -224,6 +224,6 @@ def _spread(coefficients: Tensor, name: str) -> Float[Tensor, "R 1 1 1"]:
     return coefficients[:, COLUMN[name], None, None, None]
 
 
-def _filled(value: float | Tensor, count: int, dtype: torch.dtype) -> Tensor:
+def _filled(value: int | float | Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """A CPU tensor [count] of one value or of each row's own."""
     return torch.as_tensor(value, dtype=dtype, device="cpu").expand(count).clone()
