@@ -59,7 +59,7 @@ class VAE:
         else:
             with tempfile.TemporaryDirectory() as scratch:
                 module = _from_folder(_materialise(store, Path(scratch)), source)
-        return cls(module.to(device).eval().requires_grad_(False))
+        return cls(module.to(device).requires_grad_(False))
 
     @property
     def latent_channels(self) -> int:

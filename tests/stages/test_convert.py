@@ -8,6 +8,7 @@ import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,8 @@ from torch import Tensor
 import ray_dit
 from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
 from ray_dit.core.dit import DiT
+from ray_dit.core.latents import denormalize
+from ray_dit.core.sampling import TableBank, init_rows, sample
 from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.stages.convert import ExportConfig, ImportConfig, export, import_checkpoint
 from ray_dit.storage.labels import Labels
@@ -77,8 +80,6 @@ def test_official_ours_official_is_bitwise(official: dict[str, Tensor], model: s
 
 
 def test_an_imported_model_makes_the_golden_output(model: str) -> None:
-    import numpy as np
-
     with np.load(GOLDEN / "cases.npz") as cases:
         x, t, y, expected = (torch.from_numpy(cases[key]) for key in ("x", "t", "y", "forward"))
     output = ray_dit.load(model, device="cpu").model(x, t, y)
@@ -322,33 +323,40 @@ def test_dit_pipeline_loads_and_runs(exported: Path) -> None:
 
 
 def test_dit_pipeline_makes_our_pictures(trained: str, exported: Path) -> None:
-    """The same noise, steps and guidance give nearly the same pictures: names, padding, scheduler and VAE are right."""
+    """With frequencies as ours, the same noise gives the same pictures: names, padding, scheduler and VAE are right."""
     from diffusers import DiTPipeline
 
     theirs = DiTPipeline.from_pretrained(exported, local_files_only=True)
     theirs.set_progress_bar_config(disable=True)
+    with_our_frequencies(theirs.transformer)
     generator = torch.Generator().manual_seed(0)
-    images = theirs(
-        [0, 2], guidance_scale=2.0, num_inference_steps=5, generator=generator, output_type="pt"
-    ).images
+    options = {"guidance_scale": 2.0, "num_inference_steps": 5, "output_type": "pt"}
+    images = theirs([0, 2], generator=generator, **options).images
     x = torch.randn(2, 4, 4, 4, generator=generator.manual_seed(0))
-    ours = ray_dit.load(trained)
-    sampler = SamplerConfig(name="ddim", num_inference_steps=5, spacing="leading", guidance_scale=2.0)
-    from ray_dit.core.sampling import TableBank, init_rows, sample
 
+    ours = ray_dit.load(trained)
     rows = init_rows(
         ours.latent_shape,
         labels=torch.tensor([0, 2]),
         sample_id=torch.arange(2),
-        seed=torch.zeros(2, dtype=torch.int64),
-        guidance_scale=torch.full((2,), 2.0),
-        table=torch.zeros(2, dtype=torch.int64),
+        seed=0,
+        guidance_scale=2.0,
         noise=lambda *_: x,
     )
+    sampler = SamplerConfig(name="ddim", num_inference_steps=5, spacing="leading", guidance_scale=2.0)
     latents = sample(ours.guided_model, rows, TableBank([ours.table(sampler)]))
-    expected = torch.from_numpy(ours.decode(latents)).permute(0, 3, 1, 2) / 255
-    assert (images - expected).abs().max() < 0.02
+    raw = denormalize(latents, ours.config.latents.shift, ours.config.latents.scale)
+    expected = (ours.vae.decode(raw) / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(images, expected, rtol=0, atol=1e-4)
     assert expected.std() > 0.01
+
+
+def with_our_frequencies(transformer: torch.nn.Module) -> None:
+    """Takes the known deviation out of diffusers' transformer: frequencies to /128 instead of /127."""
+    from diffusers.models.embeddings import Timesteps
+
+    for block in transformer.transformer_blocks:
+        block.norm1.emb.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
 
 
 def deviation(transformer: torch.nn.Module, ours: DiT, x: Tensor, t: Tensor, y: Tensor) -> float:
@@ -360,9 +368,7 @@ def deviation(transformer: torch.nn.Module, ours: DiT, x: Tensor, t: Tensor, y: 
 
 def test_known_deviation_of_diffusers_model(model: str, tmp_path: Path) -> None:
     """What docs/checkpoints.md says of it: time frequencies to /127, and the norm's eps unless we set it."""
-    import numpy as np
     from diffusers import DiTTransformer2DModel
-    from diffusers.models.embeddings import Timesteps
 
     where = Path(export(ExportConfig(model=model, output=str(tmp_path / "p")))) / "transformer"
     theirs = DiTTransformer2DModel.from_pretrained(where, local_files_only=True, low_cpu_mem_usage=False)
@@ -373,9 +379,8 @@ def test_known_deviation_of_diffusers_model(model: str, tmp_path: Path) -> None:
     with np.load(GOLDEN / "cases.npz") as cases:
         x, t, y = (torch.from_numpy(cases[key]) for key in ("x", "t", "y"))
     from_frequencies = deviation(theirs, ours, x, t, y)
-    for each in (theirs, as_published):
-        for block in each.transformer_blocks:
-            block.norm1.emb.time_proj = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)
+    with_our_frequencies(theirs)
+    with_our_frequencies(as_published)
     none, from_eps = deviation(theirs, ours, x, t, y), deviation(as_published, ours, x, t, y)
     print(f"deviation: frequencies {from_frequencies:.3g}, norm eps {from_eps:.3g}, neither {none:.3g}")
     assert none <= 2e-6, "with /128 and our eps it is the same network"

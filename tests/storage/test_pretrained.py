@@ -125,6 +125,14 @@ def test_what_is_no_model_is_named(tmp_path: Path, folder: Path) -> None:
         read_model(str(folder))
 
 
+def test_weights_outlive_what_happens_to_the_file(folder: Path) -> None:
+    state = read_model(str(folder)).state_dict()
+    size = (folder / "model.safetensors").stat().st_size
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.write(bytes(size))
+    assert torch.equal(state["a.weight"], STATE["a.weight"])
+
+
 def test_missing_and_damaged_weights(folder: Path) -> None:
     model = read_model(str(folder))
     weights = folder / "model.safetensors"
