@@ -31,6 +31,7 @@ def test_it_learns_what_is_to_be_seen():
         ClassifierConfig(steps=40, batch_size=32, width=8, learning_rate=5e-3),
         0,
     )
+    assert not model.training
     logits, features = predict(model, images[192:])
     assert (logits.argmax(dim=1).numpy() == labels[192:]).mean() > 0.95
     assert features.shape == (64, FEATURE_DIM)

@@ -90,7 +90,8 @@ def test_inception_score_is_the_reference_s():
 
 
 def test_inception_score_of_certain_and_even_classes_is_their_number():
-    logits = torch.eye(4).repeat(10, 1) * 1e4  # probabilities of exactly 0 and 1
+    # Probabilities of exactly 0 and 1, and a fifth class that never occurs.
+    logits = torch.eye(4, 5).repeat(10, 1) * 1e4
     mean, std = metrics.inception_score(logits, num_splits=2)
     assert (mean, std) == (pytest.approx(4), pytest.approx(0))
 
