@@ -34,6 +34,7 @@ from ray_dit.serving.guard import (
 )
 from ray_dit.serving.keys import Keys
 from ray_dit.serving.service import (
+    REFUSALS,
     Accepted,
     Backend,
     Complete,
@@ -65,6 +66,7 @@ PAGE_FILES = {
 }
 KEEP_ALIVE_SECONDS = 10.0
 INFO_SECONDS = 5.0
+GRACE_SECONDS = 5.0
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.ErrorBody, "description": text}
     for status, text in {
@@ -213,7 +215,7 @@ class _Api:
             "stream": bool(body.stream),
         }
         # One generator for limiter, backend and their ends, so that closing it undoes all of it.
-        messages = self._limited(call, backend.generate(order))
+        messages = self._limited(call, backend.generate(order), order.seconds)
         first = await _until_gone(request, anext(messages))
         if isinstance(first, Refused):
             await messages.aclose()
@@ -237,10 +239,13 @@ class _Api:
         finally:
             await messages.aclose()
 
-    async def _limited(self, call: Call, messages: AsyncIterator[Message]) -> AsyncGenerator[Message]:
+    async def _limited(
+        self, call: Call, messages: AsyncIterator[Message], seconds: float | None
+    ) -> AsyncGenerator[Message]:
         started = time.perf_counter()
+        latest = None if seconds is None else started + seconds + GRACE_SECONDS
         with self.limiter.enter(call.owner):
-            async with aclosing(messages) as open_messages:  # pyright: ignore[reportArgumentType]
+            async with aclosing(_until(messages, latest)) as open_messages:
                 async for message in open_messages:
                     if isinstance(message, Partial | Complete):
                         call.details.setdefault("first_image_s", round(time.perf_counter() - started, 4))
@@ -355,6 +360,20 @@ async def _info(backend: Backend) -> ModelInfo:
         raise ApiError(
             503, "the model is being loaded; try again", code="not_ready", headers={"Retry-After": "2"}
         ) from None
+
+
+async def _until(messages: AsyncIterator[Message], latest: float | None) -> AsyncGenerator[Message]:
+    """The messages, of a backend that stands still Refused in the end: engines keep deadlines, if they run."""
+    async with aclosing(messages):  # pyright: ignore[reportArgumentType]
+        while True:
+            left = None if latest is None else latest - time.perf_counter()
+            try:
+                yield await asyncio.wait_for(anext(messages), left)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                yield Refused("deadline", REFUSALS["deadline"])
+                return
 
 
 async def _collect(answer: _Answer, messages: AsyncIterator[Message]) -> dict[str, Any]:

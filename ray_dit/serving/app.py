@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,8 @@ from ray_dit.serving.settings import ApiConfig, EngineConfig, ServeConfig
 logger = logging.getLogger(__name__)
 
 APP_NAME = "ray-dit"
+QUIET = {"enable_access_log": False, "log_level": "WARNING"}
+"""Ray Serve's own log: the API writes one line a request, which says more."""
 ATTEMPTS = 3
 """Replicas an order is given to before it fails."""
 MIN_CPUS = 4
@@ -176,12 +178,19 @@ def build(config: ServeConfig) -> ray_serve.Application:
 
     ``host``, ``port``, ``address`` and ``num_cpus`` belong to the machine, and have no effect here.
     """
-    models = {
-        f"model:{name}": _model_deployment(name, config).bind(
-            name, uri, config.engine.model_dump(), config.threads, config.log_level
-        )
-        for name, uri in config.models()
-    }
+    return application(
+        config,
+        {
+            name: deployment(name, config, ModelReplica).bind(
+                name, uri, config.engine.model_dump(), config.threads, config.log_level
+            )
+            for name, uri in config.models()
+        },
+    )
+
+
+def application(config: ServeConfig, models: Mapping[str, ray_serve.Application]) -> ray_serve.Application:
+    """The API over these bound deployments, each with the methods of ``ModelReplica``."""
     api: Any = ray_serve.deployment(
         Api,
         name="api",
@@ -190,18 +199,21 @@ def build(config: ServeConfig) -> ray_serve.Application:
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=config.drain_seconds,
         health_check_period_s=5,
+        logging_config=QUIET,
     )
-    return api.bind(config.api.model_dump(), config.log_level, **models)
+    handles: dict[str, Any] = {f"model:{name}": model for name, model in models.items()}
+    return api.bind(config.api.model_dump(), config.log_level, **handles)
 
 
-def _model_deployment(name: str, config: ServeConfig) -> Any:
+def deployment(name: str, config: ServeConfig, replica: type) -> Any:
+    """The deployment of one model, its engine in instances of ``replica``."""
     engine = config.engine
     scaled = config.max_replicas is not None and config.max_replicas > config.replicas
     count: dict[str, Any] = (
         {"autoscaling_config": _autoscaling(config)} if scaled else {"num_replicas": config.replicas}
     )
     return ray_serve.deployment(
-        ModelReplica,
+        replica,
         name=f"model-{name}",
         # Above what the engine takes, so that it is the engine that refuses, with the time to come again.
         max_ongoing_requests=2 * (engine.slots + engine.max_queued) + 64,
@@ -209,6 +221,7 @@ def _model_deployment(name: str, config: ServeConfig) -> Any:
         graceful_shutdown_timeout_s=config.drain_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5,
+        logging_config=QUIET,
         **count,
     )
 
@@ -222,7 +235,7 @@ def _autoscaling(config: ServeConfig) -> AutoscalingConfig:
         look_back_period_s=10,
         policy=AutoscalingPolicy(
             policy_function="ray_dit.serving.scaling:ImagesPolicy",
-            policy_kwargs={"rows_per_replica": config.rows_per_replica},
+            policy_kwargs={"images_per_replica": config.images_per_replica},
         ),
     )
 
@@ -261,6 +274,7 @@ def start(config: ServeConfig) -> None:
     ray_serve.start(
         proxy_location=ProxyLocation.HeadOnly if config.address == "local" else ProxyLocation.EveryNode,
         http_options={"host": config.host, "port": config.port},
+        logging_config=QUIET,
     )
     try:
         ray_serve.run(build(config), name=APP_NAME, route_prefix="/")

@@ -284,13 +284,15 @@ class Engine:
         return self.config.slots - sum(max(request.resident, 1) for request in self._running)
 
     def _admit(self) -> bool:
-        admitted = False
-        while self._waiting and self._free_slots() > 0:
+        """Lets waiting requests in, in the order they came, while there are slots; whether it let any in."""
+        if not self._waiting:
+            return False
+        free = self._free_slots()
+        for _ in range(min(free, len(self._waiting))):
             request = self._waiting.popleft()
             request.service = self._clock
             self._running.append(request)
-            admitted = True
-        return admitted
+        return free > 0
 
     def _choose(self) -> list["_Row"]:
         """The images of the next step, in whole or as many as ``_row_limit`` allows; see the module's first lines."""
@@ -640,6 +642,9 @@ class _Decoder:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        device = engine.model.device
+        # A stream of its own: on the steps' stream the VAE would come between two steps.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._wake = threading.Condition()
         self._finals: deque[_Latents] = deque()
         self._previews: dict[_Row, _Latents] = {}
@@ -676,13 +681,20 @@ class _Decoder:
                 taken.append(self._previews.pop(row))
         return [picture for picture in taken if picture.row.request.reason is None]
 
+    def _decode(self, latents: list[Tensor]) -> np.ndarray:
+        if self._stream is None:
+            return self._engine.model.decode(torch.stack(latents))
+        self._stream.wait_stream(torch.cuda.default_stream(self._stream.device))
+        with torch.cuda.stream(self._stream):
+            return self._engine.model.decode(torch.stack(latents))
+
     def _run(self) -> None:
         while (taken := self._take()) is not None:
             if not taken:
                 continue
             started = time.perf_counter()
             try:
-                pixels = self._engine.model.decode(torch.stack([picture.latents for picture in taken]))
+                pixels = self._decode([picture.latents for picture in taken])
             except Exception:
                 logger.exception("decoding %d images failed", len(taken))
                 self._engine.decode_failed({picture.row.request for picture in taken})

@@ -11,13 +11,13 @@ IMAGES_METRIC = "images"
 
 
 class ImagesPolicy:
-    """Autoscaling policy: as many replicas as it takes for ``rows_per_replica`` images each."""
+    """Autoscaling policy: as many replicas as it takes for ``images_per_replica`` images each."""
 
-    def __init__(self, rows_per_replica: int) -> None:
-        self.rows_per_replica = rows_per_replica
+    def __init__(self, images_per_replica: int) -> None:
+        self.images_per_replica = images_per_replica
 
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
         images = sum(ctx.aggregated_metrics.get(IMAGES_METRIC, {}).values())
         # What waits for a replica at all is not in any replica's report: count it as an image a request.
         waiting = ctx.total_queued_requests or 0
-        return max(1, math.ceil((images + waiting) / self.rows_per_replica)), {}
+        return max(1, math.ceil((images + waiting) / self.images_per_replica)), {}

@@ -85,7 +85,7 @@ class ServeConfig(Config):
     """Replicas of each model, at least."""
     max_replicas: PositiveInt | None = None
     """Replicas of each model, at most: autoscaling between the two; by default as many as ``replicas``."""
-    rows_per_replica: PositiveInt = 64
+    images_per_replica: PositiveInt = 64
     """Autoscaling aims at so many images, on their way and waiting, a replica."""
     api_replicas: PositiveInt = 1
     """Replicas of the HTTP API; with more than one, each counts rates and concurrency of keys for itself."""

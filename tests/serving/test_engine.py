@@ -107,7 +107,9 @@ def test_images_are_those_of_bulk_sampling_in_any_mixture(make_engine):
         )
         for _ in range(30)
     ]
+    model.gate.clear()
     clients = [Client(engine, asked) for asked in jobs]
+    model.gate.set()
     for client, asked in zip(clients, jobs, strict=True):
         assert isinstance(client.last, Done)
         got, want = client.pictures(), expected(FakeModel(), asked)
@@ -115,7 +117,7 @@ def test_images_are_those_of_bulk_sampling_in_any_mixture(make_engine):
         for index, pixels in got.items():
             assert np.abs(pixels.astype(int) - want[index].astype(int)).max() <= 1
     assert max(map(len, model.calls)) <= 7
-    assert min(map(len, model.calls[:-20])) > 2  # they did share calls
+    assert np.mean([len(call) for call in model.calls]) > 5  # they did share calls
 
 
 def test_one_call_holds_requests_of_other_steps_and_scales(make_engine):

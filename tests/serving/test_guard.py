@@ -296,3 +296,12 @@ def test_ready_and_missing_models():
     assert ask(method="GET", path="/v1/labels?q=7").json()["data"] == [
         {"id": 7, "name": "7", "wordnet_id": None}
     ]
+
+
+def test_a_backend_that_stands_still_is_given_up(monkeypatch):
+    monkeypatch.setattr("ray_dit.serving.api.GRACE_SECONDS", 0.0)
+    backend = FakeBackend()
+    backend.hold = True
+    config = ApiConfig(limits=LimitsConfig(request_seconds=0.2))
+    assert ask(backend, config, json={"prompt": "1"}).status_code == 504
+    assert backend.open == 0

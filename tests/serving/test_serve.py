@@ -2,8 +2,11 @@
 
 import os
 import socket
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import openai
@@ -164,3 +167,42 @@ def _images(model: str) -> int:
 
     handle = ray_serve.get_deployment_handle(f"model-{model}", app_name="ray-dit")
     return int(handle.record_autoscaling_stats.remote().result(timeout_s=10)["images"])
+
+
+def test_the_command_serves_and_lets_requests_finish(model_uri, tmp_path):
+    port = free_port()
+    code = (
+        "from ray_dit.serving.app import serve; from ray_dit.serving.settings import EngineConfig, ServeConfig; "
+        f"serve(ServeConfig(model=({model_uri!r},), port={port}, engine=EngineConfig(profile_seconds=0)))"
+    )
+    environment = os.environ | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None and server.stderr is not None
+        assert server.stdout.readline() == f"serving tiny at http://127.0.0.1:{port}\n"
+        url = f"http://127.0.0.1:{port}/v1/images/generations"
+        body = {"prompt": "hen", "n": 10, "num_inference_steps": 250, "sampler": "ddpm"}
+        with ThreadPoolExecutor() as pool:
+            running = pool.submit(httpx.post, url, json=body, timeout=60)
+            time.sleep(0.7)
+            server.terminate()
+            assert running.result().status_code == 200
+        said = server.communicate(timeout=60)[1]
+    lines = [json.loads(part[part.index("{") :]) for part in said.splitlines() if '"request_id"' in part]
+    assert [line["status"] for line in lines] == [200] and lines[0]["n"] == 10
+    assert "Traceback" not in said
+
+
+def test_a_port_in_use_and_a_missing_model_are_told(model_uri, tmp_path):
+    from ray_dit.errors import NotFound, UserError
+    from ray_dit.serving.app import serve
+
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="can't be used"):
+        serve(ServeConfig(model=(model_uri,), port=taken.getsockname()[1]))
+    with pytest.raises(NotFound, match="no model"):
+        serve(ServeConfig(model=(str(tmp_path),)))

@@ -1,0 +1,615 @@
+"""Latency and throughput of the image endpoint under open-loop load, beside an ideal simulation and `@serve.batch`.
+
+    python benchmarks/serving.py --device simulated             # an accelerator whose step of r rows takes a + b·r
+    python benchmarks/serving.py --device cpu --model dit-s2    # DiT-S/2 with random weights; takes hours on a CPU
+    python benchmarks/serving.py --device cpu --model FOLDER    # any model folder, such as the demo's
+    --quick: a minute or two, for a look
+
+Everything is measured through HTTP and Ray Serve, on this machine. Requests arrive as a Poisson process (open loop: they
+do not wait for each other), each of 1-4 images in 10, 20 or 50 steps, guided. The ideal gets the same arrivals and the
+step times the engine measured, shares steps by the same rule, and has no overhead of any kind. The baseline puts the same
+model and the same step function behind `@serve.batch`: a batch of requests runs until its longest is done.
+
+Results: OUTPUT/serving-NAME.json, a table on the screen, and OUTPUT/serving-NAME.svg, latency against load.
+"""
+
+import argparse
+import asyncio
+import base64
+import heapq
+import json
+import os
+import platform
+import socket
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+STEPS, MOST_IMAGES = (10, 20, 50), 4
+SHORT = {"n": 1, "num_inference_steps": 10}
+LONG = {"n": 10, "num_inference_steps": 250}
+MEAN_ROW_STEPS = 2 * np.mean(STEPS) * np.mean(range(1, MOST_IMAGES + 1))
+"""Rows of the network a request takes over all its steps; guided, so two an image and step."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    time: float
+    n: int
+    steps: int
+
+
+def poisson(rate: float, seconds: float, seed: int) -> list[Arrival]:
+    """Arrivals of a Poisson process of so many requests a second."""
+    rng = np.random.default_rng(seed)
+    times = np.cumsum(rng.exponential(1 / rate, size=int(rate * seconds * 2) + 20))
+    return [
+        Arrival(float(t), int(rng.integers(1, MOST_IMAGES + 1)), int(rng.choice(STEPS)))
+        for t in times[times < seconds]
+    ]
+
+
+# ---- the ideal
+
+
+def ideal(arrivals: Sequence[Arrival], curve: Any, max_rows: int) -> list[float]:
+    """Latency of each request when steps take what the curve says, and nothing else takes any time."""
+    now, clock, coming = 0.0, 0.0, 0
+    active: list[dict[str, Any]] = []
+    latency = [0.0] * len(arrivals)
+    while active or coming < len(arrivals):
+        if not active:
+            now = max(now, arrivals[coming].time)
+        while coming < len(arrivals) and arrivals[coming].time <= now:
+            one = arrivals[coming]
+            active.append({"number": coming, "left": [one.steps] * one.n, "service": clock})
+            coming += 1
+        clock = max(clock, min(request["service"] for request in active))
+        smallest = min(min(2 * len(request["left"]), max_rows) for request in active)
+        room = min(max_rows, max(curve.rows_within(len(active) * curve.seconds(smallest)), smallest, 2))
+        heap = [(request["service"], place, 0) for place, request in enumerate(active)]
+        heapq.heapify(heap)
+        rows = 0
+        while heap and rows + 2 <= room:
+            service, place, row = heapq.heappop(heap)
+            request = active[place]
+            request["left"][row] -= 1
+            request["service"] += 2
+            rows += 2
+            if row + 1 < len(request["left"]):
+                heapq.heappush(heap, (service + 2, place, row + 1))
+        now += curve.seconds(rows)
+        for request in active:
+            request["left"] = [left for left in request["left"] if left]
+            if not request["left"]:
+                latency[request["number"]] = now - arrivals[request["number"]].time
+        active = [request for request in active if request["left"]]
+    return latency
+
+
+# ---- the servers
+
+
+class Counted:
+    """A network that counts its rows and, where a and b are given, is an accelerator's: a call takes a + b·rows.
+
+    As on a GPU a call is issued and runs behind the one before; the host waits until that one is done, as the engine does
+    on CUDA (at most one step ahead), and the results of a call are there when it is done (``finish``).
+    """
+
+    def __init__(self, network: Any, a: float | None, b: float | None) -> None:
+        self.network, self.a, self.b = network, a, b
+        self.rows = 0
+        self.free_at = 0.0
+        self.ahead = True
+
+    def __call__(self, x: Any, t: Any, y: Any) -> Any:
+        import torch
+
+        self.rows += len(x)
+        if self.a is None or self.b is None:
+            return self.network(x, t, y)
+        before = self.free_at
+        self.free_at = max(time.perf_counter(), before) + self.a + self.b * len(x)
+        _sleep_until(before if self.ahead else self.free_at)
+        return torch.cat((0.9 * x, torch.zeros_like(x)), dim=1)
+
+    def finish(self) -> None:
+        """Waits for all calls issued so far."""
+        _sleep_until(self.free_at)
+
+
+def _sleep_until(moment: float) -> None:
+    left = moment - time.perf_counter()
+    if left > 0:
+        time.sleep(left)
+
+
+def counted_pipeline(uri: str, a: float | None, b: float | None, threads: int) -> tuple[Any, Counted]:
+    import torch
+
+    from ray_dit.core.guidance import GuidedModel
+    from ray_dit.pipeline import load
+
+    torch.set_num_threads(threads)
+    pipeline = load(uri, "cpu")
+    guided = pipeline.guided_model
+    counted = Counted(guided.network, a, b)
+    pipeline.__dict__["guided_model"] = GuidedModel(counted, guided.null_label, guided.guidance_channels)
+    decode = pipeline.decode
+
+    def decode_when_there(latents: Any) -> Any:
+        counted.finish()
+        return decode(latents)
+
+    pipeline.decode = decode_when_there
+    return pipeline, counted
+
+
+def bulk_rate(pipeline: Any, counted: Counted, images: int, steps: int) -> float:
+    """Rows a second of bulk generation: whole batches of one kind, nobody waiting."""
+    sampler = pipeline.sampler("ddim", steps=steps, guidance_scale=2.0)
+    started, before = time.perf_counter(), counted.rows
+    pipeline.sample_latents([0] * images, sample_ids=range(images), seed=0, sampler=sampler)
+    counted.finish()
+    return (counted.rows - before) / (time.perf_counter() - started)
+
+
+class EngineReplica:
+    """The project's engine; the methods of ray_dit.serving.app.ModelReplica, and what a benchmark asks beside them."""
+
+    def __init__(self, name: str, uri: str, engine: dict[str, Any], a: Any, b: Any, threads: int) -> None:
+        from ray_dit.serving.service import ModelService
+        from ray_dit.serving.settings import EngineConfig
+
+        self.pipeline, self.counted = counted_pipeline(uri, a, b, threads)
+        self.counted.ahead = False  # the profile waits for each call
+        self.service = ModelService(name, self.pipeline, EngineConfig(**engine))
+        self.counted.ahead = True
+
+    async def info(self) -> Any:
+        return await self.service.info()
+
+    async def ready(self) -> bool:
+        return await self.service.ready()
+
+    async def generate(self, order: Any) -> Any:
+        async for message in self.service.generate(order):
+            yield message
+
+    async def rows(self) -> int:
+        return self.counted.rows
+
+    async def curve(self) -> tuple[list[int], list[float], int]:
+        curve = self.service.engine.curve
+        return curve.rows, [curve.seconds(rows) for rows in curve.rows], self.service.engine.max_step_rows
+
+    async def bulk(self, images: int, steps: int) -> float:
+        return await asyncio.to_thread(bulk_rate, self.pipeline, self.counted, images, steps)
+
+
+class BatchReplica:
+    """The baseline: whole requests, batched; @serve.batch is put on in ``baseline``."""
+
+    def __init__(self, uri: str, a: Any, b: Any, threads: int) -> None:
+        self.pipeline, self.counted = counted_pipeline(uri, a, b, threads)
+
+    async def rows(self) -> int:
+        return self.counted.rows
+
+    def run(self, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        import torch
+
+        from ray_dit.core.sampling import TableBank, init_rows, sample
+        from ray_dit.serving.service import encode
+
+        pipeline, owners = self.pipeline, [i for i, body in enumerate(bodies) for _ in range(body["n"])]
+        tables = [
+            pipeline.table(pipeline.sampler(None, steps=body["num_inference_steps"])) for body in bodies
+        ]
+        rows = init_rows(
+            pipeline.latent_shape,
+            labels=torch.zeros(len(owners), dtype=torch.int64),
+            sample_id=torch.arange(len(owners)),
+            seed=0,
+            guidance_scale=2.0,
+            table=torch.tensor(owners),
+        )
+        pixels = pipeline.decode(sample(pipeline.guided_model, rows, TableBank(tables)))
+        answers: list[dict[str, Any]] = [{"data": []} for _ in bodies]
+        for owner, image in zip(owners, pixels, strict=True):
+            answers[owner]["data"].append({"b64_json": base64.b64encode(encode(image, "png")).decode()})
+        return answers
+
+
+def baseline(max_batch_size: int, **arguments: Any) -> Any:
+    from ray import serve
+
+    from ray_dit.serving.app import QUIET
+
+    class Batched(BatchReplica):
+        @serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=0.05)
+        async def batched(self, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+            return await asyncio.to_thread(self.run, bodies)
+
+        async def __call__(self, request: Any) -> Any:
+            return await self.batched(await request.json())
+
+    return serve.deployment(Batched, name="batched", max_ongoing_requests=10_000, logging_config=QUIET).bind(
+        **arguments
+    )
+
+
+# ---- the clients
+
+
+async def ask(client: httpx.AsyncClient, url: str, n: int, steps: int) -> tuple[float, int]:
+    """Seconds of a request, and its status."""
+    body = {"prompt": "0", "n": n, "num_inference_steps": steps, "guidance_scale": 2.0}
+    started = time.perf_counter()
+    answer = await client.post(url, json=body)
+    return time.perf_counter() - started, answer.status_code
+
+
+async def open_loop(url: str, arrivals: Sequence[Arrival]) -> list[float]:
+    """Latencies; a request that is not answered 200 counts as endless."""
+    async with _client() as client:
+        started = time.perf_counter()
+
+        async def one(arrival: Arrival) -> float:
+            await asyncio.sleep(max(0.0, arrival.time - (time.perf_counter() - started)))
+            late = (
+                time.perf_counter() - started - arrival.time
+            )  # of this client: its own affair, so not left out
+            seconds, status = await ask(client, url, arrival.n, arrival.steps)
+            return seconds + late if status == 200 else float("inf")
+
+        return list(await asyncio.gather(*(one(arrival) for arrival in arrivals)))
+
+
+async def saturate(url: str, rows: Any, seconds: float, concurrent: int, seed: int) -> float:
+    """Rows a second of the network while so many requests are always there; the first third is warm-up."""
+    rng = np.random.default_rng(seed)
+    stop = asyncio.Event()
+    async with _client() as client:
+
+        async def keep_asking() -> None:
+            while not stop.is_set():
+                await ask(client, url, int(rng.integers(1, MOST_IMAGES + 1)), int(rng.choice(STEPS)))
+
+        tasks = [asyncio.create_task(keep_asking()) for _ in range(concurrent)]
+        await asyncio.sleep(seconds / 3)
+        first, began = await rows(), time.perf_counter()
+        await asyncio.sleep(seconds * 2 / 3)
+        last, ended = await rows(), time.perf_counter()
+        rate = (last - first) / (ended - began)
+        stop.set()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    while (
+        still := await rows()
+    ) != last:  # a server that goes on for clients who left shall not do so in what follows
+        last = still
+        await asyncio.sleep(3)
+    return rate
+
+
+async def short_meets_long(url: str, times: int) -> tuple[float, float]:
+    """Median seconds of a 1-image request alone, and while a 10-image 250-step one runs."""
+    async with _client() as client:
+        alone = [(await ask(client, url, 1, 20))[0] for _ in range(times)]
+        long = asyncio.create_task(ask(client, url, LONG["n"], LONG["num_inference_steps"]))
+        await asyncio.sleep(0.5)
+        met = []
+        while len(met) < times and not long.done():
+            met.append((await ask(client, url, 1, 20))[0])
+        long.cancel()
+        await asyncio.gather(long, return_exceptions=True)
+    await asyncio.sleep(1)
+    return float(np.median(alone)), float(np.median(met))
+
+
+def _client() -> httpx.AsyncClient:
+    return httpx.AsyncClient(timeout=None, limits=httpx.Limits(max_connections=None))
+
+
+# ---- models
+
+
+def random_model(folder: Path, preset: str) -> str:
+    """A model folder with random weights: DiT-S/2 at 256 pixels, or the small stand-in the simulated device needs."""
+    from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
+    from ray_dit.core.dit import DiT
+    from ray_dit.storage.labels import Labels
+    from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
+    from ray_dit.storage.store import Store
+    from ray_dit.vae import VAE
+
+    if preset == "dit-s2":
+        shape = DiTConfig.preset("DiT-S/2")
+        size, channels = 256, (8, 8, 16, 16)
+    else:  # what an accelerator does to latents is in a + b·r, so they are small here
+        shape = DiTConfig(input_size=4, patch_size=2, hidden_size=16, depth=1, num_heads=1)
+        size, channels = 16, (8, 8, 8)
+    config = ModelConfig(
+        model=shape,
+        latents=LatentsConfig(image_size=size),
+        sampler=SamplerConfig(name="dpmpp", guidance_scale=2.0),
+    )
+    vae = VAE.create(VAESizeConfig(block_out_channels=channels)).files()
+    labels = Labels.numbered(shape.num_classes)
+    for key, data in model_objects(config, DiT(shape).state_dict(), labels, vae, "random weights").items():
+        Store.open(str(folder)).put(key, data)
+    return str(folder)
+
+
+# ---- the run
+
+
+@dataclass
+class Bench:
+    arguments: argparse.Namespace
+    uri: str
+    port: int
+    threads: int = 1
+
+    @property
+    def model_times(self) -> tuple[float | None, float | None]:
+        simulated = self.arguments.device == "simulated"
+        return (self.arguments.a, self.arguments.b) if simulated else (None, None)
+
+    def run(self) -> dict[str, Any]:
+        ours = self._ours()
+        result: dict[str, Any] = {"machine": machine(), "settings": vars(self.arguments), **ours}
+        result["baseline"] = self._baseline(ours)
+        base, load = result["baseline"], _at(ours["loads"], 0.5)
+        result["checks"] = {
+            "p95 at 80 % of saturation over the ideal's (wanted: at most 1.15)": _at(ours["loads"], 0.8)[
+                "p95_over_ideal"
+            ],
+            "saturation throughput over bulk (wanted: at least 0.95)": ours["saturation"] / ours["bulk"],
+            "baseline's p95 of short requests at half load over ours (wanted: at least 5)": base["short_p95"]
+            / load["short_p95"],
+            "saturation throughput over the baseline's (wanted: above 1)": ours["saturation"]
+            / base["saturation"],
+            "1 image beside 10 of 250 steps over alone (wanted: at most 3)": ours["short_beside_long"]
+            / ours["short_alone"],
+        }
+        return result
+
+    def _ours(self) -> dict[str, Any]:
+        from ray import serve
+
+        from ray_dit.serving.app import application, deployment
+        from ray_dit.serving.profile import StepCurve
+        from ray_dit.serving.settings import ApiConfig, EngineConfig, LimitsConfig, ServeConfig
+
+        engine = EngineConfig(max_queued=10_000)
+        limits = LimitsConfig(requests_per_minute=10**6, max_concurrent=10**6, request_seconds=36_000)
+        config = ServeConfig(
+            model=(f"m={self.uri}",), engine=engine, api=ApiConfig(limits=limits), log_level="warning"
+        )
+        a, b = self.model_times
+        replica = deployment("m", config, EngineReplica).bind(
+            "m", self.uri, engine.model_dump(), a, b, self.threads
+        )
+        serve.run(application(config, {"m": replica}), name="bench", route_prefix="/")
+        handle = serve.get_deployment_handle("model-m", app_name="bench")
+        points, seconds, max_rows = handle.curve.remote().result()
+        curve = StepCurve(points, seconds)
+        bulk_steps = 5 if a is None else 20
+        bulk = handle.bulk.remote(max_rows // 2, bulk_steps).result()
+        print(f"up to {max_rows} rows a step; bulk {bulk:.1f} rows/s", flush=True)
+        url, rates = f"http://127.0.0.1:{self.port}/v1/images/generations", []
+        asyncio.run(_warm(url))
+        saturation = asyncio.run(saturate(url, handle.rows.remote, self.arguments.seconds, 3 * max_rows, 1))
+        print(f"saturation {saturation:.1f} rows/s", flush=True)
+        for load in self.arguments.loads:
+            rates.append(self._load(url, load, saturation, curve, max_rows))
+        alone, beside = asyncio.run(short_meets_long(url, 3 if self.arguments.quick else 10))
+        serve.delete("bench")
+        return {
+            "max_step_rows": max_rows,
+            "step_seconds": dict(zip(points, seconds, strict=True)),
+            "bulk": bulk,
+            "saturation": saturation,
+            "loads": rates,
+            "short_alone": alone,
+            "short_beside_long": beside,
+        }
+
+    def _load(self, url: str, load: float, saturation: float, curve: Any, max_rows: int) -> dict[str, Any]:
+        rate = load * saturation / MEAN_ROW_STEPS
+        arrivals = poisson(rate, self._seconds(rate), seed=int(load * 100))
+        got = np.array(asyncio.run(open_loop(url, arrivals)))
+        best = np.array(ideal(arrivals, curve, max_rows))
+        short = np.array([one.n == 1 and one.steps == min(STEPS) for one in arrivals])
+        row = {
+            "load": load,
+            "requests": len(arrivals),
+            "rate": rate,
+            "failed": int(np.isinf(got).sum()),
+            "p50": float(np.percentile(got, 50)),
+            "p95": float(np.percentile(got, 95)),
+            "ideal_p50": float(np.percentile(best, 50)),
+            "ideal_p95": float(np.percentile(best, 95)),
+            "p95_over_ideal": float(np.percentile(got, 95) / np.percentile(best, 95)),
+            "added_ms_median": float(np.median(got - best) * 1000),
+            "short_p95": float(np.percentile(got[short], 95)) if short.any() else float("nan"),
+        }
+        print(json.dumps(row), flush=True)
+        return row
+
+    def _seconds(self, rate: float) -> float:
+        return max(self.arguments.seconds, self.arguments.requests / rate)
+
+    def _baseline(self, ours: dict[str, Any]) -> dict[str, Any]:
+        from ray import serve
+
+        a, b = self.model_times
+        size = max(1, ours["max_step_rows"] // (2 * MOST_IMAGES))
+        serve.run(
+            baseline(size, uri=self.uri, a=a, b=b, threads=self.threads), name="base", route_prefix="/base"
+        )
+        handle = serve.get_deployment_handle("batched", app_name="base")
+        url = f"http://127.0.0.1:{self.port}/base"
+        asyncio.run(_warm(url))
+        saturation = asyncio.run(
+            saturate(url, handle.rows.remote, self.arguments.seconds, 3 * ours["max_step_rows"], 1)
+        )
+        rate = 0.5 * ours["saturation"] / MEAN_ROW_STEPS
+        arrivals = poisson(rate, self._seconds(rate), seed=50)
+        got = np.array(asyncio.run(open_loop(url, arrivals)))
+        short = np.array([one.n == 1 and one.steps == min(STEPS) for one in arrivals])
+        serve.delete("base")
+        return {
+            "max_batch_size": size,
+            "saturation": saturation,
+            "p50": float(np.percentile(got, 50)),
+            "p95": float(np.percentile(got, 95)),
+            "short_p95": float(np.percentile(got[short], 95)),
+            "failed": int(np.isinf(got).sum()),
+        }
+
+
+async def _warm(url: str) -> None:
+    async with _client() as client:
+        for steps in STEPS:
+            _, status = await ask(client, url, 1, steps)
+            assert status == 200, status
+
+
+def _at(loads: Sequence[dict[str, Any]], load: float) -> dict[str, Any]:
+    return min(loads, key=lambda row: abs(row["load"] - load))
+
+
+def machine() -> dict[str, Any]:
+    import ray
+    import torch
+
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "load_before": os.getloadavg()[0],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "ray": ray.__version__,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = [
+        "| load | requests | p50 s | p95 s | ideal p95 s | p95 / ideal | added ms (median) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["loads"]:
+        lines.append(
+            f"| {row['load']:.0%} | {row['requests']} | {row['p50']:.3f} | {row['p95']:.3f} | {row['ideal_p95']:.3f} | "
+            f"{row['p95_over_ideal']:.2f} | {row['added_ms_median']:.0f} |"
+        )
+    lines += ["", "| check | measured |", "|---|---|"]
+    lines += [f"| {name} | {value:.2f} |" for name, value in result["checks"].items()]
+    return "\n".join(lines)
+
+
+def drawing(result: dict[str, Any]) -> str:
+    """Latency against load, as SVG."""
+    loads, width, height = result["loads"], 640, 360
+    top = max(row[key] for row in loads for key in ("p95", "ideal_p95")) * 1.1
+
+    def line(key: str, colour: str, dash: str = "") -> str:
+        points = " ".join(
+            f"{60 + row['load'] * (width - 80):.1f},{height - 40 - row[key] / top * (height - 60):.1f}"
+            for row in loads
+        )
+        return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+
+    def text(x: float, y: float, said: str, colour: str = "#444", anchor: str = "middle") -> str:
+        return f'<text x="{x}" y="{y}" fill="{colour}" text-anchor="{anchor}" font-family="sans-serif" font-size="12">{said}</text>'
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"><rect width="100%" height="100%" fill="#fff"/>'
+    ]
+    for k in range(6):
+        x, y = 60 + k / 5 * (width - 80), height - 40 - k / 5 * (height - 60)
+        parts += [
+            f'<path d="M60 {y}H{width - 20}" stroke="#e5e5e5"/>',
+            text(54, y + 4, f"{k / 5 * top:.2g}", anchor="end"),
+            text(x, height - 22, f"{k * 20} %"),
+        ]
+    parts += [
+        line("p95", "#2f5bd0"),
+        line("ideal_p95", "#2f5bd0", "5 4"),
+        line("p50", "#2a9d6f"),
+        line("ideal_p50", "#2a9d6f", "5 4"),
+    ]
+    parts += [
+        text(70, 24, "p95", "#2f5bd0", "start"),
+        text(100, 24, "p50", "#2a9d6f", "start"),
+        text(130, 24, "dashed: ideal", anchor="start"),
+    ]
+    parts += [text(width / 2, height - 6, "load, of saturation"), text(30, 24, "s"), "</svg>"]
+    return "".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("simulated", "cpu"), default="simulated")
+    parser.add_argument("--model", default="dit-s2", help="with --device cpu: dit-s2, or a model folder")
+    parser.add_argument("--a", type=float, default=0.020, help="seconds of a step")
+    parser.add_argument("--b", type=float, default=0.0004, help="seconds more a row")
+    parser.add_argument("--seconds", type=float, default=60.0, help="least time of each measurement")
+    parser.add_argument("--requests", type=int, default=400, help="least requests of each measurement")
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.8, 0.9])
+    parser.add_argument("--output", default="bench")
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.seconds, arguments.requests, arguments.loads = min(arguments.seconds, 15.0), 40, [0.5, 0.8]
+    name = "simulated" if arguments.device == "simulated" else f"cpu-{Path(arguments.model).name}"
+    with tempfile.TemporaryDirectory() as scratch, ray_here() as port:
+        preset = "small" if arguments.device == "simulated" else arguments.model
+        uri = preset if preset not in ("small", "dit-s2") else random_model(Path(scratch) / "model", preset)
+        result = Bench(arguments, uri, port).run()
+    folder = Path(arguments.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"serving-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (folder / f"serving-{name}.svg").write_text(drawing(result))
+    print(table(result))
+
+
+class ray_here:
+    """A private Ray with Serve on a free port."""
+
+    def __enter__(self) -> int:
+        import ray
+        from ray import serve
+
+        from ray_dit.serving.app import QUIET
+
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="ERROR")
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=QUIET)
+        return port
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+        from ray import serve
+
+        serve.shutdown()
+        ray.shutdown()
+
+
+if __name__ == "__main__":
+    main()
