@@ -1,0 +1,47 @@
+# One virtual environment for everything: .venv/. `make help` lists the targets.
+SHELL := bash
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+demo: .venv/demo ## digits to a generated dataset and a report, in demo/ (about 8 minutes on 2 cores)
+	$(BIN)/python -m jobs.demo
+
+demo-s3: .venv/dev ## the same demo with all its outputs in a local S3 server, in demo-s3/
+	$(BIN)/python -m jobs.demo_s3
+
+test: check pytest ## everything CI runs: format, lint, types, import rules, tests
+
+check: .venv/dev ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --verbose
+
+pytest: .venv/dev ## the tests
+	$(BIN)/python -m pytest
+
+faults: .venv/dev ## long fault tests: thousands of store operations, kills in every stage
+	$(BIN)/python -m pytest -m "faults" -o addopts="--strict-markers -ra"
+
+format: .venv/dev ## format the code and sort imports
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# constraints.txt pins every version. torch goes in first and alone, so that the build in use (CPU or a CUDA one) is the
+# one already chosen when the packages that need torch are resolved.
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+
+.venv/demo: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	@touch $@
+
+.venv/dev: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch .venv/demo $@
+
+.PHONY: help demo demo-s3 test check pytest faults format

@@ -27,6 +27,8 @@ class Command:
     summary: str
     config: type[settings.Config]
     run: Callable[[Any], None]
+    positional: str | None = None
+    """The setting that may be given without its name."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -71,6 +73,8 @@ def _dispatch(arguments: list[str]) -> None:
         near = _near(name, known)
         raise UserError(f"there is no command {name!r}{near}; `ray-dit --help` lists them")
     command = known[name]
+    if command.positional and rest and not rest[0].startswith("-"):
+        rest = [f"--{command.positional}", *rest]
     command.run(parse(name, command.config, rest))
 
 
@@ -269,8 +273,67 @@ def _report(config: settings.ReportConfig) -> None:
     _said("report", config.output, None)
 
 
+def _import(config: Any) -> None:
+    from ray_dit.stages.convert import import_checkpoint
+
+    import_checkpoint(config)
+    _said(
+        "model", config.output, f"ray-dit generate --model {config.output} --num-images 1000 --output dataset"
+    )
+
+
+def _export(config: Any) -> None:
+    from ray_dit.stages.convert import export
+
+    _said(f"{config.format} checkpoint", export(config), None)
+
+
+def _serve(config: Any) -> None:
+    from ray_dit.serving.app import serve
+
+    serve(config)
+
+
+def _verify(config: settings.VerifyConfig) -> None:
+    from ray_dit.storage.maintenance import Tally, verify
+    from ray_dit.storage.store import Store
+
+    tally = Tally()
+    problems = 0
+    for problem in verify(Store.open(config.uri), tally=tally):
+        problems += 1
+        print(problem)
+    if problems:
+        raise UserError(
+            f"{problems} of the objects in {config.uri} are missing or damaged: run the stage that made them again with "
+            "--repair"
+        )
+    print(
+        f"verified: {tally.objects} objects, {tally.bytes / 1e6:.1f} MB in {tally.jobs} jobs at {config.uri} are whole"
+    )
+
+
+def _gc(config: settings.GcConfig) -> None:
+    from ray_dit.storage.maintenance import gc
+    from ray_dit.storage.store import Store
+
+    removed = 0
+    for what in gc(Store.open(config.uri), older_than=config.older_than):
+        removed += 1
+        print(f"removed {what}")
+    print(f"removed: {removed} leftovers at {config.uri}")
+
+
+def _info(config: settings.InfoConfig) -> None:
+    from ray_dit.stages.info import describe
+
+    print(describe(config.uri))
+
+
 def commands() -> dict[str, Command]:
     """All subcommands by name, in the order one uses them."""
+    from ray_dit.serving.settings import ServeConfig
+
     return {
         "train-vae": Command("train a small VAE on your pictures", settings.TrainVaeConfig, _train_vae),
         "encode": Command("pictures to latents, in shards", settings.EncodeConfig, _encode),
@@ -280,6 +343,18 @@ def commands() -> dict[str, Command]:
             "judge a generated dataset beside real pictures", settings.EvaluateConfig, _evaluate
         ),
         "report": Command("one HTML page about a pipeline run", settings.ReportConfig, _report),
+        "serve": Command("an HTTP endpoint and a page for models", ServeConfig, _serve),
+        "import-checkpoint": Command(
+            "a published DiT as a model folder", settings.ImportConfig, _import, "source"
+        ),
+        "export": Command(
+            "a model folder for diffusers or as an official .pt", settings.ExportConfig, _export, "model"
+        ),
+        "info": Command("what a folder holds and how far it is", settings.InfoConfig, _info, "uri"),
+        "verify": Command(
+            "read every object again and compare hashes", settings.VerifyConfig, _verify, "uri"
+        ),
+        "gc": Command("remove what killed processes left behind", settings.GcConfig, _gc, "uri"),
     }
 
 

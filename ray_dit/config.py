@@ -159,7 +159,7 @@ class SamplerOverrides(Config):
 class StageConfig(Config):
     """What every stage has: where its result goes, the Ray it runs on, threads an actor."""
 
-    PLACEMENT: ClassVar[frozenset[str]] = frozenset({"output", "address", "num_cpus"})
+    PLACEMENT: ClassVar[frozenset[str]] = frozenset({"output", "address", "num_cpus", "accept_fingerprint"})
 
     output: str
     """Folder the result goes to: a path or any fsspec URI."""
@@ -167,6 +167,8 @@ class StageConfig(Config):
     """local: a private Ray on this machine; auto or host:port: the cluster that is there."""
     num_cpus: PositiveInt | None = None
     """Logical CPUs of a private Ray; by default this machine's, at least 4."""
+    accept_fingerprint: bool = False
+    """Go on with a job that was begun with other library versions; each shard records which made it."""
     threads: PositiveInt = 1
     """torch threads an actor; part of what determines bytes."""
 
@@ -392,3 +394,56 @@ class ReportConfig(Config):
     """Folder made by evaluate."""
     output: str
     """The HTML file."""
+
+
+class InfoConfig(Config):
+    """`ray-dit info`: what a folder holds, how far it is, and what it was made from."""
+
+    uri: str
+    """Folder of any stage."""
+
+
+class VerifyConfig(Config):
+    """`ray-dit verify`: reads every object of a folder's jobs again and compares it with its recorded sha256."""
+
+    uri: str
+    """Folder of any stage, or one that holds several."""
+
+
+class GcConfig(Config):
+    """`ray-dit gc`: removes temporary files and unfinished uploads that killed processes left."""
+
+    uri: str
+    """Folder of any stage."""
+    older_than: Annotated[float, Field(ge=0)] = 3600.0
+    """Seconds; younger leftovers may belong to work in progress and stay."""
+
+
+class ImportConfig(Config):
+    """`ray-dit import-checkpoint`: published or diffusers' DiT weights as a model folder."""
+
+    PLACEMENT: ClassVar[frozenset[str]] = frozenset({"source", "output", "vae"})
+    source: str
+    """An official .pt, a .safetensors with the same names, or a diffusers folder (pipeline or transformer)."""
+    output: str
+    """Model folder to write: a path or any fsspec URI."""
+    vae: str | None = None
+    """VAE folder, copied in, or hub id, fetched when needed; by default the pipeline's own, else sd-vae-ft-ema."""
+    labels: str | None = None
+    """imagenet, or a file of class names: labels.json, or one name a line; by default imagenet for 1000 classes."""
+    num_heads: PositiveInt | None = None
+    """Attention heads of a model of no preset's size; weights don't show them."""
+    guidance_channels: PositiveInt | None = 3
+    """Latent channels guidance acts on; the published figures are with 3. None: all."""
+    licence: str | None = None
+    """Licence of the weights, for the model card."""
+
+
+class ExportConfig(Config):
+    """`ray-dit export`: a model folder as diffusers' DiTPipeline, or as an official .pt."""
+
+    model: str
+    """Model folder."""
+    output: str
+    """Folder to write (diffusers), or .pt file (official): a path or any fsspec URI."""
+    format: Literal["diffusers", "official"] = "diffusers"

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from ray_dit.config import Config, DiTConfig, PositiveInt
+from ray_dit.config import DiTConfig, ExportConfig, ImportConfig
 from ray_dit.core.dit import position_table
 from ray_dit.errors import NotFound, UserError, first_message
 from ray_dit.pipeline import meta_dit
@@ -64,36 +64,6 @@ SIDE_KEY = "ray_dit.json"
 """In an exported pipeline: what diffusers has no place for, so that importing it again gives the same model."""
 
 
-class ImportConfig(Config):
-    """`ray-dit import-checkpoint`: published or diffusers' DiT weights as a model folder."""
-
-    PLACEMENT: ClassVar[frozenset[str]] = frozenset({"source", "output", "vae"})
-    source: str
-    """An official .pt, a .safetensors with the same names, or a diffusers folder (pipeline or transformer)."""
-    output: str
-    """Model folder to write: a path or any fsspec URI."""
-    vae: str | None = None
-    """VAE folder, copied in, or hub id, fetched when needed; by default the pipeline's own, else sd-vae-ft-ema."""
-    labels: str | None = None
-    """imagenet, or a file of class names: labels.json, or one name a line; by default imagenet for 1000 classes."""
-    num_heads: PositiveInt | None = None
-    """Attention heads of a model of no preset's size; weights don't show them."""
-    guidance_channels: PositiveInt | None = OFFICIAL_GUIDANCE_CHANNELS
-    """Latent channels guidance acts on; the published figures are with 3. None: all."""
-    licence: str | None = None
-    """Licence of the weights, for the model card."""
-
-
-class ExportConfig(Config):
-    """`ray-dit export`: a model folder as diffusers' DiTPipeline, or as an official .pt."""
-
-    model: str
-    """Model folder."""
-    output: str
-    """Folder to write (diffusers), or .pt file (official): a path or any fsspec URI."""
-    format: Literal["diffusers", "official"] = "diffusers"
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """What was found at a source: weights under our names, and what is known of the rest."""
@@ -118,7 +88,10 @@ def import_checkpoint(config: ImportConfig) -> Manifest:
     card = model_card(model_config, labels, title=f"{found.name}, imported by ray-dit")
     objects = model_objects(model_config, found.state_dict, labels, vae_files, card)
     inputs = {"source": found.sha256, "vae": _sha256_of(vae_files) if vae_files else model_config.vae}
-    job = Job.open(Store.open(config.output), MODEL_STAGE, parts(config, inputs))
+    fingerprint = parts(config, inputs)
+    job = Job.open(
+        Store.open(config.output), MODEL_STAGE, fingerprint, accept_fingerprint=config.accept_fingerprint
+    )
     markers = [job.put(key.replace("/", "-"), key, data, {}) for key, data in objects.items()]
     return job.manifest() or job.finish({"origin": model_config.origin}, objects=markers)
 

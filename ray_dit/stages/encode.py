@@ -23,6 +23,8 @@ from ray_dit.storage.shards import LatentShard, array_sha256, latent_shard_bytes
 from ray_dit.storage.store import Store
 
 STAGE = "encode"
+PLAN = "plan.parquet"
+"""Where the list of all pictures lies; the actors read it, so that the driver need not hand it out."""
 
 
 def encode(config: EncodeConfig) -> dict[str, Any]:
@@ -38,10 +40,13 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
         )
     files = vae.files()
     inputs = {"images": plan.sha256, "vae": _hash_files(files)}
-    job = Job.open(Store.open(config.output), STAGE, parts(config, inputs))
+    job = Job.open(
+        Store.open(config.output), STAGE, parts(config, inputs), accept_fingerprint=config.accept_fingerprint
+    )
     manifest = job.manifest()
     if manifest is not None:
         return manifest
+    job.put_plain(PLAN, plan.to_bytes())
     for name, data in files.items():
         job.put_plain(f"vae/{name}", data)
     num_shards = -(-len(plan.keys) // config.shard_size)
@@ -49,7 +54,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
         make_shards(
             ray,
             job,
-            _Build(config, ray.put(plan), job),
+            _Build(config, job),
             num_shards,
             what="encode",
             unit="pictures",
@@ -67,13 +72,11 @@ class _Build:
     """Makes the encoder inside its actor."""
 
     config: EncodeConfig
-    plan: Any
     job: Job
 
     def __call__(self) -> ShardMaker:
-        import ray
-
-        return Encoder(self.config, ray.get(self.plan), self.job)
+        plan = ImagePlan.from_bytes(self.job.store.get(PLAN), self.config.images.uri)
+        return Encoder(self.config, plan, self.job)
 
 
 class Encoder:

@@ -59,7 +59,12 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     plan = plan_dataset(config, folder.labels)
     sampler = _sampler(config, folder.config.sampler)
     resolved = {"sampler": sampler.content(), "classes": list(plan.classes), "num_images": plan.num_images}
-    job = Job.open(Store.open(config.output), STAGE, parts(config, inputs, resolved=resolved))
+    job = Job.open(
+        Store.open(config.output),
+        STAGE,
+        parts(config, inputs, resolved=resolved),
+        accept_fingerprint=config.accept_fingerprint,
+    )
     manifest = job.manifest()
     if manifest is not None:
         return manifest

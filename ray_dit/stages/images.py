@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ray_dit.config import ImagesConfig
 from ray_dit.errors import NotFound, UserError
+from ray_dit.storage.shards import parquet_bytes
 from ray_dit.storage.store import Store
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -40,6 +43,28 @@ class ImagePlan:
     def rows(self, *, heldout: bool) -> NDArray[np.int64]:
         """Row numbers of the held-out or of the training pictures."""
         return np.flatnonzero(self.heldout == heldout)
+
+    def to_bytes(self) -> bytes:
+        """The plan as Parquet, for the actors that read a part of it each."""
+        columns = {"key": list(self.keys), "label": self.labels, "heldout": self.heldout}
+        return parquet_bytes(
+            pa.table(columns), {"classes": self.classes, "size": self.size, "sha256": self.sha256}
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes, uri: str) -> "ImagePlan":
+        """The plan ``to_bytes`` wrote, of the pictures at ``uri``."""
+        table = pq.read_table(io.BytesIO(data))
+        facts = json.loads((table.schema.metadata or {})[b"facts"])
+        return cls(
+            uri=uri,
+            size=facts["size"],
+            classes=tuple(facts["classes"]),
+            keys=tuple(table["key"].to_pylist()),
+            labels=table["label"].to_numpy(),
+            heldout=table["heldout"].to_numpy(),
+            sha256=facts["sha256"],
+        )
 
 
 @dataclass(frozen=True)

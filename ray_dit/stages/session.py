@@ -20,6 +20,8 @@ def ray_session(config: StageConfig) -> Iterator[Any]:
 
     Inside an outer session (several stages in one process) it uses that one. UserError if the address does not answer.
     """
+    if not _debug():  # Ray's C++ part warns about what Ray Data does by design
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     if ray.is_initialized():
@@ -33,9 +35,8 @@ def ray_session(config: StageConfig) -> Iterator[Any]:
 
 
 def _connect(ray: Any, config: StageConfig) -> None:
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     common: dict[str, Any] = {
-        "log_to_driver": bool(os.environ.get("RAY_DIT_DEBUG")),
+        "log_to_driver": _debug(),
         "logging_level": logging.ERROR,
     }
     if config.address == "local":
@@ -51,6 +52,10 @@ def _connect(ray: Any, config: StageConfig) -> None:
                 "`ray start --head`, or leave --address out for a private Ray on this machine"
             ) from error
     quiet_ray_data()
+
+
+def _debug() -> bool:
+    return bool(os.environ.get("RAY_DIT_DEBUG"))
 
 
 def _check_reachable(address: str) -> None:

@@ -56,23 +56,17 @@ def make_shards(
 
 def all_markers(job: Job, num_shards: int) -> Iterator[dict[str, Any]]:
     """The markers in shard order."""
-    for shard in range(num_shards):
-        marker = job.marker(shard_name(shard))
-        if marker is None:
-            raise RuntimeError(f"shard {shard} has no marker although every shard was made")
-        yield marker
+    return job.markers([shard_name(shard) for shard in range(num_shards)])
 
 
 def _missing(job: Job, num_shards: int, count: str) -> tuple[list[int], int]:
-    missing: list[int] = []
-    done = 0
-    for shard in range(num_shards):
-        marker = job.marker(shard_name(shard))
-        if marker is None:
-            missing.append(shard)
-        else:
-            done += int(marker[count])
-    return missing, done
+    """Numbers of the shards without a marker, and how much the others hold."""
+    there = set(job.names())
+    names = {shard: shard_name(shard) for shard in range(num_shards)}
+    done = sum(
+        int(marker[count]) for marker in job.markers([name for name in names.values() if name in there])
+    )
+    return [shard for shard, name in names.items() if name not in there], done
 
 
 class _Actor:

@@ -48,7 +48,9 @@ def train(config: TrainConfig, *, grid: Grid | None = None) -> dict[str, Any]:
     if config.init_from is not None:
         inputs["init_from"] = manifest_sha256(read_manifest(config.init_from, MODEL_STAGE))
     model_config = _model_config(config, latents)
-    job = Job.open(Store.open(config.output), STAGE, parts(config, inputs))
+    job = Job.open(
+        Store.open(config.output), STAGE, parts(config, inputs), accept_fingerprint=config.accept_fingerprint
+    )
     model_job = Job.open(Store.open(model_folder(config)), MODEL_STAGE, {"train": job.fingerprint})
     manifest = job.manifest()
     if manifest is not None and model_job.manifest() is not None:
@@ -162,7 +164,9 @@ class DiTTrainee:
         latents = pipeline.sample_latents(
             labels, sample_ids=range(len(labels)), seed=self.config.seed, sampler=self.config.sampler
         )
-        return {f"samples/step-{step:08d}.png": self.grid(pipeline.decode(latents), self.config.grid_per_class)}
+        return {
+            f"samples/step-{step:08d}.png": self.grid(pipeline.decode(latents), self.config.grid_per_class)
+        }
 
     def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
         """Writes the model folder, then closes the run."""

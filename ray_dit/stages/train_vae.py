@@ -45,7 +45,12 @@ def train_vae(config: TrainVaeConfig) -> dict[str, Any]:
         )
     if not len(plan.rows(heldout=False)):
         raise UserError(f"every picture in {plan.uri} is held out: lower --images.heldout or add pictures")
-    job = Job.open(Store.open(config.output), STAGE, parts(config, {"images": plan.sha256}))
+    job = Job.open(
+        Store.open(config.output),
+        STAGE,
+        parts(config, {"images": plan.sha256}),
+        accept_fingerprint=config.accept_fingerprint,
+    )
     manifest = job.manifest()
     if manifest is not None:
         return manifest

@@ -160,12 +160,13 @@ def _worker(arguments: dict[str, Any]) -> None:
 
     board = arguments["board"]
     try:
-        _train(arguments["config"], arguments["job"], arguments["trainee"], board, get_context())
+        train_worker(arguments["config"], arguments["job"], arguments["trainee"], board, get_context())
     except UserError as error:
         ray.get(board.write.remote(error=str(error)))
 
 
-def _train(config: TrainingConfig, job: Job, trainee: Trainee, board: Any, context: Any) -> None:
+def train_worker(config: TrainingConfig, job: Job, trainee: Trainee, board: Any, context: Any) -> None:
+    """What one worker does from start to end; ``context`` tells its rank as Ray Train's does."""
     device = _prepare_process(config)
     model = trainee.setup(device, context.get_local_rank() == 0)
     state = _State(

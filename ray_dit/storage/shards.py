@@ -6,10 +6,15 @@ mirror image was encoded too. Images: ``image`` (struct of bytes and path, as Hu
 clock in the metadata: the same rows give the same bytes with one version of pyarrow.
 """
 
+# pyarrow has no type information; what it returns is unknown to the checker
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownParameterType=false
+# pyright: reportUnknownArgumentType=false
+
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -41,14 +46,13 @@ def latent_shard_bytes(shard: LatentShard) -> bytes:
     if shard.moments_mirror is not None:
         columns["moments_mirror"] = _tensor_column(shard.moments_mirror)
     table = pa.table(columns)
-    shape = json.dumps(list(shard.moments.shape[1:])).encode()
-    return _parquet_bytes(table.replace_schema_metadata({b"moments_shape": shape}))
+    return parquet_bytes(table, {"moments_shape": shard.moments.shape[1:]})
 
 
 def read_latent_shard(source: BinaryIO | bytes) -> LatentShard:
     """The rows of a latent shard."""
     table = pq.read_table(_file(source))
-    shape = tuple(json.loads((table.schema.metadata or {})[b"moments_shape"]))
+    shape = tuple(json.loads((table.schema.metadata or {})[b"facts"])["moments_shape"])
     return LatentShard(
         keys=table["key"].to_pylist(),
         labels=table["label"].to_numpy(),
@@ -83,8 +87,7 @@ def image_shard_bytes(
         "label": {"names": list(names), "_type": "ClassLabel"},
         "id": {"dtype": "int64", "_type": "Value"},
     }
-    metadata = json.dumps({"info": {"features": features}}, sort_keys=True)
-    return _parquet_bytes(table.replace_schema_metadata({b"huggingface": metadata.encode()}))
+    return parquet_bytes(table, {"info": {"features": features}}, name="huggingface")
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,12 @@ def array_sha256(array: NDArray[Any]) -> str:
 _IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 
 
-def _parquet_bytes(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table, facts: Mapping[str, Any], *, name: str = "facts") -> bytes:
+    """Parquet of a table, in one row group, with ``facts`` as JSON in the schema's metadata under ``name``."""
     sink = io.BytesIO()
+    metadata = {name: json.dumps(facts, sort_keys=True)}
     pq.write_table(
-        table.combine_chunks(),
+        table.combine_chunks().replace_schema_metadata(metadata),
         sink,
         row_group_size=max(1, table.num_rows),
         compression="none",
@@ -131,7 +136,7 @@ def _parquet_bytes(table: pa.Table) -> bytes:
 
 
 def _tensor_column(values: NDArray[np.float16]) -> pa.Array:
-    flat = np.ascontiguousarray(values, dtype=np.float16).reshape(len(values), -1)
+    flat = np.ascontiguousarray(values, dtype=np.float16).reshape(len(values), math.prod(values.shape[1:]))
     return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
 
 

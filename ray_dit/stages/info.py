@@ -1,0 +1,56 @@
+"""`ray-dit info`: what a folder holds, how far it is, what it was made from; reads the job protocol's objects only."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ray_dit.errors import NotFound
+from ray_dit.storage.checkpoint import checkpoint_steps
+from ray_dit.storage.job import Job
+from ray_dit.storage.maintenance import jobs
+from ray_dit.storage.manifest import job_key, read_json
+from ray_dit.storage.store import Store
+
+HIDDEN = {"format", "stage", "fingerprint", "parts", "listings"}
+LONGEST = 100
+
+
+def describe(uri: str) -> str:
+    """A few lines a job at and below ``uri``; NotFound if none is there."""
+    store = Store.open(uri)
+    lines = [line for folder in jobs(store) for line in _job_lines(folder)]
+    if not lines:
+        raise NotFound(f"{store.uri} holds no job of ray-dit: check the path")
+    return "\n".join(lines)
+
+
+def _job_lines(folder: Store) -> Iterator[str]:
+    there = read_json(folder, job_key(0))
+    job = Job(folder, there["stage"], there["fingerprint"])
+    manifest = job.manifest()
+    yield f"{folder.uri}"
+    yield f"  stage        {job.stage}, {'finished' if manifest is not None else 'unfinished: run it again to go on'}"
+    yield f"  fingerprint  {job.fingerprint[:16]}"
+    if manifest is None:
+        steps = checkpoint_steps(folder)
+        yield f"  so far       {sum(1 for _ in job.names())} objects" + (
+            f", checkpoint of step {steps[-1]}" if steps else ""
+        )
+    for name, value in sorted((manifest or {}).items()):
+        if name not in HIDDEN:
+            yield f"  {name:<12} {_short(value)}"
+    for name, value in sorted(_flat(there["parts"])):
+        yield f"    {name} = {_short(value)}"
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

@@ -1,0 +1,97 @@
+"""The image folder as stages see it: order, labels, split, and pictures that cannot be read."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_dit.config import ImagesConfig
+from ray_dit.errors import NotFound, UserError
+from ray_dit.stages.images import ImagePlan, check_bad, load_images, plan_images
+
+
+def png(value: int, size: tuple[int, int] = (8, 8)) -> bytes:
+    sink = io.BytesIO()
+    Image.new("RGB", size, (value, value, value)).save(sink, format="PNG")
+    return sink.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("10", "2", "cat"):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            (tmp_path / name / f"{number}.png").write_bytes(png(number * 10))
+    (tmp_path / "2" / "notes.txt").write_text("not a picture")
+    return tmp_path
+
+
+def plan_of(folder: Path, **fields: float) -> ImagePlan:
+    return plan_images(ImagesConfig(uri=str(folder), size=8, **fields))  # type: ignore[arg-type]
+
+
+def test_classes_are_in_natural_order_and_rows_in_key_order(folder: Path) -> None:
+    plan = plan_of(folder)
+    assert plan.classes == ("2", "10", "cat")
+    assert plan.keys == tuple(sorted(plan.keys)) and len(plan.keys) == 9
+    assert [plan.classes[label] for label in plan.labels] == [key.split("/")[0] for key in plan.keys]
+
+
+def test_the_split_is_a_function_of_the_key(folder: Path) -> None:
+    before = dict(zip(plan_of(folder, heldout=0.5).keys, plan_of(folder, heldout=0.5).heldout, strict=True))
+    (folder / "cat" / "new.png").write_bytes(png(1))
+    after = plan_of(folder, heldout=0.5)
+    held = dict(zip(after.keys, after.heldout, strict=True))
+    assert all(held[key] == before[key] for key in before)
+    assert 0 < sum(before.values()) < 9
+    assert set(after.rows(heldout=True)) | set(after.rows(heldout=False)) == set(range(10))
+
+
+def test_the_hash_sees_another_picture(folder: Path) -> None:
+    before = plan_of(folder).sha256
+    assert plan_of(folder).sha256 == before
+    (folder / "2" / "0.png").write_bytes(png(3, (8, 9)))
+    assert plan_of(folder).sha256 != before
+
+
+def test_a_plan_survives_its_bytes(folder: Path) -> None:
+    plan = plan_of(folder, heldout=0.5)
+    again = ImagePlan.from_bytes(plan.to_bytes(), plan.uri)
+    assert (again.keys, again.classes, again.sha256, again.size) == (
+        plan.keys,
+        plan.classes,
+        plan.sha256,
+        plan.size,
+    )
+    assert (again.labels == plan.labels).all() and (again.heldout == plan.heldout).all()
+
+
+def test_bad_pictures_are_set_aside_and_named(folder: Path) -> None:
+    (folder / "10" / "1.png").write_bytes(png(5)[:50])
+    (folder / "cat" / "2.png").write_bytes(b"no picture at all")
+    plan = plan_of(folder)
+    images, kept, bad = load_images(plan, range(9))
+    assert images.shape == (7, 8, 8, 3) and images.dtype == np.uint8
+    assert [entry.key for entry in bad] == ["10/1.png", "cat/2.png"]
+    assert {plan.keys[row] for row in kept} == set(plan.keys) - {entry.key for entry in bad}
+
+
+def test_too_many_bad_ones_fail_with_an_example() -> None:
+    check_bad(1, 100, 0.01, "here", [])
+    with pytest.raises(UserError, match="2 of 100 pictures in here"):
+        check_bad(2, 100, 0.01, "here", [])
+
+
+def test_wrong_places_are_told_apart(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(NotFound, match="does not exist"):
+        plan_of(tmp_path / "gone")
+    with pytest.raises(UserError, match="is a file"):
+        plan_of(folder / "2" / "notes.txt")
+    (folder / "dog").mkdir()
+    with pytest.raises(UserError, match="'dog' .* holds no pictures"):
+        plan_of(folder)
+    (tmp_path / "void").mkdir()
+    with pytest.raises(UserError, match="no pictures found"):
+        plan_of(tmp_path / "void")
