@@ -70,10 +70,15 @@ def normal(
     """
     size = math.prod(shape)
     words = _words(seed, sample_id, step, -(-size // 4), stream)
-    angle = words[..., 1::2].double() * (2 * math.pi / 2**32)
-    radius = ((words[..., 0::2].double() + 0.5) / 2**32).log_().mul_(-2).sqrt_()
-    pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
-    return pairs.flatten(1)[:, :size].float().reshape(len(sample_id), *shape)
+    return box_muller(words)[:, :size].float().reshape(len(sample_id), *shape)
+
+
+def box_muller(words: Int64[Tensor, "B words"]) -> Float64[Tensor, "B words"]:
+    """Two standard normals from each two 32-bit words: the first word gives their radius, the second the angle."""
+    # The half keeps the logarithm's argument inside (0, 1): a word may be 0.
+    radius = ((words[:, 0::2].double() + 0.5) / 2**32).log_().mul_(-2).sqrt_()
+    angle = words[:, 1::2].double() * (2 * math.pi / 2**32)
+    return torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1).flatten(1)
 
 
 def uniform(

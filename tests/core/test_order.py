@@ -75,6 +75,7 @@ def test_positions_run_on_through_the_epochs():
 def test_values_stay_what_they_are():
     """Made by this code: a change here changes which samples every training step sees."""
     assert order(3, 2, np.arange(6), 1_281_167).tolist() == GOLDEN_ROWS
+    assert whole(3, 2, 7).tolist() == GOLDEN_FEW_ROWS
     assert [key for key in map(str, range(200)) if is_heldout(key, 0.02)] == GOLDEN_HELDOUT
 
 
@@ -94,4 +95,5 @@ def test_heldout_has_its_size_and_only_grows():
 
 
 GOLDEN_ROWS = [1214461, 124614, 10649, 972372, 672078, 678568]
+GOLDEN_FEW_ROWS = [0, 2, 1, 5, 4, 3, 6]
 GOLDEN_HELDOUT = ["51", "55", "152", "178"]
