@@ -5,6 +5,7 @@ function of its order, an order whose replica died is given to another one, and 
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -250,8 +251,8 @@ def serve(config: ServeConfig) -> None:
     for _, uri in config.models():
         read_model(uri)  # a clear error now, instead of replicas that fail one after another
     _check_port(config)
-    signal.signal(signal.SIGTERM, _interrupt)
     started_here = _connect(config)
+    signal.signal(signal.SIGTERM, _interrupt)  # after Ray, which sets its own
     try:
         start(config)
         url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"
@@ -260,11 +261,21 @@ def serve(config: ServeConfig) -> None:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
-        print("\nfinishing running requests ...", file=sys.stderr)
+        print("\nfinishing running requests (once more to stop at once) ...", file=sys.stderr)
+        _drain(config.drain_seconds)
     finally:
         ray_serve.shutdown()
         if started_here:
             ray.shutdown()
+
+
+def _drain(seconds: float) -> None:
+    """Takes the application away, so that nothing new comes in, and waits for what runs."""
+    latest = time.monotonic() + seconds
+    with contextlib.suppress(KeyboardInterrupt):
+        ray_serve.delete(APP_NAME, _blocking=False)
+        while APP_NAME in ray_serve.status().applications and time.monotonic() < latest:
+            time.sleep(0.2)
 
 
 def start(config: ServeConfig) -> None:

@@ -1,5 +1,6 @@
 """The endpoint on a real Ray Serve: HTTP through its proxy, several models, a replica killed, drains."""
 
+import json
 import os
 import socket
 import subprocess
