@@ -16,7 +16,7 @@ Killed anywhere, run it again.
 import argparse
 import sys
 
-from ray_dit.config import GenerateConfig, SamplerOverrides
+from ray_dit.config import GenerateConfig, ImportConfig, SamplerOverrides
 from ray_dit.errors import UserError
 
 NUM_IMAGES = 50_000
@@ -64,7 +64,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 
 def import_weights(options: argparse.Namespace) -> str:
     """The model folder made of the published file."""
-    from ray_dit.stages.convert import ImportConfig, import_checkpoint
+    from ray_dit.stages.convert import import_checkpoint
 
     model = f"{options.folder.rstrip('/')}/model"
     import_checkpoint(ImportConfig(source=options.weights, output=model, vae=options.vae, labels="imagenet"))

@@ -56,8 +56,6 @@ TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 OFFICIAL_VAE = "stabilityai/sd-vae-ft-ema"
 OFFICIAL_DOWNSAMPLE = 8
 SD_SCALING_FACTOR = 0.18215
-OFFICIAL_GUIDANCE_CHANNELS = 3
-"""The published sampling code guides channels 0..2 of eps only; scale 1.5 so is about 1.375 on all four."""
 PUBLISHED = {"DiT-XL-2-256x256.pt": "CC-BY-NC-4.0", "DiT-XL-2-512x512.pt": "CC-BY-NC-4.0"}
 """Licences of the published weight files, by file name."""
 SIDE_KEY = "ray_dit.json"

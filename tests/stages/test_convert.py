@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ray_dit
-from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
+from ray_dit.config import DiTConfig, ExportConfig, ImportConfig, SamplerConfig, VAESizeConfig
 from ray_dit.core.dit import DiT
 from ray_dit.core.latents import denormalize
 from ray_dit.core.sampling import TableBank, init_rows, sample
 from ray_dit.errors import Conflict, NotFound, UserError
-from ray_dit.stages.convert import ExportConfig, ImportConfig, export, import_checkpoint
+from ray_dit.stages.convert import export, import_checkpoint
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects, read_model
 from ray_dit.vae import VAE
