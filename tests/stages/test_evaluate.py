@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ray_dit.config import ClassifierConfig, EvaluateConfig, ImagesConfig
+from ray_dit.core.metrics import FeatureStatistics
 from ray_dit.errors import UserError
 from ray_dit.stages import evaluate as stage
 from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData
@@ -155,6 +157,20 @@ def test_measures_of_pieces_add_up_to_those_of_the_whole(folder: Path):
     assert manifest["class_accuracy"] == 1.0
     assert manifest["frechet_images"] == 13
     assert manifest["frechet_distance"] < 50 * max(1.0, manifest["frechet_distance_real_heldout"])
+
+
+def test_pieces_are_merged_not_replaced():
+    features = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    total = stage.Total(FeatureStatistics.empty(3), {})
+    for part in features.split([4, 6]):
+        piece = FeatureStatistics.of(part)
+        tensors = {"count": torch.tensor(piece.count), "mean": piece.mean, "scatter": piece.scatter}
+        total.add(tensors | {"counts.judge": torch.tensor([[1, 0], [2, 3]])}, rows=len(part))
+    whole = FeatureStatistics.of(features)
+    assert (total.rows, total.statistics.count) == (10, 10)
+    torch.testing.assert_close(total.statistics.mean, whole.mean)
+    torch.testing.assert_close(total.statistics.covariance, whole.covariance)
+    assert total.counts["judge"].tolist() == [[2, 0], [4, 6]]
 
 
 def test_a_real_picture_nobody_can_read_is_counted_and_too_many_are_refused(folder: Path):
