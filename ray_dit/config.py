@@ -422,7 +422,7 @@ class GcConfig(Config):
 class ImportConfig(Config):
     """`ray-dit import-checkpoint`: published or diffusers' DiT weights as a model folder."""
 
-    PLACEMENT: ClassVar[frozenset[str]] = frozenset({"source", "output", "vae"})
+    PLACEMENT: ClassVar[frozenset[str]] = frozenset({"source", "output", "vae", "accept_fingerprint"})
     source: str
     """An official .pt, a .safetensors with the same names, or a diffusers folder (pipeline or transformer)."""
     output: str
@@ -437,6 +437,8 @@ class ImportConfig(Config):
     """Latent channels guidance acts on; the published figures are with 3. None: all."""
     licence: str | None = None
     """Licence of the weights, for the model card."""
+    accept_fingerprint: bool = False
+    """Go on with an import that was begun with other library versions."""
 
 
 class ExportConfig(Config):

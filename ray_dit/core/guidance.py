@@ -27,7 +27,7 @@ class GuidedModel:
     guidance_channels: int | None = None
     """Guidance acts on so many of the first channels; None: on all."""
 
-    def twins(self, guidance_scale: Float[Tensor, "R"], guided: Bool[Tensor, "R"]) -> Int64[Tensor, "G"]:
+    def twins(self, guidance_scale: Float[Tensor, " R"], guided: Bool[Tensor, " R"]) -> Int64[Tensor, " G"]:
         """Which rows need an unconditional twin: guided at this step, by a scale other than 1."""
         if self.null_label is None:
             return torch.zeros(0, dtype=torch.int64)
@@ -36,10 +36,10 @@ class GuidedModel:
     def predict(
         self,
         x: Float[Tensor, "R C H W"],
-        t: Float[Tensor, "R"],
-        labels: Int64[Tensor, "R"],
-        guidance_scale: Float[Tensor, "R"],
-        twins: Int64[Tensor, "G"],
+        t: Float[Tensor, " R"],
+        labels: Int64[Tensor, " R"],
+        guidance_scale: Float[Tensor, " R"],
+        twins: Int64[Tensor, " G"],
         *,
         pad_to: int | Sequence[int] | None = None,
     ) -> tuple[Float[Tensor, "R C H W"], Float[Tensor, "R C H W"] | None]:
@@ -63,7 +63,7 @@ class GuidedModel:
         return eps[:num_rows], None if variance is None else variance[:num_rows]
 
     def _mix(
-        self, guidance_scale: Float[Tensor, "R"], twins: Int64[Tensor, "G"], eps: Float[Tensor, "R+G C H W"]
+        self, guidance_scale: Float[Tensor, " R"], twins: Int64[Tensor, " G"], eps: Float[Tensor, "R+G C H W"]
     ) -> Float[Tensor, "R C H W"]:
         """uncond + scale (cond - uncond) in the rows that have a twin."""
         channels = slice(self.guidance_channels)
@@ -76,8 +76,8 @@ class GuidedModel:
 
 
 def _call_rows(
-    num_rows: int, twins: Int64[Tensor, "G"], pad_to: int | Sequence[int] | None
-) -> Int64[Tensor, "N"]:
+    num_rows: int, twins: Int64[Tensor, " G"], pad_to: int | Sequence[int] | None
+) -> Int64[Tensor, " N"]:
     """For each row of the call the row it copies: the rows, their twins, and row 0 as padding."""
     total = num_rows + len(twins)
     sizes = [total] if pad_to is None else [pad_to] if isinstance(pad_to, int) else sorted(pad_to)

@@ -56,13 +56,13 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Te
 
 
 def normal(
-    seed: int | Int64[Tensor, "B"],
-    sample_id: Int64[Tensor, "B"],
-    step: int | Int64[Tensor, "B"],
+    seed: int | Int64[Tensor, " B"],
+    sample_id: Int64[Tensor, " B"],
+    step: int | Int64[Tensor, " B"],
     shape: Sequence[int],
     *,
     stream: Stream,
-) -> Float32[Tensor, "B *shape"]:
+) -> Float32[Tensor, " B *shape"]:
     """Standard normal noise of each sample, [B, *shape] float32 on ``sample_id``'s device.
 
     A row depends on its own (seed, sample_id, step, stream) alone; seeds and ids may be any int64, steps lie in
@@ -82,13 +82,13 @@ def box_muller(words: Int64[Tensor, "B words"]) -> Float64[Tensor, "B words"]:
 
 
 def uniform(
-    seed: int | Int64[Tensor, "B"],
-    sample_id: Int64[Tensor, "B"],
-    step: int | Int64[Tensor, "B"],
+    seed: int | Int64[Tensor, " B"],
+    sample_id: Int64[Tensor, " B"],
+    step: int | Int64[Tensor, " B"],
     shape: Sequence[int] = (),
     *,
     stream: Stream,
-) -> Float64[Tensor, "B *shape"]:
+) -> Float64[Tensor, " B *shape"]:
     """Uniform numbers in [0, 1) of each sample, float64 with 53 random bits, the same on every machine.
 
     It reads the same bits as ``normal`` and ``integers`` of one stream: give each use a stream of its own.
@@ -100,13 +100,13 @@ def uniform(
 
 
 def integers(
-    seed: int | Int64[Tensor, "B"],
-    sample_id: Int64[Tensor, "B"],
-    step: int | Int64[Tensor, "B"],
+    seed: int | Int64[Tensor, " B"],
+    sample_id: Int64[Tensor, " B"],
+    step: int | Int64[Tensor, " B"],
     high: int,
     *,
     stream: Stream,
-) -> Int64[Tensor, "B"]:
+) -> Int64[Tensor, " B"]:
     """An integer in [0, high) for each sample, high at most 2^31; no value is likelier by more than 2^-33."""
     if not 0 < high <= 2**31:
         raise ValueError(f"high must lie in [1, 2^31], not {high}")

@@ -21,7 +21,7 @@ from ray_dit.core.diffusion import Schedule, space_timesteps
 NUM_HISTORY = 3
 """Earlier predictions a step may use; UniPC of order p uses p."""
 
-Column = Float64[np.ndarray, "n"]
+Column = Float64[np.ndarray, " n"]
 Spacing = Literal["uniform", "respaced", "leading", "trailing", "logsnr"]
 
 
@@ -40,9 +40,9 @@ class SamplerTable:
     """Weight of the noise, where the variance is not learned."""
     log_variance_min: Column
     log_variance_max: Column
-    learned_variance: Bool[np.ndarray, "n"]
+    learned_variance: Bool[np.ndarray, " n"]
     """Noise is weighted, element by element, with exp(½ log variance), between the two logs by the network's output."""
-    guided: Bool[np.ndarray, "n"]
+    guided: Bool[np.ndarray, " n"]
     """Whether guidance acts at this step: it lies inside the guidance interval."""
 
     def __len__(self) -> int:
@@ -254,7 +254,7 @@ def _unipc(order: int, nodes: _Nodes) -> dict[str, np.ndarray]:
     return {"a": a, "b": b}
 
 
-def _predictor(nodes: _Nodes, step: int, order: int) -> Float64[np.ndarray, "3"]:
+def _predictor(nodes: _Nodes, step: int, order: int) -> Float64[np.ndarray, " 3"]:
     """Weights of x0 at node ``step`` and the two before it in the step to the next node.
 
     Order 2 takes rho = ½, as the paper does: that is DPM-Solver++(2M).
@@ -264,7 +264,7 @@ def _predictor(nodes: _Nodes, step: int, order: int) -> Float64[np.ndarray, "3"]
     return _growth(nodes, step) * _extrapolation(ratios, rhos)
 
 
-def _corrector(nodes: _Nodes, step: int, order: int) -> Float64[np.ndarray, "4"]:
+def _corrector(nodes: _Nodes, step: int, order: int) -> Float64[np.ndarray, " 4"]:
     """Weights of x0 at node ``step`` + 1, at ``step`` and the two before it in the corrected step between the two."""
     ratios = _step_ratios(nodes, step, order)
     rhos = np.array([0.5]) if order == 1 else _rhos(nodes, step, np.append(ratios, 1.0))
@@ -284,7 +284,7 @@ def _step_ratios(nodes: _Nodes, step: int, order: int) -> Column:
     return (earlier - nodes.lambda_[step]) / (nodes.lambda_[step + 1] - nodes.lambda_[step])
 
 
-def _extrapolation(ratios: Column, rhos: Column) -> Float64[np.ndarray, "3"]:
+def _extrapolation(ratios: Column, rhos: Column) -> Float64[np.ndarray, " 3"]:
     """Weights of x0 and the two before it in  x0 + Σ_k rho_k (x0_{-k} - x0) / r_k."""
     earlier = rhos / ratios
     return np.pad(np.append(1.0 - earlier.sum(), earlier), (0, NUM_HISTORY - 1 - len(earlier)))

@@ -31,19 +31,19 @@ class Rows:
     x: Float[Tensor, "R C H W"]
     history: Float[Tensor, "R 3 C H W"]
     """The latest predictions of x_start, newest first; zeros before the first step."""
-    labels: Int64[Tensor, "R"]
-    guidance_scale: Float[Tensor, "R"]
-    seed: Int64[Tensor, "R"]
-    sample_id: Int64[Tensor, "R"]
-    step: Int64[Tensor, "R"]
+    labels: Int64[Tensor, " R"]
+    guidance_scale: Float[Tensor, " R"]
+    seed: Int64[Tensor, " R"]
+    sample_id: Int64[Tensor, " R"]
+    step: Int64[Tensor, " R"]
     """The step to be done next, counted from 0 in the row's own table."""
-    table: Int64[Tensor, "R"]
+    table: Int64[Tensor, " R"]
     """Number of the row's sampler in the ``TableBank``."""
 
     def __len__(self) -> int:
         return len(self.step)
 
-    def select(self, index: Int64[Tensor, "S"] | Bool[Tensor, "R"]) -> "Rows":
+    def select(self, index: Int64[Tensor, " S"] | Bool[Tensor, " R"]) -> "Rows":
         """These rows, by number or by mask (on the CPU), in this order."""
         chosen = {field.name: getattr(self, field.name) for field in fields(self)}
         return Rows(**{name: value[index.to(value.device)] for name, value in chosen.items()})
@@ -75,7 +75,7 @@ class TableBank:
         self.num_steps = torch.cat((self.num_steps, torch.tensor([len(table)])))
         return len(self.num_steps) - 1
 
-    def done(self, rows: Rows) -> Bool[Tensor, "R"]:
+    def done(self, rows: Rows) -> Bool[Tensor, " R"]:
         """Which rows have no step left: their x is the sample."""
         return rows.step >= self.num_steps[rows.table]
 
@@ -91,8 +91,8 @@ class TableBank:
 
 
 def counter_noise(
-    seed: Int64[Tensor, "N"], sample_id: Int64[Tensor, "N"], step: Int64[Tensor, "N"], shape: Sequence[int]
-) -> Float[Tensor, "N *shape"]:
+    seed: Int64[Tensor, " N"], sample_id: Int64[Tensor, " N"], step: Int64[Tensor, " N"], shape: Sequence[int]
+) -> Float[Tensor, " N *shape"]:
     """The noise of sampling, a function of (seed, sample id, step); see ``rng``."""
     return normal(seed, sample_id, step, shape, stream=Stream.SAMPLE)
 
@@ -100,11 +100,11 @@ def counter_noise(
 def init_rows(
     shape: Sequence[int],
     *,
-    labels: Int64[Tensor, "R"],
-    sample_id: Int64[Tensor, "R"],
-    seed: int | Int64[Tensor, "R"],
-    guidance_scale: int | float | Float[Tensor, "R"],
-    table: int | Int64[Tensor, "R"] = 0,
+    labels: Int64[Tensor, " R"],
+    sample_id: Int64[Tensor, " R"],
+    seed: int | Int64[Tensor, " R"],
+    guidance_scale: int | float | Float[Tensor, " R"],
+    table: int | Int64[Tensor, " R"] = 0,
     device: torch.device | str = "cpu",
     noise: Noise = counter_noise,
 ) -> Rows:
@@ -170,7 +170,7 @@ def sample(
     *,
     pad_to: int | Sequence[int] | None = None,
     noise: Noise = counter_noise,
-    callback: Callable[[Int64[Tensor, "S"], Rows, Float[Tensor, "S C H W"]], None] | None = None,
+    callback: Callable[[Int64[Tensor, " S"], Rows, Float[Tensor, "S C H W"]], None] | None = None,
 ) -> Float[Tensor, "R C H W"]:
     """All steps of all rows, which leave as they finish: the latents, on the rows' device.
 
@@ -216,7 +216,7 @@ def _noise_weight(coefficients: Tensor, variance: Tensor | None) -> Tensor:
     return torch.where(_spread(coefficients, "learned_variance") > 0, learned, fixed)
 
 
-def _column(coefficients: Tensor, name: str) -> Float[Tensor, "R"]:
+def _column(coefficients: Tensor, name: str) -> Float[Tensor, " R"]:
     return coefficients[:, COLUMN[name]]
 
 

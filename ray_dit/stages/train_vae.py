@@ -157,5 +157,5 @@ class VAETrainee:
 def npz_bytes(**arrays: NDArray[Any]) -> bytes:
     """An .npz archive whose bytes follow from the arrays alone (numpy writes no clock into it)."""
     sink = io.BytesIO()
-    np.savez(sink, **arrays)
+    np.savez(sink, allow_pickle=False, **arrays)
     return sink.getvalue()

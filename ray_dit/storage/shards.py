@@ -7,8 +7,8 @@ clock in the metadata: the same rows give the same bytes with one version of pya
 """
 
 # pyarrow has no type information; what it returns is unknown to the checker
-# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownParameterType=false
-# pyright: reportUnknownArgumentType=false
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
 
 import hashlib
 import io
