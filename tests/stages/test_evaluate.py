@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load
 
 from ray_dit.config import ClassifierConfig, EvaluateConfig, ImagesConfig
 from ray_dit.core.metrics import FeatureStatistics
@@ -153,6 +154,8 @@ def test_measures_of_pieces_add_up_to_those_of_the_whole(folder: Path):
     markers = [measurer(piece) for piece in range(data.num_pieces)]
     assert [marker["of"] for marker in markers] == ["train", "heldout", "generated", "generated"]
     assert stage.Measurer(data, job)(0) == markers[0]
+    compared = {marker["key"]: int(load(job.store.get(marker["key"]))["count"]) for marker in markers[1:]}
+    assert list(compared.values()) == [13, 8, 5]  # held out, and the two generated shards
     manifest = stage._finish(data, job)
     assert manifest["class_accuracy"] == 1.0
     assert manifest["frechet_images"] == 13
@@ -171,6 +174,25 @@ def test_pieces_are_merged_not_replaced():
     torch.testing.assert_close(total.statistics.mean, whole.mean)
     torch.testing.assert_close(total.statistics.covariance, whole.covariance)
     assert total.counts["judge"].tolist() == [[2, 0], [4, 6]]
+
+
+def test_each_figure_is_of_its_own_pictures_and_classifier(folder: Path):
+    def total(mean: float, **hits: int) -> stage.Total:
+        statistics = FeatureStatistics(2, torch.full((1,), mean).double(), torch.ones(1, 1).double())
+        return stage.Total(
+            statistics, {name: torch.tensor([[hit, 0], [10, 0]]) for name, hit in hits.items()}
+        )
+
+    train, generated = total(0.0, judge=1), total(2.0, judge=2)
+    heldout = total(1.0, judge=3, cas_generated=4, cas_real=5)
+    metrics = stage._metrics(data_of(settings(folder), 10), train, heldout, generated)
+    names = ("class_accuracy", "class_accuracy_real_heldout", "cas_accuracy", "cas_accuracy_real")
+    assert [metrics[name] for name in names] == [0.2, 0.3, 0.4, 0.5]
+    assert metrics["frechet_distance"] == pytest.approx(4.0)
+    assert metrics["frechet_distance_real_heldout"] == pytest.approx(1.0)
+    assert metrics["per_class_accuracy"] == {"bottom": 0.2, "top": None}
+    everything = stage._metrics(data_of(settings(folder), 5000), train, heldout, generated)
+    assert everything["cas_accuracy_real"] == 0.3  # as many real ones are all of them: the judge
 
 
 def test_a_real_picture_nobody_can_read_is_counted_and_too_many_are_refused(folder: Path):
