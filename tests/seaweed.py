@@ -2,7 +2,6 @@
 
 import atexit
 import itertools
-import os
 import shutil
 import tempfile
 from functools import cache
@@ -12,6 +11,7 @@ from jobs.local_s3 import CREDENTIALS, make_bucket, start_seaweed
 
 BUCKET = "tests"
 _prefixes = itertools.count()
+_used: set[str] = set()
 
 
 @cache
@@ -25,9 +25,13 @@ def endpoint() -> str:
     return url
 
 
-def fresh_uri() -> str:
-    """A prefix that nothing has used yet."""
-    return f"s3://{BUCKET}/{os.getpid()}-{next(_prefixes)}"
+def fresh_uri(name: str = "") -> str:
+    """A prefix that nothing has used yet; with a name it is the same in every run, and so are a proxy's faults."""
+    prefix = name or f"unnamed-{next(_prefixes)}"
+    if prefix in _used:
+        raise ValueError(f"two tests use {prefix}")
+    _used.add(prefix)
+    return f"s3://{BUCKET}/{prefix}"
 
 
 def environment(url: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ retries gets through. It copies bytes, keeps ``Host`` (signatures cover it) and 
 
 import asyncio
 import hashlib
+import re
 import socket
 import struct
 import threading
@@ -152,12 +153,12 @@ class FaultProxy:
         await writer.drain()
 
     def _next_fault(self, method: str, target: str) -> Fault | None:
-        request = (method, target)
+        request = (method, _steady(target))
         attempt = self._attempts[request]
         self._attempts[request] += 1
         if method not in self._methods or self._faults[request] >= self._per_target:
             return None
-        fault = fault_for(self._seed, method, target, attempt, self._rate, self._kinds)
+        fault = fault_for(self._seed, *request, attempt, self._rate, self._kinds)
         if fault == "duplicate" and method != "PUT":
             fault = "reset_after"
         if fault:
@@ -207,6 +208,11 @@ class FaultProxy:
             return await reader.read(-1)
         finally:
             writer.close()
+
+
+def _steady(target: str) -> str:
+    """The target without what the service made up, which no seed decides."""
+    return re.sub(r"(uploadId|continuation-token)=[^&]*", r"\1", target)
 
 
 def _parse(head: bytes) -> tuple[str, str, dict[bytes, bytes]]:

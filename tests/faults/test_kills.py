@@ -193,7 +193,7 @@ def test_the_protocol_under_faults_is_the_protocol(
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         from test_store_under_faults import PATIENT
 
-        store = S3Store(seaweed.fresh_uri(), patience=PATIENT)
+        store = S3Store(seaweed.fresh_uri("protocol"), patience=PATIENT)
         assert small_job(store).manifest() is not None
         assert Job.open(store, "generate", PARTS).manifest() is not None
         proxy.quiesce()

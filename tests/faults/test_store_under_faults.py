@@ -90,7 +90,7 @@ def run_operations(
     writers, keys, history = 16, operations // 15, History()
     with FaultProxy(upstream, seed=seed, rate=0.2, kinds=kinds, stall_seconds=2.0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        store = store_type(seaweed.fresh_uri(), patience=PATIENT)
+        store = store_type(seaweed.fresh_uri(f"{store_type.__name__}-{seed}"), patience=PATIENT)
         begin = time.monotonic()
         with ThreadPoolExecutor(writers) as pool:
             work = [
@@ -165,7 +165,7 @@ def test_each_fault_alone_is_survived(upstream: str, monkeypatch: pytest.MonkeyP
         quick = Patience(
             deadline=20.0, attempt=0.3, bytes_per_second=50e6, first_pause=0.01, longest_pause=0.05
         )
-        store = S3Store(seaweed.fresh_uri(), patience=quick)
+        store = S3Store(seaweed.fresh_uri(f"alone-{fault}"), patience=quick)
         assert store.put("a", b"one" * 1000) is True
         assert store.get("a") == b"one" * 1000
         info = store.head("a")
@@ -212,20 +212,37 @@ def test_a_service_that_never_answers_is_given_up_at_the_deadline(
         assert time.monotonic() - begin < 2.5
 
 
-def test_uploads_in_parts_survive_faults_and_leave_nothing(upstream: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """An object of three parts, parts being as small as S3 allows."""
     monkeypatch.setattr(s3, "ONE_PUT", 6 << 20)
     monkeypatch.setattr(s3, "PART", 5 << 20)
-    data = random.Random(0).randbytes(11 << 20)
+    return random.Random(0).randbytes(11 << 20)
+
+
+def test_uploads_in_parts_survive_faults(upstream: str, monkeypatch: pytest.MonkeyPatch, small_parts: bytes):
     with FaultProxy(upstream, seed=5, rate=0.5, per_target=2, stall_seconds=1.5) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        store = S3Store(seaweed.fresh_uri(), patience=PATIENT)
-        assert store.put("big", data) is True and store.put("big", data) is False
+        store = S3Store(seaweed.fresh_uri("parts"), patience=PATIENT)
+        assert store.put("big", small_parts) is True and store.put("big", small_parts) is False
         with pytest.raises(Conflict):
-            store.put("big", data[1:])
-        assert store.get("big") == data
+            store.put("big", small_parts[1:])
+        assert store.get("big") == small_parts
         proxy.quiesce()
     assert sum(proxy.hits.values()) >= 5
+
+
+def test_an_upload_whose_replies_are_lost_is_ours_and_leaves_nothing(
+    upstream: str, monkeypatch: pytest.MonkeyPatch, small_parts: bytes
+):
+    """Begun twice, since the first reply is lost; and completed, though the second completion finds no upload."""
+    with FaultProxy(upstream, rate=1.0, kinds=("reset_after",), methods=("POST",), per_target=1) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        store = S3Store(seaweed.fresh_uri(), patience=PATIENT)
+        assert store.put("big", small_parts) is True
+    assert proxy.hits == {"reset_after": 2}
     monkeypatch.setenv("AWS_ENDPOINT_URL", upstream)
+    assert store.get("big") == small_parts
     assert list(store.clean(-1)) == []
 
 
@@ -263,7 +280,7 @@ def test_replace_loses_no_update(upstream: str, monkeypatch: pytest.MonkeyPatch)
 
     with FaultProxy(upstream, seed=7, rate=0.2, stall_seconds=2.0, per_target=40) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        store = S3Store(seaweed.fresh_uri(), patience=PATIENT)
+        store = S3Store(seaweed.fresh_uri("count"), patience=PATIENT)
         store.put("n", b"0")
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(count_up, range(4)))

@@ -284,9 +284,11 @@ def test_an_extension_stands_beside_what_it_extends(store: Store):
 
 def test_only_one_extension_at_a_time_and_only_of_finished_jobs(tmp_path: Path):
     store = Store.open(str(tmp_path))
+    with pytest.raises(NotFound, match="holds no job of ray-dit"):
+        Job.extend(store, "generate", PARTS)
     job = Job.open(store, "generate", PARTS)
     with pytest.raises(UserError, match="unfinished"):
-        Job.extend(store, "generate", NEWER)
+        Job.extend(store, "generate", PARTS)
     job.finish({})
     Job.extend(store, "generate", PARTS | {"config": {"images": 5}})
     with pytest.raises(Conflict, match="config.images: 5 -> 6"):

@@ -258,6 +258,7 @@ def client_error(code: str, status: int) -> ClientError:
     [
         (client_error("PreconditionFailed", 412), "exists"),
         (client_error("412", 412), "exists"),
+        (client_error("InvalidState", 412), "exists"),
         (client_error("ConditionalRequestConflict", 409), "retry"),
         (client_error("SlowDown", 503), "retry"),
         (client_error("Unheard", 599), "retry"),
