@@ -155,7 +155,33 @@ def test_shares_are_by_request_when_rows_are_scarce(make_engine):
     Client(engine, job([1], steps=10)).wait()
     during = model.calls[before:]
     assert len(during) <= 10 + 3  # one row in two of each call is enough for it to go at full speed
+    assert all(2 in call for call in during)  # and the long one has the rest of each
     long.request.cancel()
+
+
+def test_two_large_requests_share_every_step(make_engine):
+    model = FakeModel(a=0.001)
+    model.gate.clear()
+    engine = make_engine(model, EngineConfig(profile_seconds=0, max_step_rows=4))
+    clients = [Client(engine, job([label] * 10, steps=20)) for label in (1, 2)]
+    time.sleep(0.05)
+    model.gate.set()
+    for client in clients:
+        client.wait()
+    assert all({1, 2} <= set(call) for call in model.calls[4:100])
+
+
+def test_a_newcomer_has_no_claim_on_the_time_before_it_came(make_engine):
+    model = FakeModel(a=0.001)
+    engine = make_engine(model, EngineConfig(profile_seconds=0, max_step_rows=2))
+    old = Client(engine, job([1], steps=250))
+    _until(lambda: len(model.calls) > 100)
+    new = Client(engine, job([2], steps=100))
+    before = len(model.calls)
+    _until(lambda: len(model.calls) > before + 40)
+    calls = model.calls[before : before + 40]
+    assert 12 <= sum(1 in call for call in calls) <= 28  # they take turns
+    old.request.cancel(), new.request.cancel()
 
 
 def test_waiting_requests_enter_as_slots_free(make_engine):
@@ -213,6 +239,17 @@ def test_previews_lead_to_the_image(make_engine):
         assert isinstance(mine[-1], Picture)
 
 
+def test_no_preview_follows_its_image(make_engine):
+    engine = make_engine(
+        FakeModel(a=0.002, decode_seconds=0.03),
+        EngineConfig(profile_seconds=0, decode_batch=1, max_step_rows=2),
+    )
+    client = Client(engine, job([1, 2, 3], steps=12, previews=3)).wait()
+    for index in range(3):
+        mine = [e for e in client.events if isinstance(e, Preview | Picture) and e.index == index]
+        assert isinstance(mine[-1], Picture)
+
+
 def test_preview_steps_are_spread_and_never_the_last():
     assert preview_steps(12, 3) == {3, 6, 9}
     assert preview_steps(2, 10) <= {1}
@@ -237,6 +274,12 @@ def test_a_failing_step_fails_its_requests_and_the_engine_goes_on(make_engine):
     assert Client(engine, job()).last == Failed("internal")
     model.broken = None
     assert isinstance(Client(engine, job()).last, Done)
+    for _ in range(2):  # failures that are not in a row
+        model.broken = RuntimeError("kernel trouble")
+        assert Client(engine, job()).last == Failed("internal")
+        assert Client(engine, job()).last == Failed("internal")
+        model.broken = None
+        assert isinstance(Client(engine, job()).last, Done)
     assert engine.healthy
     model.broken = RuntimeError("gone for good")
     for _ in range(3):
