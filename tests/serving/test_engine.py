@@ -241,7 +241,7 @@ def test_previews_lead_to_the_image(make_engine):
 
 def test_no_preview_follows_its_image(make_engine):
     engine = make_engine(
-        FakeModel(a=0.002, decode_seconds=0.03),
+        FakeModel(a=0.005, decode_seconds=0.05),
         EngineConfig(profile_seconds=0, decode_batch=1, max_step_rows=2),
     )
     client = Client(engine, job([1, 2, 3], steps=12, previews=3)).wait()
