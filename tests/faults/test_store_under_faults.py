@@ -246,6 +246,23 @@ def test_an_upload_whose_replies_are_lost_is_ours_and_leaves_nothing(
     assert list(store.clean(-1)) == []
 
 
+class VanishedUploadStore(S3Store):
+    """Stands for AWS, where a second completion finds no upload any more: 404, and not 412 as from SeaweedFS."""
+
+    def _write(self, key: str, data: bytes, token: str, **condition: str) -> None:
+        super()._write(key, data, token, **condition)
+        raise NotFound("NoSuchUpload")
+
+
+def test_an_upload_that_is_gone_because_it_succeeded_is_ours(upstream: str):
+    store = VanishedUploadStore(seaweed.fresh_uri())
+    assert store.put("a", b"one") is True
+    info = store.head("a")
+    assert info is not None and info.etag
+    store.replace("a", b"two", if_match=info.etag)
+    assert store.get("a") == b"two"
+
+
 def test_a_service_that_ignores_conditions_is_found_out(upstream: str, monkeypatch: pytest.MonkeyPatch):
     with FaultProxy(upstream, drop_headers=("If-None-Match", "If-Match")) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
