@@ -31,6 +31,8 @@ class FakeModel:
         self.broken: Exception | None = None
         self.gate = threading.Event()  # cleared, calls wait: a test decides what is there when they go on
         self.gate.set()
+        self.decode_gate = threading.Event()
+        self.decode_gate.set()
         self.guided_model = GuidedModel(self._network, NUM_CLASSES)
 
     def _network(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
@@ -47,6 +49,7 @@ class FakeModel:
         return make_table(sampler, linear_schedule(DiffusionConfig()), learn_sigma=True)
 
     def decode(self, latents: Tensor) -> np.ndarray:
+        self.decode_gate.wait(10)
         if self.decode_seconds:
             time.sleep(self.decode_seconds)
         values = (latents[:, :3] * 20 + 128).clamp(0, 255).to(torch.uint8)

@@ -240,13 +240,18 @@ def test_previews_lead_to_the_image(make_engine):
 
 
 def test_no_preview_follows_its_image(make_engine):
-    engine = make_engine(
-        FakeModel(a=0.005, decode_seconds=0.05),
-        EngineConfig(profile_seconds=0, decode_batch=1, max_step_rows=2),
-    )
-    client = Client(engine, job([1, 2, 3], steps=12, previews=3)).wait()
-    for index in range(3):
-        mine = [e for e in client.events if isinstance(e, Preview | Picture) and e.index == index]
+    model = FakeModel(a=0.002)
+    engine = make_engine(model, EngineConfig(profile_seconds=0, decode_batch=1, max_step_rows=2))
+    model.decode_gate.clear()  # the decoder is slow: image 0 is there before its previews are decoded
+    client = Client(engine, job([1, 2], steps=12, previews=3))
+    _until(lambda: len(model.calls) >= 13)
+    model.gate.clear()
+    model.decode_gate.set()
+    _until(lambda: any(isinstance(event, Picture) for event in client.events))
+    time.sleep(0.05)
+    model.gate.set()
+    for index in range(2):
+        mine = [e for e in client.wait().events if isinstance(e, Preview | Picture) and e.index == index]
         assert isinstance(mine[-1], Picture)
 
 
