@@ -206,6 +206,7 @@ class OptimizerConfig(Config):
 class TrainingConfig(StageConfig):
     """What the two training stages share: data order, workers, checkpoints."""
 
+    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"tensorboard"}
     seed: Seed = 0
     """Decides the order of the data, all noise and the initial weights."""
     steps: PositiveInt
@@ -220,6 +221,8 @@ class TrainingConfig(StageConfig):
     """Steps between checkpoints."""
     log_every: PositiveInt = 10
     """Steps between points of the loss curve, each the mean over them; divides checkpoint_every."""
+    tensorboard: str | None = None
+    """Folder for TensorBoard's event files (needs the extra ray-dit[tensorboard])."""
 
     @model_validator(mode="after")
     def _log_fits(self) -> "TrainingConfig":
@@ -243,7 +246,6 @@ class VAESizeConfig(Config):
 class TrainVaeConfig(TrainingConfig):
     """`ray-dit train-vae`: a small AutoencoderKL on your pictures, where Stable Diffusion's VAE does not fit."""
 
-    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT
     images: ImagesConfig
     vae: VAESizeConfig = VAESizeConfig()
     steps: PositiveInt = 600
@@ -298,7 +300,7 @@ class DiTSizeConfig(Config):
 class TrainConfig(TrainingConfig):
     """`ray-dit train`: a DiT on latents, with DDP on Ray Train."""
 
-    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"latents", "init_from", "model_output"}
+    PLACEMENT: ClassVar[frozenset[str]] = TrainingConfig.PLACEMENT | {"latents", "init_from", "model_output"}
     latents: str
     """Folder made by encode."""
     model_output: str | None = None

@@ -9,6 +9,8 @@ The command line prints a ``UserError``'s message and exits with 1, without a tr
 Every other exception is a defect of ours.
 """
 
+from typing import Any, cast
+
 
 class UserError(Exception):
     """What went wrong, where, and what to do about it, in one sentence."""
@@ -30,8 +32,8 @@ def first_message(error: Exception) -> str:
     """The first complaint in one line: of a pydantic ValidationError its field and message, else the first line."""
     errors = getattr(error, "errors", None)
     if callable(errors):
-        first = errors()[0]  # type: ignore[index]
-        where = ".".join(str(part) for part in first["loc"])
+        first = cast(list[dict[str, Any]], errors())[0]
+        where = ".".join(str(part) for part in cast(tuple[Any, ...], first["loc"]))
         what = str(first["msg"]).removeprefix("Value error, ")
         return f"{where}: {what}" if where else what
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

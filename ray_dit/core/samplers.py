@@ -74,7 +74,7 @@ def make_table(config: SamplerConfig, schedule: Schedule, *, learn_sigma: bool) 
 def table_from_nodes(
     config: SamplerConfig,
     timesteps: Column,
-    alphas_cumprod: Float64[np.ndarray, "n+1"],
+    alphas_cumprod: Float64[np.ndarray, " n+1"],
     *,
     learn_sigma: bool,
 ) -> SamplerTable:

@@ -27,11 +27,28 @@ def ray_session(config: StageConfig) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    _connect(ray, config)
+    with _without_greeting():
+        _connect(ray, config)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _without_greeting() -> Iterator[None]:
+    """Ray's C++ part says on stderr, past Python, that it took up its log level; errors come as exceptions."""
+    if _debug():
+        yield
+        return
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _connect(ray: Any, config: StageConfig) -> None:

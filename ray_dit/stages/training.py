@@ -103,7 +103,7 @@ class Board:
     """A tiny actor the workers write their progress on."""
 
     def __init__(self) -> None:
-        self._state: dict[str, Any] = {"begin": 0, "done": 0, "note": "", "error": None}
+        self._state: dict[str, Any] = {"begin": 0, "done": 0, "loss": None, "error": None}
 
     def write(self, **fields: Any) -> None:
         self._state |= fields
@@ -226,7 +226,7 @@ def _steps(
             logged = state.step
         if rank == 0 and time.monotonic() - shown > 0.5:
             shown = time.monotonic()
-            board.write.remote(done=state.step, note=f"loss {state.log[-1][1]:.4f}" if state.log else "")
+            board.write.remote(done=state.step, loss=state.log[-1] if state.log else None)
         if rank == 0 and (state.step % config.checkpoint_every == 0 or state.step == config.steps):
             _save(state, trainee, job)
     if rank == 0:
@@ -330,6 +330,8 @@ def _watched(ray: Any, board: Any, config: TrainingConfig, what: str) -> Any:
 
     stop = threading.Event()
 
+    curve = _tensorboard(config)
+
     def watch() -> None:
         bar = None
         with contextlib.ExitStack() as stack:
@@ -339,7 +341,9 @@ def _watched(ray: Any, board: Any, config: TrainingConfig, what: str) -> Any:
                 if bar is None and (state["done"] or ended):
                     bar = stack.enter_context(progress(what, config.steps, "steps", done=state["begin"]))
                 if bar is not None:
-                    bar(state["done"], state["note"])
+                    bar(state["done"], f"loss {state['loss'][1]:.4f}" if state["loss"] else "")
+                if curve is not None and state["loss"]:
+                    curve.add_scalar("loss", state["loss"][1], int(state["loss"][0]))
                 if ended:
                     return
 
@@ -350,6 +354,19 @@ def _watched(ray: Any, board: Any, config: TrainingConfig, what: str) -> Any:
     finally:
         stop.set()
         thread.join(timeout=10)
+
+
+def _tensorboard(config: TrainingConfig) -> Any:
+    """A writer of TensorBoard's event files where one is asked for."""
+    if config.tensorboard is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "--tensorboard needs the package tensorboard: pip install 'ray-dit[tensorboard]'"
+        ) from error
+    return SummaryWriter(config.tensorboard)
 
 
 def _raise_user_error(ray: Any, board: Any) -> None:
