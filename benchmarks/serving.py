@@ -228,13 +228,13 @@ class BatchReplica:
         return answers
 
 
-def baseline(max_batch_size: int, **arguments: Any) -> Any:
+def baseline(max_batch_size: int, wait: float, **arguments: Any) -> Any:
     from ray import serve
 
     from ray_dit.serving.app import QUIET
 
     class Batched(BatchReplica):
-        @serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=0.05)
+        @serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=wait)
         async def batched(self, bodies: list[dict[str, Any]]) -> list[dict[str, Any]]:
             return await asyncio.to_thread(self.run, bodies)
 
@@ -451,32 +451,40 @@ class Bench:
         return max(self.arguments.seconds, self.arguments.requests / rate)
 
     def _baseline(self, ours: dict[str, Any]) -> dict[str, Any]:
+        """The best of several waiting times: @serve.batch closes a batch after its time even while another one runs."""
+        waits = (0.5,) if self.arguments.quick else (0.05, 0.5, 1.5)
+        tried = [self._baseline_with(ours, wait) for wait in waits]
+        best = min(tried, key=lambda row: row["short_p95"])
+        return best | {"saturation": max(row["saturation"] for row in tried), "tried": tried}
+
+    def _baseline_with(self, ours: dict[str, Any], wait: float) -> dict[str, Any]:
         from ray import serve
 
         a, b = self.model_times
         size = max(1, ours["max_step_rows"] // (2 * MOST_IMAGES))
-        serve.run(
-            baseline(size, uri=self.uri, a=a, b=b, threads=self.threads), name="base", route_prefix="/base"
-        )
+        served = baseline(size, wait, uri=self.uri, a=a, b=b, threads=self.threads)
+        serve.run(served, name="base", route_prefix="/base")
         handle = serve.get_deployment_handle("batched", app_name="base")
         url = f"http://127.0.0.1:{self.port}/base"
         asyncio.run(_warm(url))
-        saturation = asyncio.run(
-            saturate(url, handle.rows.remote, self.arguments.seconds, 3 * ours["max_step_rows"], 1)
-        )
+        concurrent = 3 * ours["max_step_rows"]
+        saturation = asyncio.run(saturate(url, handle.rows.remote, self.arguments.seconds, concurrent, 1))
         rate = 0.5 * ours["saturation"] / MEAN_ROW_STEPS
         arrivals = poisson(rate, self._seconds(rate), seed=50)
         got = np.array(asyncio.run(open_loop(url, arrivals)))
         short = np.array([one.n == 1 and one.steps == min(STEPS) for one in arrivals])
         serve.delete("base")
-        return {
+        row = {
             "max_batch_size": size,
+            "wait": wait,
             "saturation": saturation,
             "p50": float(np.percentile(got, 50)),
             "p95": float(np.percentile(got, 95)),
             "short_p95": float(np.percentile(got[short], 95)),
             "failed": int(np.isinf(got).sum()),
         }
+        print(json.dumps(row), flush=True)
+        return row
 
 
 async def _warm(url: str) -> None:
