@@ -259,7 +259,7 @@ class TrainVaeConfig(TrainingConfig):
 class EncodeConfig(StageConfig):
     """`ray-dit encode`: pictures to latents (moments of the VAE's posterior) in shards."""
 
-    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"vae", "actors", "use_gpu"}
+    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"vae", "actors", "use_gpu", "repair"}
     images: ImagesConfig
     vae: str
     """The VAE: a folder made by train-vae, any diffusers AutoencoderKL folder, or a hub id."""
@@ -273,6 +273,8 @@ class EncodeConfig(StageConfig):
     """VAE actors."""
     use_gpu: bool = False
     """Give each actor a GPU."""
+    repair: bool = False
+    """First read all that is there again, and make damaged or missing shards anew."""
 
 
 class DiTSizeConfig(Config):
@@ -317,6 +319,9 @@ class TrainConfig(TrainingConfig):
     """Min-SNR weighting of the loss (Hang et al. 2023); off by default, as in the paper."""
     init_from: str | None = None
     """Model folder to start from; its class count and resolution may differ."""
+    label_init_std: Annotated[float, Field(gt=0)] = 0.02
+    """Standard deviation of the initial label vectors. 0.02 is the paper's, for runs of 100,000s of steps; with 1 the
+    labels take hold within hundreds."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     sampler: SamplerConfig = SamplerConfig()
@@ -328,7 +333,7 @@ class TrainConfig(TrainingConfig):
 class GenerateConfig(StageConfig):
     """`ray-dit generate`: labelled pictures by the number, in shards."""
 
-    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"model", "actors", "use_gpu"}
+    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"model", "actors", "use_gpu", "repair"}
     model: str
     """Model folder."""
     num_images: PositiveInt | None = None
@@ -347,6 +352,8 @@ class GenerateConfig(StageConfig):
     actors: PositiveInt = 2
     use_gpu: bool = False
     """Give each actor a GPU."""
+    repair: bool = False
+    """First read all that is there again, and make damaged or missing shards anew."""
 
     @model_validator(mode="after")
     def _count(self) -> "GenerateConfig":
@@ -360,8 +367,8 @@ class ClassifierConfig(Config):
 
     steps: PositiveInt = 600
     batch_size: PositiveInt = 64
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
-    width: PositiveInt = 32
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-3
+    width: PositiveInt = 16
     """Channels of the first layer."""
 
 

@@ -243,9 +243,11 @@ def out_channels(config: DiTConfig) -> int:
     return config.in_channels * (2 if config.learn_sigma else 1)
 
 
-def init_label_table(table: Float[Tensor, "L D"], generator: torch.Generator | None = None) -> None:
-    """Fresh label vectors, in place: N(0, 0.02^2)."""
-    nn.init.normal_(table, std=0.02, generator=generator)
+def init_label_table(
+    table: Float[Tensor, "L D"], generator: torch.Generator | None = None, *, std: float = 0.02
+) -> None:
+    """Fresh label vectors, in place: N(0, std^2); 0.02 is the paper's."""
+    nn.init.normal_(table, std=std, generator=generator)
 
 
 def macs(config: DiTConfig) -> int:

@@ -17,7 +17,7 @@ from ray_dit.errors import UserError
 from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.images import BadImage, ImagePlan, check_bad, load_images, plan_images
 from ray_dit.stages.session import ray_session
-from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, shard_name
+from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repair_shards, shard_name
 from ray_dit.storage.job import Job
 from ray_dit.storage.shards import LatentShard, array_sha256, latent_shard_bytes
 from ray_dit.storage.store import Store
@@ -43,6 +43,11 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
     job = Job.open(
         Store.open(config.output), STAGE, parts(config, inputs), accept_fingerprint=config.accept_fingerprint
     )
+    build = _Build(config, job.store)
+    if config.repair:
+        with ray_session(config) as ray:
+            for repaired in repair_shards(ray, job, build, threads=config.threads, use_gpu=config.use_gpu):
+                print(f"repaired {repaired}")
     manifest = job.manifest()
     if manifest is not None:
         return manifest
@@ -54,7 +59,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
         make_shards(
             ray,
             job,
-            _Build(config, job),
+            build,
             num_shards,
             what="encode",
             unit="pictures",
@@ -72,27 +77,25 @@ class _Build:
     """Makes the encoder inside its actor."""
 
     config: EncodeConfig
-    job: Job
+    store: Store
 
     def __call__(self) -> ShardMaker:
-        plan = ImagePlan.from_bytes(self.job.store.get(PLAN), self.config.images.uri)
-        return Encoder(self.config, plan, self.job)
+        plan = ImagePlan.from_bytes(self.store.get(PLAN), self.config.images.uri)
+        return Encoder(self.config, plan)
 
 
 class Encoder:
-    """Makes latent shards: reads, crops, encodes, writes."""
+    """Makes latent shards: reads, crops, encodes."""
 
-    def __init__(self, config: EncodeConfig, plan: ImagePlan, job: Job) -> None:
+    def __init__(self, config: EncodeConfig, plan: ImagePlan) -> None:
         from ray_dit.vae import VAE
 
-        self._config, self._plan, self._job = config, plan, job
+        self._config, self._plan = config, plan
         self._device = torch.device("cuda" if config.use_gpu else "cpu")
         self._vae = VAE.load(config.vae, device=self._device)
 
-    def __call__(self, shard: int) -> dict[str, Any]:
-        done = self._job.marker(shard_name(shard))
-        if done is not None:
-            return done
+    def make(self, shard: int) -> tuple[str, bytes, dict[str, Any]]:
+        """Key, bytes and facts of a shard."""
         first = shard * self._config.shard_size
         rows = np.arange(first, min(first + self._config.shard_size, len(self._plan.keys)))
         images, kept, bad = load_images(self._plan, rows)
@@ -111,8 +114,7 @@ class Encoder:
             "moments_sha256": array_sha256(latents.moments),
             **_sums(latents),
         }
-        key = f"latents/{shard_name(shard)}.parquet"
-        return self._job.put(shard_name(shard), key, latent_shard_bytes(latents), facts)
+        return f"latents/{shard_name(shard)}.parquet", latent_shard_bytes(latents), facts
 
     def _moments(self, images: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Moments float16 [N, 2C, h, w]; the last batch is filled up, since batch size decides the last bits."""

@@ -137,17 +137,14 @@ class Measurer:
     """Judges pieces: hits a class, and statistics of the judge's features over the pictures that are compared."""
 
     def __init__(self, data: EvaluationData, job: Job) -> None:
-        self._data, self._job = data, job
+        self._data = data
         self._classifiers = {name: load_classifier(job, name) for name in data.classifiers}
 
-    def __call__(self, shard: int) -> dict[str, Any]:
-        done = self._job.marker(shard_name(shard))
-        if done is not None:
-            return done
+    def make(self, shard: int) -> tuple[str, bytes, dict[str, Any]]:
+        """Key, bytes and facts of a piece's measures."""
         num_real = len(self._data.real_pieces)
         tensors, facts = self._real(shard) if shard < num_real else self._generated(shard - num_real)
-        key = f"measures/{shard_name(shard)}.safetensors"
-        return self._job.put(shard_name(shard), key, bytes_of(tensors), facts)
+        return f"measures/{shard_name(shard)}.safetensors", bytes_of(tensors), facts
 
     def _real(self, piece: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         plan, rows = self._data.plan, self._data.real_pieces[piece]

@@ -16,7 +16,7 @@ from ray_dit.config import GenerateConfig, SamplerConfig
 from ray_dit.errors import UserError, first_message
 from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.session import ray_session
-from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, shard_name
+from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repair_shards
 from ray_dit.storage.job import Job, manifest_sha256, read_manifest
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.pretrained import read_model
@@ -65,6 +65,11 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         parts(config, inputs, resolved=resolved),
         accept_fingerprint=config.accept_fingerprint,
     )
+    build = _Build(config, plan, sampler)
+    if config.repair:
+        with ray_session(config) as ray:
+            for repaired in repair_shards(ray, job, build, threads=config.threads, use_gpu=config.use_gpu):
+                print(f"repaired {repaired}")
     manifest = job.manifest()
     if manifest is not None:
         return manifest
@@ -72,7 +77,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         make_shards(
             ray,
             job,
-            _Build(config, plan, sampler, job),
+            build,
             plan.num_shards,
             what="generate",
             unit="images",
@@ -108,25 +113,22 @@ class _Build:
     config: GenerateConfig
     plan: DatasetPlan
     sampler: SamplerConfig
-    job: Job
 
     def __call__(self) -> ShardMaker:
-        return Painter(self.config, self.plan, self.sampler, self.job)
+        return Painter(self.config, self.plan, self.sampler)
 
 
 class Painter:
-    """Makes image shards: samples latents, decodes, compresses, writes."""
+    """Makes image shards: samples latents, decodes, compresses."""
 
-    def __init__(self, config: GenerateConfig, plan: DatasetPlan, sampler: SamplerConfig, job: Job) -> None:
+    def __init__(self, config: GenerateConfig, plan: DatasetPlan, sampler: SamplerConfig) -> None:
         from ray_dit.pipeline import load
 
-        self._config, self._plan, self._sampler, self._job = config, plan, sampler, job
+        self._config, self._plan, self._sampler = config, plan, sampler
         self._pipeline = load(config.model, device="cuda" if config.use_gpu else "cpu")
 
-    def __call__(self, shard: int) -> dict[str, Any]:
-        done = self._job.marker(shard_name(shard))
-        if done is not None:
-            return done
+    def make(self, shard: int) -> tuple[str, bytes, dict[str, Any]]:
+        """Key, bytes and facts of a shard."""
         ids = self._plan.ids(shard)
         labels = self._plan.labels(ids)
         pictures = np.concatenate(
@@ -143,7 +145,7 @@ class Painter:
             "first_id": int(ids[0]),
             "classes": {str(label): int((labels == label).sum()) for label in np.unique(labels)},
         }
-        return self._job.put(shard_name(shard), self._plan.key(shard), data, facts)
+        return self._plan.key(shard), data, facts
 
     def _batch(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Pictures uint8 [N, H, W, 3] of one canonical batch, filled up with the numbers that would follow."""

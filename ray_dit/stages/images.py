@@ -139,6 +139,8 @@ def decode_image(data: bytes, size: int) -> NDArray[np.uint8]:
             return center_crop(image.convert("RGB"), size)
     except BadPicture:
         raise
+    except PIL.UnidentifiedImageError as error:  # its own text names an address in memory
+        raise BadPicture(f"not a picture in one of the formats {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow raises nearly anything on broken bytes
         raise BadPicture(f"{type(error).__name__}: {error}") from error
 

@@ -1,24 +1,27 @@
 """Shards made by Ray Data actors: numbers go in, finished objects come out. Both encode and generate work this way.
 
-A maker is one actor with its model; a call builds one shard in memory and puts it through the job protocol, so a lost
-actor or a repeated task costs time and nothing else. The driver holds shard numbers and counts, never rows of data.
+A maker lives in an actor with its model and builds a shard in memory; the actor puts it through the job protocol, so a
+lost actor or a repeated task costs time and nothing else. The driver holds shard numbers and counts, never rows of data.
 """
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from ray_dit.errors import UserError
 from ray_dit.stages.progress import progress
 from ray_dit.storage.job import Job
+from ray_dit.storage.maintenance import repair
+from ray_dit.storage.store import Store
 
 SHARDS_A_BLOCK = 100
 """Shard numbers handed to Ray Data in one block; one block a shard would cost more in scheduling than in work."""
 
 
 class ShardMaker(Protocol):
-    """Lives in an actor: ``__init__`` loads the model, a call makes the shard of a number and returns its marker."""
+    """Lives in an actor: made with its model loaded, it gives a shard's key, bytes and deterministic facts."""
 
-    def __call__(self, shard: int) -> dict[str, Any]: ...
+    def make(self, shard: int) -> tuple[str, bytes, dict[str, Any]]: ...
 
 
 def shard_name(shard: int) -> str:
@@ -47,7 +50,7 @@ def make_shards(
     if missing:
         with progress(what, total, unit, done=done) as advance:
             for made in _results(
-                ray, build, missing, threads=threads, actors=min(actors, len(missing)), gpu=use_gpu
+                ray, job, build, missing, threads=threads, actors=min(actors, len(missing)), gpu=use_gpu
             ):
                 done += made[count]
                 advance(done)
@@ -69,46 +72,89 @@ def _missing(job: Job, num_shards: int, count: str) -> tuple[list[int], int]:
     return [shard for shard, name in names.items() if name not in there], done
 
 
+def repair_shards(
+    ray: Any, job: Job, build: Callable[[], ShardMaker], *, threads: int, use_gpu: bool
+) -> Iterator[str]:
+    """Makes missing and damaged shards of a job anew, in place; says which. The bytes must come out as they were."""
+    maker = ray.remote(num_cpus=threads, num_gpus=1 if use_gpu else 0)(_Maker).remote(build, threads)
+
+    def rebuild(_: Store, marker: dict[str, Any]) -> bytes:
+        if "shard" not in marker:
+            raise UserError(
+                f"{job.store.where(marker['key'])} is damaged and no shard: run the job in another folder"
+            )
+        return ray.get(maker.rebuild.remote(marker["shard"]))
+
+    for problem in repair(job.store, rebuild):
+        yield str(problem)
+
+
+class _Maker:
+    """A shard maker in an actor of its own."""
+
+    def __init__(self, build: Callable[[], ShardMaker], threads: int) -> None:
+        _prepare_torch(threads)
+        self._maker = build()
+
+    def rebuild(self, shard: int) -> bytes:
+        return self._maker.make(shard)[1]
+
+
+def _prepare_torch(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.set_grad_enabled(False)
+
+
 class _Actor:
     """What Ray Data makes one of per actor: turns a user's error into a row, for exceptions would be retried."""
 
-    def __init__(self, build: Callable[[], ShardMaker], threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(True)
-        torch.set_grad_enabled(False)
+    def __init__(self, job: Job, build: Callable[[], ShardMaker], threads: int) -> None:
+        _prepare_torch(threads)
+        self._job = job
         self._error: str | None = None
+        self._maker: ShardMaker | None = None
         try:
-            self._make: ShardMaker | None = build()
+            self._maker = build()
         except UserError as error:
-            self._make, self._error = None, str(error)
+            self._error = str(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        import json
+        return {"marker": [json.dumps(self._marker(int(shard))) for shard in batch["shard"]]}
 
-        lines: list[str] = []
-        for shard in batch["shard"]:
-            try:
-                line = {"error": self._error} if self._make is None else self._make(int(shard))
-            except UserError as error:
-                line = {"error": str(error)}
-            lines.append(json.dumps(line))
-        return {"marker": lines}
+    def _marker(self, shard: int) -> dict[str, Any]:
+        if self._maker is None:
+            return {"error": self._error}
+        name = shard_name(shard)
+        try:
+            done = self._job.marker(name)  # another attempt may have made it
+            if done is not None:
+                return done
+            key, data, facts = self._maker.make(shard)
+            return self._job.put(name, key, data, {"shard": shard, **facts})
+        except UserError as error:
+            return {"error": str(error)}
 
 
 def _results(
-    ray: Any, build: Callable[[], ShardMaker], shards: list[int], *, threads: int, actors: int, gpu: bool
+    ray: Any,
+    job: Job,
+    build: Callable[[], ShardMaker],
+    shards: list[int],
+    *,
+    threads: int,
+    actors: int,
+    gpu: bool,
 ) -> Iterator[dict[str, Any]]:
-    import json
-
     blocks = -(-len(shards) // SHARDS_A_BLOCK)
     dataset = ray.data.from_items(
         [{"shard": shard} for shard in shards], override_num_blocks=max(blocks, actors)
     )
     made = dataset.map_batches(
         _Actor,
-        fn_constructor_kwargs={"build": build, "threads": threads},
+        fn_constructor_kwargs={"job": job, "build": build, "threads": threads},
         batch_size=1,
         num_cpus=threads,
         num_gpus=1 if gpu else 0,

@@ -17,7 +17,7 @@ from torch import nn
 from ray_dit.config import DiTConfig, OptimizerConfig, TrainConfig
 from ray_dit.core.batch import TrainingBatch, mirror_choice, training_batch
 from ray_dit.core.diffusion import linear_schedule, q_sample
-from ray_dit.core.dit import DiT
+from ray_dit.core.dit import DiT, init_label_table
 from ray_dit.core.loss import diffusion_loss
 from ray_dit.core.order import rows_at
 from ray_dit.errors import UserError, first_message
@@ -236,6 +236,8 @@ def initial_model(config: TrainConfig, shape: DiTConfig) -> DiT:
     """The DiT with the weights training starts from: the paper's initialisation, or another model's weights."""
     generator = torch.Generator().manual_seed(config.seed)
     model = DiT(shape, generator=generator)
+    if model.y_embedder is not None:
+        init_label_table(model.y_embedder.embedding_table.weight, generator, std=config.label_init_std)
     if config.init_from is not None:
         from ray_dit.pipeline import initial_state
 

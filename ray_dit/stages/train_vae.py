@@ -130,28 +130,28 @@ class VAETrainee:
     def _judge(self, vae: Any) -> tuple[float, int, NDArray[np.uint8], NDArray[np.uint8]]:
         """Mean PSNR over held-out pictures (training ones where none are held out), and a few of both."""
         rows = self.plan.rows(heldout=True)
-        rows = (rows if len(rows) else self.plan.rows(heldout=False))[:MAX_JUDGED]
-        decibels: list[float] = []
-        originals: list[NDArray[np.uint8]] = []
-        outputs: list[NDArray[np.uint8]] = []
-        for first in range(0, len(rows), self.config.batch_size):
-            images, _, _ = load_images(self.plan, rows[first : first + self.config.batch_size])
-            if not len(images):
-                continue
-            moments = vae.encode(to_float(torch.from_numpy(images).to(self._device)))
-            decoded = to_uint8(vae.decode(moments.chunk(2, dim=1)[0])).cpu().numpy()
-            error = np.square(decoded.astype(np.float64) - images).mean(axis=(1, 2, 3))
-            decibels += [20 * math.log10(255) - 10 * math.log10(max(value, 1e-10)) for value in error]
-            if sum(map(len, originals)) < SHOWN:
-                originals.append(images)
-                outputs.append(decoded)
-        shown = slice(0, SHOWN)
-        return (
-            round(float(np.mean(decibels)), 4),
-            len(decibels),
-            np.concatenate(originals)[shown],
-            np.concatenate(outputs)[shown],
+        rows = rows if len(rows) else self.plan.rows(heldout=False)
+        rows = _spread(rows, MAX_JUDGED)
+        images, _, _ = load_images(self.plan, rows)
+        decoded = np.concatenate(
+            [
+                self._reconstruct(vae, images[first : first + self.config.batch_size])
+                for first in range(0, len(images), self.config.batch_size)
+            ]
         )
+        error = np.square(decoded.astype(np.float64) - images).mean(axis=(1, 2, 3))
+        decibels = 20 * math.log10(255) - 10 * np.log10(np.maximum(error, 1e-10))
+        shown = _spread(np.arange(len(images)), SHOWN)
+        return round(float(decibels.mean()), 4), len(images), images[shown], decoded[shown]
+
+    def _reconstruct(self, vae: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        moments = vae.encode(to_float(torch.from_numpy(images).to(self._device)))
+        return to_uint8(vae.decode(moments.chunk(2, dim=1)[0])).cpu().numpy()
+
+
+def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """At most ``count`` of the rows, evenly over them: rows lie class by class."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64)]
 
 
 def npz_bytes(**arrays: NDArray[Any]) -> bytes:

@@ -46,7 +46,7 @@ class RunRecord:
             "cpus": os.cpu_count(),
             "pid": os.getpid(),
         }
-        command = {"command": sys.argv, "python": platform.python_version()}
+        command = {"command": sys.orig_argv, "python": platform.python_version()}
         run._put("start", {**here, **command, **facts})
         return run
 
