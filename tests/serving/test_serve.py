@@ -106,6 +106,27 @@ def test_a_client_that_leaves_frees_its_slots(url):
     assert _images("first") == 0
 
 
+def test_metrics_reach_prometheus(url, client):
+    import ray
+
+    client.images.generate(prompt="hen")
+    metrics = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    wanted = {
+        "ray_dit_requests_total",
+        "ray_dit_step_rows",
+        "ray_dit_step_seconds",
+        "ray_dit_busy_seconds_total",
+    }
+    wanted |= {"ray_dit_first_image_seconds", "ray_dit_engine_request_seconds", "ray_dit_images"}
+    deadline = time.monotonic() + 40  # Ray collects them every few seconds
+    missing = wanted
+    while missing and time.monotonic() < deadline:
+        time.sleep(1)
+        said = httpx.get(metrics).text
+        missing = {name for name in wanted if f"ray_{name}" not in said}
+    assert missing == set()
+
+
 def test_a_killed_replica_costs_no_request(url):
     import ray
 
