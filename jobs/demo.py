@@ -7,6 +7,7 @@ Running it again redoes nothing; killed anywhere, it goes on where it was.
 
 import argparse
 import io
+import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     options = parser.parse_args()
     try:
-        run_demo(options.folder.rstrip("/"), options.address)
+        run_demo(StageConfig(output=options.folder).output, options.address)
     except UserError as error:
         if options.debug:
             raise
@@ -60,12 +61,13 @@ def run_demo(folder: str, address: str = "local", settings: Path = SETTINGS) -> 
 def relocated(config: Config, folder: str) -> Any:
     """The settings with every path below ``demo/`` put below ``folder``."""
     changed: dict[str, Any] = {}
+    named = os.path.abspath(FOLDER)
     for name in type(config).model_fields:
         value = getattr(config, name)
         if isinstance(value, Config):
             changed[name] = relocated(value, folder)
-        elif isinstance(value, str) and value.startswith(FOLDER + "/"):
-            changed[name] = folder + value.removeprefix(FOLDER)
+        elif isinstance(value, str) and value.startswith(named + "/"):
+            changed[name] = folder + value.removeprefix(named)
     return config.model_copy(update=changed)
 
 

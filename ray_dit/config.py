@@ -5,14 +5,30 @@ fingerprint that decides the bytes. Fields that only say when and where work hap
 progress) are listed in ``PLACEMENT`` and stay out of the fingerprint.
 """
 
+import os
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _absolute(uri: str) -> str:
+    """A local path made absolute where it is given: Ray's workers have working folders of their own."""
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+def _folder_or_hub_id(source: str) -> str:
+    path = _absolute(source)
+    return source if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not os.path.exists(path) else path
+
+
+Uri = Annotated[str, AfterValidator(_absolute)]
+VaeSource = Annotated[str, AfterValidator(_folder_or_hub_id)]
 
 
 class Config(BaseModel):
@@ -161,7 +177,7 @@ class StageConfig(Config):
 
     PLACEMENT: ClassVar[frozenset[str]] = frozenset({"output", "address", "num_cpus", "accept_fingerprint"})
 
-    output: str
+    output: Uri
     """Folder the result goes to: a path or any fsspec URI."""
     address: str = "local"
     """local: a private Ray on this machine; auto or host:port: the cluster that is there."""
@@ -178,7 +194,7 @@ class ImagesConfig(Config):
 
     PLACEMENT: ClassVar[frozenset[str]] = frozenset({"uri"})
 
-    uri: str
+    uri: Uri
     """Folder of pictures, one sub-folder a class: a path or any fsspec URI."""
     size: PositiveInt = 256
     """Height and width after the ADM centre crop, in pixels."""
@@ -221,7 +237,7 @@ class TrainingConfig(StageConfig):
     """Steps between checkpoints."""
     log_every: PositiveInt = 10
     """Steps between points of the loss curve, each the mean over them; divides checkpoint_every."""
-    tensorboard: str | None = None
+    tensorboard: Uri | None = None
     """Folder for TensorBoard's event files (needs the extra ray-dit[tensorboard])."""
 
     @model_validator(mode="after")
@@ -261,7 +277,7 @@ class EncodeConfig(StageConfig):
 
     PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"vae", "actors", "use_gpu", "repair"}
     images: ImagesConfig
-    vae: str
+    vae: VaeSource
     """The VAE: a folder made by train-vae, any diffusers AutoencoderKL folder, or a hub id."""
     mirror: bool = True
     """Encode each picture's mirror image too; turn it off where a mirror image is a wrong picture."""
@@ -303,9 +319,9 @@ class TrainConfig(TrainingConfig):
     """`ray-dit train`: a DiT on latents, with DDP on Ray Train."""
 
     PLACEMENT: ClassVar[frozenset[str]] = TrainingConfig.PLACEMENT | {"latents", "init_from", "model_output"}
-    latents: str
+    latents: Uri
     """Folder made by encode."""
-    model_output: str | None = None
+    model_output: Uri | None = None
     """Folder the finished model goes to; by default `model` inside output."""
     model: DiTSizeConfig = DiTSizeConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -317,7 +333,7 @@ class TrainConfig(TrainingConfig):
     """Decay of the averaged weights; warmed up as (1 + step) / (10 + step), so that short runs are usable."""
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
     """Min-SNR weighting of the loss (Hang et al. 2023); off by default, as in the paper."""
-    init_from: str | None = None
+    init_from: Uri | None = None
     """Model folder to start from; its class count and resolution may differ."""
     label_init_std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of the initial label vectors. 0.02 is the paper's, for runs of 100,000s of steps; with 1 the
@@ -334,7 +350,7 @@ class GenerateConfig(StageConfig):
     """`ray-dit generate`: labelled pictures by the number, in shards."""
 
     PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"model", "actors", "use_gpu", "repair"}
-    model: str
+    model: Uri
     """Model folder."""
     num_images: PositiveInt | None = None
     """Pictures in all, as equal over the classes as can be; this or per_class."""
@@ -378,7 +394,7 @@ class EvaluateConfig(StageConfig):
     PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"dataset"}
     images: ImagesConfig
     """The real pictures; the same split as encode's, so give it the same size and heldout."""
-    dataset: str
+    dataset: Uri
     """Folder made by generate."""
     classifier: ClassifierConfig = ClassifierConfig()
     seed: Seed = 0
@@ -387,42 +403,42 @@ class EvaluateConfig(StageConfig):
 class ReportConfig(Config):
     """`ray-dit report`: one HTML file about a whole pipeline run."""
 
-    images: str
+    images: Uri
     """Folder of the real pictures."""
-    vae: str | None = None
+    vae: VaeSource | None = None
     """Folder made by train-vae."""
-    latents: str
+    latents: Uri
     """Folder made by encode."""
-    run: str
+    run: Uri
     """Folder made by train."""
-    model: str
+    model: Uri
     """Model folder."""
-    dataset: str
+    dataset: Uri
     """Folder made by generate."""
-    evaluation: str
+    evaluation: Uri
     """Folder made by evaluate."""
-    output: str
+    output: Uri
     """The HTML file."""
 
 
 class InfoConfig(Config):
     """`ray-dit info`: what a folder holds, how far it is, and what it was made from."""
 
-    uri: str
+    uri: Uri
     """Folder of any stage."""
 
 
 class VerifyConfig(Config):
     """`ray-dit verify`: reads every object of a folder's jobs again and compares it with its recorded sha256."""
 
-    uri: str
+    uri: Uri
     """Folder of any stage, or one that holds several."""
 
 
 class GcConfig(Config):
     """`ray-dit gc`: removes temporary files and unfinished uploads that killed processes left."""
 
-    uri: str
+    uri: Uri
     """Folder of any stage."""
     older_than: Annotated[float, Field(ge=0)] = 3600.0
     """Seconds; younger leftovers may belong to work in progress and stay."""
@@ -432,11 +448,11 @@ class ImportConfig(Config):
     """`ray-dit import-checkpoint`: published or diffusers' DiT weights as a model folder."""
 
     PLACEMENT: ClassVar[frozenset[str]] = frozenset({"source", "output", "vae", "accept_fingerprint"})
-    source: str
+    source: Uri
     """An official .pt, a .safetensors with the same names, or a diffusers folder (pipeline or transformer)."""
-    output: str
+    output: Uri
     """Model folder to write: a path or any fsspec URI."""
-    vae: str | None = None
+    vae: VaeSource | None = None
     """VAE folder, copied in, or hub id, fetched when needed; by default the pipeline's own, else sd-vae-ft-ema."""
     labels: str | None = None
     """imagenet, or a file of class names: labels.json, or one name a line; by default imagenet for 1000 classes."""
@@ -453,8 +469,8 @@ class ImportConfig(Config):
 class ExportConfig(Config):
     """`ray-dit export`: a model folder as diffusers' DiTPipeline, or as an official .pt."""
 
-    model: str
+    model: Uri
     """Model folder."""
-    output: str
+    output: Uri
     """Folder to write (diffusers), or .pt file (official): a path or any fsspec URI."""
     format: Literal["diffusers", "official"] = "diffusers"
