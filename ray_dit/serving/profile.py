@@ -1,4 +1,4 @@
-"""How long a call of the network takes by its number of rows: measured in seconds at the start, used to size steps.
+"""How long a step takes by the number of rows of its call: measured in seconds at the start, used to size steps.
 
 Knows nothing of requests. Throughput of a GPU rises with the rows of a call until it is busy; that of a CPU hardly rises,
 and larger calls only make everyone wait longer.
@@ -10,7 +10,10 @@ from typing import Protocol
 
 import torch
 
+from ray_dit.config import SamplerConfig
 from ray_dit.core.guidance import GuidedModel
+from ray_dit.core.samplers import SamplerTable
+from ray_dit.core.sampling import TableBank, denoise_step, init_rows
 
 ENOUGH = 0.97
 """A call is large enough when it reaches this part of the best throughput measured."""
@@ -23,6 +26,7 @@ class _Steppable(Protocol):
     def latent_shape(self) -> tuple[int, int, int]: ...
     @property
     def device(self) -> torch.device: ...
+    def table(self, sampler: SamplerConfig) -> SamplerTable: ...
 
 
 class StepCurve:
@@ -104,16 +108,22 @@ def _best_time(model: _Steppable, rows: int) -> float:
     return min(times)
 
 
-@torch.no_grad()
 def _time_call(model: _Steppable, rows: int) -> float:
-    device = model.device
-    x = torch.zeros(rows, *model.latent_shape, device=device)
-    t = torch.full((rows,), 500.0, device=device)
-    labels = torch.zeros(rows, dtype=torch.int64, device=device)
-    _synchronize(device)
+    """Of the whole step, unguided: what the host does for a step is part of its constant cost."""
+    bank = TableBank([model.table(SamplerConfig(name="ddim", num_inference_steps=2, guidance_scale=1.0))])
+    labels = torch.zeros(rows, dtype=torch.int64)
+    start = init_rows(
+        model.latent_shape,
+        labels=labels,
+        sample_id=labels,
+        seed=0,
+        guidance_scale=1.0,
+        device=model.device,
+    )
+    _synchronize(model.device)
     started = time.perf_counter()
-    model.guided_model.network(x, t, labels)
-    _synchronize(device)
+    denoise_step(model.guided_model, start, bank)
+    _synchronize(model.device)
     return time.perf_counter() - started
 
 
