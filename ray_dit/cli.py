@@ -17,7 +17,7 @@ from typing import Any, cast, get_args
 from pydantic import BaseModel
 
 from ray_dit import config as settings
-from ray_dit.errors import UserError
+from ray_dit.errors import NotFound, UserError
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Command:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the `ray-dit` command; exits with 0, 1 (a user's error), 2 (wrong options) or 130 (Ctrl-C)."""
+    """Entry point of the `ray-dit` command; exits with 0, 1 (a user's error, said in a sentence) or 130 (Ctrl-C)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if debug:
@@ -79,27 +79,68 @@ def _dispatch(arguments: list[str]) -> None:
 
 
 def parse(name: str, config: type[settings.Config], arguments: Sequence[str]) -> Any:
-    """The configuration from ``--config FILE`` and options; options win. Exits with 2 on a wrong option."""
+    """The configuration from ``--config FILE`` and options; options win. UserError for what is wrong with them."""
     import tyro
 
     given = list(arguments)
     path = _take_option(given, "--config")
-    from_file = yaml_options(path, name, config) if path else []
+    given = (yaml_options(path, name, config) if path else []) + given
+    see = f"see `ray-dit {name} --help`"
+    if not {"-h", "--help"} & set(given):
+        _check_options(given, config, see)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                config, prog=f"ray-dit {name}", args=from_file + given, description=_help(config, name)
-            )
+            return tyro.cli(config, prog=f"ray-dit {name}", args=given, description=_help(config, name))
     except SystemExit as stop:
-        message = _refused_setting(said.getvalue())
-        if message:
-            raise UserError(f"{message}; see `ray-dit {name} --help`") from stop
-        print(said.getvalue(), end="", file=sys.stderr)
-        raise
+        if not stop.code:
+            raise
+        message = _refused_setting(said.getvalue(), given) or _complaint(said.getvalue())
+        raise UserError(f"{message}; {see}") from stop
 
 
-def _refused_setting(boxed: str) -> str | None:
+def _check_options(given: Sequence[str], config: type[BaseModel], see: str) -> None:
+    """UserError for options that do not exist, with the near match, and for required ones that are missing."""
+    known = _option_names(config)
+    named = {argument: argument.partition("=")[0].replace("_", "-") for argument in given}
+    for argument, option in named.items():
+        if option.startswith("--") and option not in known:
+            raise UserError(f"unknown option {argument.partition('=')[0]}{_near(option, known)}; {see}")
+    missing = [option for option, required in known.items() if required and option not in named.values()]
+    if missing:
+        raise UserError(f"missing: {', '.join(missing)}; {see}")
+
+
+def _option_names(config: type[BaseModel], prefix: str = "--") -> dict[str, bool]:
+    """Every option of these settings, and whether it must be given."""
+    names: dict[str, bool] = {}
+    for name, field in config.model_fields.items():
+        option = prefix + name.replace("_", "-")
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            inner = _option_names(nested, option + ".")
+            names |= {key: required and field.is_required() for key, required in inner.items()}
+        else:
+            names[option] = field.is_required()
+        if _is_switch(nested):
+            names[_negated(option)] = False
+    return names
+
+
+def _is_switch(annotation: Any) -> bool:
+    return bool in (annotation, *get_args(annotation))
+
+
+def _complaint(boxed: str) -> str:
+    """The text of an error of tyro's, out of the box and title around it."""
+    parts = [" ".join(part.split()) for part in re.split(r"[─╭╮╰╯-]{4,}", boxed.replace("│", " "))]
+    texts = [part for part in parts if part] or ["wrong options"]
+    text = texts[min(1, len(texts) - 1)].removesuffix(".").replace("Error parsing ", "")
+    text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number", text)
+    return re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", text)
+
+
+def _refused_setting(boxed: str, given: Sequence[str]) -> str | None:
     """The message of a setting that pydantic refused, out of the box tyro prints around it; None for other errors."""
     text = re.sub(r"[│╭╮╰╯─\s]+", " ", boxed)
     found = re.search(
@@ -108,7 +149,13 @@ def _refused_setting(boxed: str) -> str | None:
     )
     if not found:
         return None
-    return f"{found['field']}: {found['what']}" if found["field"] else found["what"]
+    if not found["field"]:
+        return found["what"]
+    last = (
+        found["field"].split(".")[0].replace("_", "-")
+    )  # pydantic names the field, not the settings it is in
+    options = [argument for argument in given if re.search(rf"^--(.*\.)?{re.escape(last)}$", argument)]
+    return f"{options[0] if len(set(options)) == 1 else found['field']}: {found['what']}"
 
 
 def yaml_options(path: str, section: str, config: type[settings.Config]) -> list[str]:
@@ -122,6 +169,8 @@ def yaml_options(path: str, section: str, config: type[settings.Config]) -> list
         raise UserError(
             f"the configuration {path} cannot be read ({error.strerror}): check --config"
         ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the configuration {path} is not a text in UTF-8: check --config") from error
     except yaml.YAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""  # type: ignore[attr-defined]
         raise UserError(f"the configuration {path} is not valid YAML{line}: mend it there") from error
@@ -151,8 +200,12 @@ def _options(values: Any, config: type[BaseModel], path: str, where: str, prefix
         nested = field.annotation
         if isinstance(nested, type) and issubclass(nested, BaseModel):
             options += _options(value, nested, path, f"{where}.{key}", option + ".")
-        elif isinstance(value, bool) and bool in (nested, *get_args(nested)):
+        elif _is_switch(nested):
+            if not isinstance(value, bool):
+                raise UserError(f"{where}.{key} in {path} must be true or false, not {value!r}")
             options.append(option if value else _negated(option))
+        elif isinstance(value, Mapping):
+            raise UserError(f"{where}.{key} in {path} must be a value, not settings of its own")
         elif isinstance(value, list):
             options += [option, *map(str, cast(list[Any], value))]
         else:
@@ -317,10 +370,12 @@ def _gc(config: settings.GcConfig) -> None:
     from ray_dit.storage.maintenance import gc
     from ray_dit.storage.store import Store
 
-    removed = 0
-    for what in gc(Store.open(config.uri), older_than=config.older_than):
+    store, removed = Store.open(config.uri), 0
+    for what in gc(store, older_than=config.older_than):
         removed += 1
         print(f"removed {what}")
+    if not removed and next(store.list(), None) is None:
+        raise NotFound(f"nothing is at {config.uri}: check the path")
     print(f"removed: {removed} leftovers at {config.uri}")
 
 
