@@ -66,8 +66,9 @@ def relocated(config: Config, folder: str) -> Any:
         value = getattr(config, name)
         if isinstance(value, Config):
             changed[name] = relocated(value, folder)
-        elif isinstance(value, str) and value.startswith(named + "/"):
-            changed[name] = folder + value.removeprefix(named)
+        elif isinstance(value, str) and os.path.abspath(value).startswith(named + "/"):
+            # a VAE's folder that does not exist yet has stayed relative: it may be a hub id
+            changed[name] = folder + os.path.abspath(value).removeprefix(named)
     return config.model_copy(update=changed)
 
 
