@@ -1,0 +1,366 @@
+"""The command line without Ray: every bad input ends in one sentence and a status that is not 0; options win over YAML."""
+
+import errno
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ray_dit import cli, config
+from ray_dit.config import DiTConfig, VAESizeConfig
+from ray_dit.errors import UserError
+from ray_dit.storage import local
+from ray_dit.storage.job import Job
+from ray_dit.storage.labels import Labels
+from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
+from ray_dit.storage.store import Store
+
+IMAGES = ["--images.uri", "images", "--images.size", "16"]
+ENCODE = ["encode", *IMAGES, "--vae", "vae", "--output", "out"]
+STAGES = {"vae-run": "train-vae", "latents": "encode", "run": "train", "dataset": "generate"}
+
+
+def write_pictures(folder: Path, classes: tuple[str, ...] = ("left", "right")) -> None:
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for number in range(3):
+            picture = np.full((16, 16, 3), 20 * number, np.uint8)
+            Image.fromarray(picture).save(folder / name / f"{number}.png")
+
+
+def write_model(folder: Path, vae_files: dict[str, bytes]) -> None:
+    from ray_dit.pipeline import DiT
+
+    shape = DiTConfig(input_size=8, hidden_size=8, depth=1, num_heads=1, num_classes=2)
+    settings = ModelConfig(model=shape, latents=LatentsConfig(image_size=16))
+    labels = Labels(("left", "right"))
+    job = Job.open(Store.open(str(folder)), "model", {"made": "by a test"})
+    for key, data in model_objects(settings, DiT(shape).state_dict(), labels, vae_files, "card").items():
+        job.put(key.replace("/", "-"), key, data, {})
+    job.finish({})
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with something of every kind in it; the tests change nothing there but what they make."""
+    from ray_dit.vae import VAE
+
+    folder = tmp_path_factory.mktemp("cli")
+    write_pictures(folder / "images")
+    write_pictures(folder / "gap")
+    (folder / "gap/void").mkdir()
+    (folder / "empty").mkdir()
+    (folder / "file").write_text("x")
+    for name, stage in STAGES.items():
+        facts = {"classes": ["left", "right"], "latent_shape": [4, 8, 8], "rows": 2}
+        Job.open(Store.open(str(folder / name)), stage, {"made": "by a test"}).finish(facts)
+    Job.open(Store.open(str(folder / "unfinished")), "encode", {"made": "by a test"})
+    size = VAESizeConfig(block_out_channels=(4, 4), norm_num_groups=2, mid_block_add_attention=False)
+    files = VAE.create(size).files()
+    (folder / "vae").mkdir()
+    for name, data in files.items():
+        (folder / "vae" / name).write_bytes(data)
+    write_model(folder / "model", files)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.delenv("RAY_DIT_DEBUG", raising=False)
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command says on standard error as it refuses: one line, the status 1."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    said = capsys.readouterr()
+    assert stop.value.code == 1
+    assert said.err.startswith("ray-dit: error: ") and said.err.count("\n") == 1, said.err
+    assert "Traceback" not in said.err + said.out
+    return said.err.removeprefix("ray-dit: error: ").strip()
+
+
+WRONG_OPTIONS = {
+    "unknown command": (["encod"], r"no command 'encod' \(did you mean 'encode'\?\)"),
+    "option for a command": (["--models", "x"], "no command '--models'"),
+    "required ones missing": (["encode", *IMAGES], "missing: --output, --vae; see `ray-dit encode --help`"),
+    "unknown option": ([*ENCODE, "--images.sise", "3"], "unknown option --images.sise .*'--images.size'"),
+    "unknown switch": ([*ENCODE, "--no-miror"], "unknown option --no-miror .*'--no-mirror'"),
+    "of another command": ([*ENCODE, "--num-images", "3"], "unknown option --num-images"),
+    "stray word": ([*ENCODE, "stray"], "Unrecognized options: stray"),
+    "no value": ([*ENCODE, "--threads"], "Missing value for argument '--threads'"),
+    "no number": ([*ENCODE, "--threads", "two"], "--threads: 'two' is not a whole number"),
+    "no float": ([*ENCODE, "--images.heldout", "x"], "--images.heldout: 'x' is not a number"),
+    "too small": ([*ENCODE, "--images.size", "-3"], "--images.size: Input should be greater than 0"),
+    "too large": ([*ENCODE, "--images.heldout", "1.5"], "--images.heldout: Input should be less than 1"),
+    "nan": ([*ENCODE, "--images.heldout", "nan"], "--images.heldout: Input should be a finite number"),
+    "no choice": (
+        ["train", "--latents", "l", "--output", "o", "--sampler.name", "dpm"],
+        "invalid choice 'dpm' for argument '--sampler.name'.*dpmpp",
+    ),
+    "neither of two": (["generate", "--model", "m", "--output", "o"], "give one of num_images and per_class"),
+    "no YAML file": (["encode", "--config"], "--config needs a file"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_OPTIONS)
+def test_wrong_options(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, message = WRONG_OPTIONS[case]
+    assert re.search(message, complaint(capsys, *arguments))
+
+
+WRONG_YAML = {
+    "unknown section": ("encod:\n  vae: x\n", r"unknown section 'encod' in run.yaml \(did you mean 'encode'"),
+    "unknown key": ("encode:\n  mirrror: true\n", r"unknown key 'mirrror' in section encode .*'mirror'"),
+    "unknown inner key": ("encode:\n  images: {sise: 1}\n", "unknown key 'sise' in section encode.images"),
+    "switch": (
+        "encode:\n  mirror: maybe\n",
+        "encode.mirror in run.yaml must be true or false, not 'maybe'",
+    ),
+    "value for settings": ("encode:\n  images: x\n", "encode.images in run.yaml must hold settings"),
+    "settings for a value": ("encode:\n  vae: {a: 1}\n", "encode.vae in run.yaml must be a value"),
+    "list for settings": ("encode: [1]\n", "encode in run.yaml must hold settings"),
+    "no sections": ("- a\n", "run.yaml must have a section a stage"),
+    "no YAML": ("encode:\n  vae: [\n", "run.yaml is not valid YAML in line 3"),
+    "wrong value": (
+        "encode: {vae: v, output: o, images: {uri: i, size: abc}}\n",
+        "--images.size: 'abc' is not a whole number",
+    ),
+    "wrong length": (
+        "train: {latents: l, output: o, optimizer: {betas: [0.9]}}",
+        "'--optimizer.betas'. Expected 2",
+    ),
+    "refused together": (
+        "train: {latents: l, output: o, log_every: 7}",
+        "checkpoint_every 5000 is not a multiple of log_every 7",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_YAML)
+def test_wrong_yaml(case: str, capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    text, message = WRONG_YAML[case]
+    (place / "run.yaml").write_text(text)
+    command = "train" if text.startswith("train") else "encode"
+    assert re.search(message, complaint(capsys, command, "--config", "run.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"), [("none.yaml", "No such file"), ("images", "Is a directory"), ("latin", "UTF-8")]
+)
+def test_a_configuration_that_cannot_be_read(path: str, message: str, capsys: pytest.CaptureFixture[str]):
+    Path("latin").write_bytes("encode: {vae: é}".encode("latin-1"))
+    said = complaint(capsys, "encode", "--config", path)
+    assert path in said and message in said
+
+
+def encode_of(images: str) -> list[str]:
+    return ["encode", "--images.uri", images, "--images.size", "16", "--vae", "vae", "--output", "out"]
+
+
+def train_on(latents: str, *more: str) -> list[str]:
+    return ["train", "--latents", latents, "--output", "out", *more]
+
+
+def generate_with(model: str, *more: str) -> list[str]:
+    return ["generate", "--model", model, "--output", "out", "--num-images", "2", *more]
+
+
+WRONG_PLACES = {
+    "no folder of pictures": (encode_of("missing"), "image folder .*/missing does not exist: give a folder"),
+    "empty folder": (encode_of("empty"), "no pictures found in .*/empty: give a folder"),
+    "class without pictures": (encode_of("gap"), "class folder 'void' in .*/gap holds no pictures: add some"),
+    "file for pictures": (encode_of("file"), "/file is a file where a folder"),
+    "pictures the VAE cannot shrink": ([*ENCODE, "--images.size", "15"], "15 is not a multiple of 2.*change"),
+    "no VAE": ([*ENCODE, "--vae", "missing"], "no VAE at .*/missing: give a folder"),
+    "latents for a VAE": ([*ENCODE, "--vae", "latents"], "no VAE at .*/latents: give a folder"),
+    "all pictures held out": (
+        ["train-vae", *IMAGES, "--output", "out", "--images.heldout", "0.99"],
+        "every picture in .*/images is held out: lower",
+    ),
+    "no latents": (train_on("missing"), "/missing holds no job .*run ray-dit encode first"),
+    "model for latents": (train_on("model"), r"/model holds a model .*where latents \(encode\) should be"),
+    "dataset for latents": (train_on("dataset"), "/dataset holds a dataset .*where latents"),
+    "pictures for latents": (train_on("images"), "/images holds no job .*check the path"),
+    "unfinished latents": (train_on("unfinished"), "/unfinished is unfinished: run ray-dit encode again"),
+    "model that does not fit": (
+        train_on("latents", "--model.patch-size", "3"),
+        "does not fit the latents in .*/latents: input_size 8 is not a multiple of patch_size 3",
+    ),
+    "no such preset": (train_on("latents", "--model.preset", "DiT-X/2"), "no preset 'DiT-X/2'; there are DiT-S/2"),
+    "latents to start from": (train_on("latents", "--init-from", "latents"), "where a model .model. should be"),
+    "no model": (generate_with("missing"), "no model at .*/missing .*give the model folder"),
+    "latents for a model": (generate_with("latents"), "no model at .*/latents .the result of `encode`.*give"),
+    "run for a model": (generate_with("run"), "no model at .*/run .the result of `train`.*give"),
+    "unknown class": (generate_with("model", "--classes", "lefd"), r"no class 'lefd'; did you mean 'left' \(0\)"),
+    "no such class number": (generate_with("model", "--classes", "7"), "no class number 7; give .* 0 to 1"),
+    "sampler that does not fit": (
+        generate_with("model", "--sampler.name", "dpmpp", "--sampler.order", "3"),
+        "do not fit together: dpmpp has order 1 or 2",
+    ),
+    "latents for a dataset": (["evaluate", *IMAGES, "--dataset", "latents", "--output", "out"], "where a dataset"),
+    "nothing to tell of": (["info", "missing"], "/missing holds no job of ray-dit: check the path"),
+    "nothing to verify": (["verify", "images"], "/images holds no job of ray-dit: check the path"),
+    "nothing to clean": (["gc", "missing"], "nothing is at .*/missing: check the path"),
+    "latents to export": (["export", "latents", "--output", "out"], "no model at .*/latents.*give the model"),
+    "no checkpoint": (["import-checkpoint", "file", "--output", "out"], "no checkpoint at .*/file: give a .pt"),
+    "latents to serve": (["serve", "--model", "latents"], "no model at .*/latents.*give the model"),
+    "file for the output": ([*ENCODE, "--output", "file"], "/file cannot be made .File exists.: take another"),
+    "file above the output": ([*ENCODE, "--output", "file/in"], "/file/in cannot be made .*take another"),
+    "output of another stage": ([*ENCODE, "--output", "run"], "/run belongs to train, not encode: take another"),
+    "no Ray there": ([*ENCODE, "--output", "ray1", "--address", "127.0.0.1:1"], "nothing answers at .*check host"),
+    "no address": ([*ENCODE, "--output", "ray2", "--address", "nowhere"], "no Ray cluster .*'nowhere'.*ray start"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_PLACES)
+def test_wrong_places(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments, message = WRONG_PLACES[case]
+    assert re.search(message, complaint(capsys, *arguments))
+
+
+def test_an_output_with_another_configurations_result_shows_the_difference_and_stays(
+    capsys: pytest.CaptureFixture[str], place: Path
+) -> None:
+    begin = [*ENCODE, "--output", "begun", "--address", "127.0.0.1:1"]
+    complaint(capsys, *begin)  # no Ray there, but the job has begun
+    before = {path: path.read_bytes() for path in (place / "begun").rglob("*") if path.is_file()}
+    said = complaint(capsys, *begin, "--batch-size", "7", "--no-mirror", "--actors", "5")
+    assert re.search("/begun was begun with other settings", said)
+    assert "config.batch_size: 32 -> 7" in said and "config.mirror: True -> False" in said
+    assert "take another output folder" in said and "actors" not in said
+    assert before and all(path.read_bytes() == data for path, data in before.items())
+
+
+def test_a_folder_that_may_not_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    # /sys refuses even root; elsewhere permissions do the same to a user
+    assert re.search("/sys/out.* is not permitted to this user", complaint(capsys, *ENCODE, "--output", "/sys/out"))  # fmt: skip
+
+
+def test_a_full_disk(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: Path
+) -> None:
+    def no_space(path: Path, data: bytes) -> Path:
+        with open("/dev/full", "wb", buffering=0) as full:
+            full.write(data)
+        return path
+
+    monkeypatch.setattr(local, "_write_temp", no_space)
+    said = complaint(capsys, *ENCODE, "--output", "full")
+    assert re.search("/full/.* does not fit on its disk: free some space", said)
+    assert not list((place / "full").rglob("*"))
+
+
+def test_a_real_full_disk_leaves_nothing_half(capsys: pytest.CaptureFixture[str], place: Path) -> None:
+    (place / "tiny").mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", "tiny"]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        (place / "tiny/filler").write_bytes(b"\0" * 4096)
+        said = complaint(capsys, *ENCODE, "--output", "tiny/out")
+        assert "does not fit on its disk" in said
+        for path in (place / "tiny/out").rglob("*"):
+            assert path.is_dir() or json.loads(path.read_bytes())
+    finally:
+        subprocess.run(["umount", "tiny"], check=True)
+
+
+def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        said = complaint(capsys, "serve", "--model", "model", "--port", port)
+    assert f"port {port} of 127.0.0.1 can't be used ({os.strerror(errno.EADDRINUSE)}): give another" in said
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(UserError, match="no command"):
+        cli.main(["--debug", "encod"])
+
+
+def test_as_a_user_runs_it() -> None:
+    quiet = subprocess.run([sys.executable, "-m", "ray_dit.cli", "encod"], capture_output=True, text=True)
+    loud = subprocess.run([sys.executable, "-m", "ray_dit.cli", "encod", "--debug"], capture_output=True, text=True)  # fmt: skip
+    assert (quiet.returncode, quiet.stdout, quiet.stderr.count("\n")) == (1, "", 1)
+    assert loud.returncode != 0 and "Traceback" in loud.stderr
+
+
+def test_help_needs_neither_torch_nor_ray() -> None:
+    script = (
+        "import sys; from ray_dit import cli; cli.main(['--help']);"
+        "print('heavy:', [m for m in ('torch', 'ray', 'diffusers', 'numpy', 'pyarrow') if m in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert ran.stdout.rstrip().endswith("heavy: []")
+    assert all(f"  {name} " in ran.stdout for name in cli.commands())
+
+
+@pytest.mark.parametrize("name", cli.commands())
+def test_help_of_every_command_explains_its_settings(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert f"usage: ray-dit {name}" in said and "--config FILE" in said
+    command = cli.commands()[name]
+    missing = [option for option in cli._option_names(command.config) if option not in said]
+    assert [option for option in missing if ".no-" not in option and not option.startswith("--no-")] == []
+    for field in command.config.model_fields.values():
+        words = (field.description or "").split()
+        assert " ".join(words[:3]) in " ".join(said.replace("│", " ").split())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["--version"])
+    assert re.fullmatch(r"ray-dit \d+\.\d+\.\d+\n", capsys.readouterr().out)
+
+
+YAML = """
+encode:
+  images: {uri: pictures, size: 64, heldout: 1.0e-1}
+  vae: some/vae
+  output: s3://bucket/latents
+  mirror: false
+  batch_size: 8
+train:
+  latents: l
+  output: o
+  model_output: null
+  optimizer: {betas: [0.5, 0.6]}
+  sampler: {guidance_interval: [100, 900]}
+"""
+
+
+def test_yaml_gives_settings_and_options_win(place: Path) -> None:
+    (place / "run.yaml").write_text(YAML)
+    given = ["--images.size", "32", "--config", "run.yaml", "--mirror"]
+    encode: config.EncodeConfig = cli.parse("encode", config.EncodeConfig, given)
+    assert (encode.images.size, encode.mirror) == (32, True)
+    assert (encode.images.heldout, encode.batch_size, encode.vae) == (0.1, 8, "some/vae")
+    assert (encode.images.uri, encode.output) == (str(place / "pictures"), "s3://bucket/latents")
+    given = ["--config=run.yaml", "--optimizer.betas", "0.1", "0.2"]
+    train: config.TrainConfig = cli.parse("train", config.TrainConfig, given)
+    assert (train.optimizer.betas, train.sampler.guidance_interval) == ((0.1, 0.2), (100, 900))
+    assert train.model_output is None and train.optimizer.learning_rate == 1e-4
+
+
+def test_underscores_and_equals_do_too() -> None:
+    given = ["--images.uri=i", "--vae", "v", "--output", "o", "--batch_size=3", "--no-mirror"]
+    encode: config.EncodeConfig = cli.parse("encode", config.EncodeConfig, given)
+    assert (encode.batch_size, encode.mirror) == (3, False)
+
+
+@pytest.mark.parametrize("recipe", sorted((Path(cli.__file__).parents[1] / "jobs").glob("*.yaml")))
+def test_recipes_are_valid_settings(recipe: Path) -> None:
+    sections = re.findall(r"^([a-z-]+):", recipe.read_text(), flags=re.MULTILINE)
+    assert sections
+    for section in sections:
+        cli.parse(section, cli.commands()[section].config, ["--config", str(recipe)])
