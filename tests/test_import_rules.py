@@ -60,6 +60,4 @@ def test_a_forbidden_import_breaks_them(case: str, copied: Path) -> None:
         path.write_text(before) if before is not None else path.unlink()
     assert ran.returncode != 0
     broken = [text for text in ran.stdout.splitlines() if "BROKEN" in text]
-    assert any(rule in text for text in broken) or rule in ran.stdout + ran.stderr, (
-        ran.stdout[-1500:] + ran.stderr
-    )
+    assert any(rule in text for text in broken), ran.stdout[-1500:] + ran.stderr
