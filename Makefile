@@ -23,8 +23,14 @@ check: .venv/dev ## format, lint, types, import rules
 pytest: .venv/dev ## the tests
 	$(BIN)/python -m pytest
 
-faults: .venv/dev ## long fault tests: thousands of store operations, kills in every stage
-	$(BIN)/python -m pytest -m "faults" -o addopts="--strict-markers -ra"
+faults: .venv/dev ## long fault tests: 10,000 store operations under faults, kills of every stage with five seeds
+	$(BIN)/python -m pytest tests/faults
+	for seed in 1 2 3 4 5; do RAY_DIT_KILL_SEED=$$seed $(BIN)/python -m pytest tests/stages/test_pipeline_kills.py || exit 1; done
+
+bench: .venv/dev ## benchmarks; results in benchmarks/results/ (hours: see each script's --quick)
+	$(BIN)/python -m benchmarks.store_listing
+	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.cost_of_quality --model demo/model --images demo/images
 
 format: .venv/dev ## format the code and sort imports
 	$(BIN)/ruff format .
@@ -44,4 +50,4 @@ format: .venv/dev ## format the code and sort imports
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch .venv/demo $@
 
-.PHONY: help demo demo-s3 test check pytest faults format
+.PHONY: help demo demo-s3 test check pytest faults bench format
