@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from typing import Protocol
 
 SECONDS_BETWEEN_LINES = 15.0
+SECONDS_FOR_A_RATE = 1.0
+"""Work that was done when it was first looked at has no rate."""
 
 
 class Advance(Protocol):
@@ -61,11 +63,13 @@ class _Lines:
         if done == self._shown or (done < self._total and now - self._last < SECONDS_BETWEEN_LINES):
             return
         self._last, self._shown = now, done
-        rate = (done - self._begin_done) / max(now - self._begin, 1e-9)
+        seconds = now - self._begin
+        rate = (done - self._begin_done) / seconds if seconds >= SECONDS_FOR_A_RATE else 0.0
         left = f", {(self._total - done) / rate:.0f} s left" if rate > 0 and done < self._total else ""
+        speed = f", {rate:.1f}/s" if rate > 0 else ""
         note = f", {note}" if note else ""
         print(
-            f"{self._what}: {done}/{self._total} {self._unit}, {rate:.1f}/s{left}{note}",
+            f"{self._what}: {done}/{self._total} {self._unit}{speed}{left}{note}",
             file=sys.stderr,
             flush=True,
         )

@@ -1,0 +1,167 @@
+"""encode on a real Ray: what lies in the shards is what the VAE says of the pictures; bad ones are set aside."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tiny import SIZE, contents, times, write_pictures, write_vae
+
+from ray_dit.config import EncodeConfig, ImagesConfig
+from ray_dit.core.latents import to_float
+from ray_dit.core.order import is_heldout
+from ray_dit.errors import NotFound, UserError
+from ray_dit.stages.encode import Encoder, encode
+from ray_dit.stages.images import plan_images
+from ray_dit.storage.shards import LatentShard, read_latent_shard
+from ray_dit.vae import VAE
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
+
+HELDOUT, BATCH = 0.3, 4
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("encode")
+    write_pictures(folder / "images", {"left": 11, "right": 9})
+    write_vae(folder / "vae")
+    return folder
+
+
+def settings(place: Path, output: str, **fields: Any) -> EncodeConfig:
+    images = {"uri": str(place / fields.pop("images", "images")), "size": SIZE, "heldout": HELDOUT}
+    images |= {"max_bad": fields.pop("max_bad", 0.01)}
+    config = {"shard_size": 8, "batch_size": BATCH, "vae": str(place / "vae"), "output": str(place / output)}
+    return EncodeConfig(images=ImagesConfig(**images), **(config | fields))
+
+
+def shards(folder: Path) -> list[LatentShard]:
+    return [read_latent_shard(path.read_bytes()) for path in sorted((folder / "latents").glob("*.parquet"))]
+
+
+def expected(vae: VAE, pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
+    """Moments of a shard's pictures, in batches as the stage makes them."""
+    padded = np.concatenate([pictures, np.zeros((-len(pictures) % BATCH, SIZE, SIZE, 3), np.uint8)])
+    batches = [to_float(batch) for batch in torch.from_numpy(padded).split(BATCH)]
+    return torch.cat([vae.encode(batch) for batch in batches])[: len(pictures)].numpy().astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def encoded(place: Path, one_ray: Any) -> dict[str, Any]:
+    return encode(settings(place, "latents"))
+
+
+def test_the_moments_are_the_vaes(place: Path, encoded: dict[str, Any]) -> None:
+    vae = VAE.load(str(place / "vae"))
+    found = shards(place / "latents")
+    assert [len(shard.keys) for shard in found] == [8, 8, 4]
+    for shard in found:
+        pictures = np.stack([np.asarray(Image.open(place / "images" / key)) for key in shard.keys])
+        assert np.array_equal(shard.moments, expected(vae, pictures))
+        assert np.array_equal(shard.moments_mirror, expected(vae, np.ascontiguousarray(pictures[:, :, ::-1])))
+        assert not np.array_equal(shard.moments, shard.moments_mirror)
+
+
+def test_keys_labels_and_the_split(place: Path, encoded: dict[str, Any]) -> None:
+    found = shards(place / "latents")
+    keys = [key for shard in found for key in shard.keys]
+    labels = [encoded["classes"][label] for shard in found for label in shard.labels]
+    heldout = [bool(value) for shard in found for value in shard.heldout]
+    assert keys == sorted(str(p.relative_to(place / "images")) for p in (place / "images").rglob("*.png"))
+    assert labels == [key.split("/")[0] for key in keys] and encoded["classes"] == ["left", "right"]
+    assert heldout == [is_heldout(key, HELDOUT) for key in keys] and 0 < sum(heldout) < 20
+    assert (encoded["rows"], encoded["train_rows"]) == (20, 20 - sum(heldout))
+    assert encoded["latent_shape"] == [4, 8, 8] and encoded["image_size"] == SIZE
+
+
+def test_the_statistics_are_those_of_the_training_rows(place: Path, encoded: dict[str, Any]) -> None:
+    found = shards(place / "latents")
+    moments = np.concatenate([shard.moments[~shard.heldout] for shard in found]).astype(np.float64)
+    mean, log_variance = moments[:, :4], moments[:, 4:]
+    second = (mean**2 + np.exp(log_variance)).mean(axis=(0, 2, 3))
+    np.testing.assert_allclose(encoded["mean"], mean.mean(axis=(0, 2, 3)), rtol=1e-9)
+    np.testing.assert_allclose(encoded["std"], np.sqrt(second - mean.mean(axis=(0, 2, 3)) ** 2), rtol=1e-9)
+
+
+def test_the_folder_holds_its_vae(place: Path, encoded: dict[str, Any]) -> None:
+    assert VAE.load(str(place / "latents")).files() == VAE.load(str(place / "vae")).files()
+
+
+def test_running_it_again_writes_nothing(place: Path, encoded: dict[str, Any]) -> None:
+    before = times(place / "latents")
+    assert encode(settings(place, "latents")) == encoded
+    assert times(place / "latents") == before
+
+
+def test_without_mirrors_and_with_one_actor(place: Path, encoded: dict[str, Any]) -> None:
+    encode(settings(place, "plain", mirror=False, actors=1))
+    for plain, both in zip(shards(place / "plain"), shards(place / "latents"), strict=True):
+        assert plain.moments_mirror is None
+        assert np.array_equal(plain.moments, both.moments)
+
+
+def test_repair_restores_the_very_bytes(place: Path, encoded: dict[str, Any]) -> None:
+    before = contents(place / "latents")
+    first, second, _ = sorted((place / "latents/latents").glob("*.parquet"))
+    data = bytearray(first.read_bytes())
+    data[len(data) // 2] ^= 1
+    first.write_bytes(data)
+    second.unlink()
+    encode(settings(place, "latents"))  # a finished job is not read again
+    assert contents(place / "latents") != before
+    assert encode(settings(place, "latents", repair=True)) == encoded
+    assert contents(place / "latents") == before
+
+
+BAD = {"left/05.png": b"no picture", "right/03.png": None}
+"""None: cut in the middle."""
+
+
+@pytest.fixture
+def some_bad(place: Path) -> Path:
+    folder = place / "some-bad"
+    if not folder.exists():
+        write_pictures(folder, {"left": 11, "right": 9})
+        for key, data in BAD.items():
+            whole = (folder / key).read_bytes()
+            (folder / key).write_bytes(whole[: len(whole) // 2] if data is None else data)
+    return folder
+
+
+def test_bad_pictures_are_set_aside_and_listed(place: Path, some_bad: Path, encoded: dict[str, Any]) -> None:
+    manifest = encode(settings(place, "without-bad", images=some_bad.name, max_bad=0.1, actors=1))
+    found = shards(place / "without-bad")
+    keys = [key for shard in found for key in shard.keys]
+    assert (manifest["rows"], manifest["bad"], len(keys)) == (18, 2, 18) and not set(keys) & BAD.keys()
+    lines = (place / "without-bad/quarantine.tsv").read_text().splitlines()
+    assert lines[0] == "key\treason" and [line.split("\t")[0] for line in lines[1:]] == list(BAD)
+    assert all(line.split("\t")[1] for line in lines)
+    whole = {
+        key: row
+        for shard in shards(place / "latents")
+        for key, row in zip(shard.keys, shard.moments, strict=True)
+    }
+    for shard in found:  # the others are what they were, whatever batch they are in now
+        for key, row in zip(shard.keys, shard.moments, strict=True):
+            np.testing.assert_allclose(row.astype(float), whole[key].astype(float), atol=2e-3)
+
+
+def test_too_many_bad_pictures_are_refused_by_name(place: Path, some_bad: Path) -> None:
+    with pytest.raises(
+        UserError, match="2 of 20 pictures .*max_bad = 0.05.* 'left/05.png'.*repair or remove"
+    ):
+        encode(settings(place, "refused", images=some_bad.name, max_bad=0.05, actors=1))
+    assert not (place / "refused/manifest.json").exists()
+
+
+def test_a_picture_that_went_away_meanwhile_is_named(place: Path) -> None:
+    write_pictures(place / "fleeting", {"left": 4, "right": 4})
+    config = settings(place, "fled", images="fleeting")
+    plan = plan_images(config.images)
+    (place / "fleeting/left/01.png").unlink()
+    with pytest.raises(NotFound, match="fleeting/left/01.png does not exist"):
+        Encoder(config, plan).make(0)

@@ -1,0 +1,149 @@
+"""generate on a real Ray: the same bytes whoever makes them, each picture the pipeline's, a dataset that opens."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import SAMPLER, SIZE, contents, times, write_model
+
+import ray_dit
+from ray_dit.config import GenerateConfig, SamplerOverrides
+from ray_dit.errors import Conflict, UserError
+from ray_dit.stages.generate import DatasetPlan, generate, plan_dataset, size_category
+from ray_dit.storage.labels import Labels
+from ray_dit.storage.shards import read_image_shard
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
+
+NAMES = ("left", "middle", "right")
+NUM_IMAGES, SHARD, BATCH, SEED = 11, 4, 3, 5
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generate")
+    write_model(folder / "model", NAMES)
+    return folder
+
+
+def settings(place: Path, output: str, **fields: Any) -> GenerateConfig:
+    known = {"num_images": NUM_IMAGES, "shard_size": SHARD, "batch_size": BATCH, "seed": SEED}
+    return GenerateConfig(model=str(place / "model"), output=str(place / output), **(known | fields))
+
+
+@pytest.fixture(scope="module")
+def made(place: Path, one_ray: Any) -> dict[str, Any]:
+    return generate(settings(place, "dataset", actors=2))
+
+
+def rows(folder: Path) -> dict[int, tuple[int, bytes]]:
+    """Label and PNG of each picture by its number."""
+    found = [read_image_shard(path.read_bytes()) for path in sorted((folder / "data").glob("*.parquet"))]
+    return {
+        int(number): (int(label), png)
+        for shard in found
+        for number, label, png in zip(shard.ids, shard.labels, shard.images, strict=True)
+    }
+
+
+def test_one_actor_makes_the_bytes_of_two(place: Path, made: dict[str, Any]) -> None:
+    generate(settings(place, "alone", actors=1))
+    assert contents(place / "alone") == contents(place / "dataset")
+
+
+def test_every_picture_is_the_pipelines_at_its_canonical_batch(place: Path, made: dict[str, Any]) -> None:
+    import io
+
+    from PIL import Image
+
+    found = rows(place / "dataset")
+    assert sorted(found) == list(range(NUM_IMAGES))
+    pipe = ray_dit.load(str(place / "model"), device="cpu")
+    for first in range(0, NUM_IMAGES, SHARD):
+        ids = list(range(first, min(first + SHARD, NUM_IMAGES)))
+        for start in range(0, len(ids), BATCH):
+            batch = ids[start] + np.arange(BATCH)
+            labels = [int(number % len(NAMES)) for number in batch]
+            latents = pipe.sample_latents(labels, sample_ids=batch.tolist(), seed=SEED, sampler=SAMPLER)
+            for number, label, picture in zip(batch, labels, pipe.decode(latents), strict=True):
+                if number in ids:
+                    stored = np.asarray(Image.open(io.BytesIO(found[int(number)][1])))
+                    assert np.array_equal(stored, picture) and found[int(number)][0] == label
+    assert len({png for _, png in found.values()}) == NUM_IMAGES
+
+
+def test_labels_are_balanced_in_every_shard(place: Path, made: dict[str, Any]) -> None:
+    labels = [label for _, (label, _) in sorted(rows(place / "dataset").items())]
+    assert np.bincount(labels).tolist() == [4, 4, 3]
+    for first in range(0, NUM_IMAGES, SHARD):
+        counts = np.bincount(labels[first : first + SHARD], minlength=3)
+        assert counts.max() - counts.min() <= 1
+
+
+def test_datasets_opens_it(
+    place: Path, made: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    datasets = pytest.importorskip("datasets")
+    for source in (
+        {"path": "parquet", "data_files": str(place / "dataset/data/train-*.parquet")},
+        {"path": str(place / "dataset")},
+    ):
+        opened = datasets.load_dataset(split="train", cache_dir=str(tmp_path / "cache"), **source)
+        assert isinstance(opened.features["image"], datasets.Image)
+        assert opened.features["label"] == datasets.ClassLabel(names=list(NAMES))
+        assert opened["id"][:] == list(range(NUM_IMAGES))
+        assert opened[4]["image"].size == (SIZE, SIZE) and opened[4]["label"] == 1
+
+
+def test_running_it_again_extends_nothing(place: Path, made: dict[str, Any]) -> None:
+    before = times(place / "dataset")
+    assert generate(settings(place, "dataset", actors=1)) == made
+    assert times(place / "dataset") == before
+
+
+def test_another_number_of_pictures_is_refused(place: Path, made: dict[str, Any]) -> None:
+    with pytest.raises(Conflict, match="config.num_images: 11 -> 12"):
+        generate(settings(place, "dataset", num_images=12))
+
+
+def test_classes_by_name_and_number(place: Path) -> None:
+    chosen = settings(place, "chosen", num_images=None, per_class=2, classes=("right", "0", "right"))
+    plan = plan_dataset(chosen, Labels(NAMES))
+    assert (plan.classes, plan.num_images) == ((2, 0), 4)
+    with pytest.raises(UserError, match="no class 'rihgt'; did you mean 'right'"):
+        plan_dataset(settings(place, "chosen", classes=("rihgt",)), Labels(NAMES))
+
+
+def test_other_sampler_settings_are_written_down(place: Path) -> None:
+    sampler = SamplerOverrides(num_inference_steps=2, guidance_scale=1.0)
+    manifest = generate(settings(place, "quick", num_images=2, sampler=sampler, classes=("middle",)))
+    expected = SAMPLER.model_copy(update={"num_inference_steps": 2, "guidance_scale": 1.0})
+    assert manifest["sampler"] == expected.model_dump(mode="json")
+    assert [label for label, _ in rows(place / "quick").values()] == [1, 1]
+
+
+def test_repair_restores_the_very_bytes(place: Path, made: dict[str, Any]) -> None:
+    before = contents(place / "dataset")
+    damaged = sorted((place / "dataset/data").glob("*.parquet"))[1]
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    assert generate(settings(place, "dataset", repair=True)) == made
+    assert contents(place / "dataset") == before
+
+
+def test_the_plan_is_a_function_of_the_index() -> None:
+    plan = DatasetPlan((7, 3), num_images=5, shard_size=2)
+    assert [plan.ids(shard).tolist() for shard in range(plan.num_shards)] == [[0, 1], [2, 3], [4]]
+    assert plan.labels(np.arange(5)).tolist() == [7, 3, 7, 3, 7]
+    assert plan.key(2) == "data/train-00002-of-00003.parquet"
+    longer = DatasetPlan((7, 3), num_images=50, shard_size=2)
+    assert np.array_equal(longer.labels(np.arange(5)), plan.labels(np.arange(5)))
+
+
+@pytest.mark.parametrize(
+    ("count", "tag"),
+    [(1, "n<1K"), (1000, "1K<n<10K"), (50_000, "10K<n<100K"), (10**9, "n>1B")],
+)
+def test_the_hubs_size_tags(count: int, tag: str) -> None:
+    assert size_category(count) == tag

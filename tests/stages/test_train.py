@@ -1,0 +1,110 @@
+"""train on a real Ray: the number of workers changes no sample; the model folder loads and makes pictures."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import MODEL, SAMPLER, SIZE, times, write_model, write_pictures, write_vae
+
+import ray_dit
+from ray_dit.config import EncodeConfig, ImagesConfig, OptimizerConfig, TrainConfig
+from ray_dit.errors import UserError
+from ray_dit.report.pictures import grid
+from ray_dit.stages.encode import encode
+from ray_dit.stages.train import train
+from ray_dit.storage.store import Store
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, one_ray: Any) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    write_vae(folder / "vae")
+    write_pictures(folder / "images", {"left": 10, "middle": 10, "right": 10})
+    write_pictures(folder / "unlabelled", {"all": 12})
+    for images in ("images", "unlabelled"):
+        pictures = ImagesConfig(uri=str(folder / images), size=SIZE, heldout=0.1)
+        output = str(folder / f"latents-{images}")
+        encode(EncodeConfig(images=pictures, vae=str(folder / "vae"), output=output, actors=1, shard_size=16))
+    return folder
+
+
+def settings(place: Path, output: str, **fields: Any) -> TrainConfig:
+    known = {"steps": STEPS, "batch_size": 4, "log_every": 1, "checkpoint_every": 6, "grid_per_class": 2}
+    known |= {"model": MODEL, "sampler": SAMPLER, "latents": str(place / "latents-images")}
+    optimizer = OptimizerConfig(learning_rate=fields.pop("learning_rate", 1e-3))
+    return TrainConfig(output=str(place / output), optimizer=optimizer, **(known | fields))
+
+
+def losses(place: Path, output: str) -> np.ndarray:
+    points = np.array(json.loads((place / output / "loss.json").read_text()))
+    assert points[:, 0].tolist() == list(range(1, len(points) + 1))
+    return points[:, 1]
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> dict[str, Any]:
+    return train(settings(place, "run"), grid=grid)
+
+
+def test_two_workers_see_the_samples_of_one(place: Path, trained: dict[str, Any]) -> None:
+    train(settings(place, "pair", num_workers=2))
+    alone, pair = losses(place, "run"), losses(place, "pair")
+    np.testing.assert_allclose(pair, alone, atol=1e-5, rtol=0)
+    assert np.ptp(alone) > 1e-2  # steps differ by far more than that, so other samples would show
+
+
+def test_the_run_and_its_model_folder(place: Path, trained: dict[str, Any]) -> None:
+    from PIL import Image
+
+    assert (trained["steps"], trained["samples"]) == (STEPS, STEPS * 4)
+    assert trained["loss"] == losses(place, "run")[-1]
+    pictures = sorted((place / "run/samples").iterdir())
+    assert [path.name for path in pictures] == ["step-00000006.png", "step-00000012.png"]
+    with Image.open(pictures[-1]) as image:
+        assert image.width > 2 * SIZE and image.height > 3 * SIZE
+    pipe = ray_dit.load(str(place / "run/model"))
+    assert pipe.labels.names == ("left", "middle", "right")
+    images = pipe(labels=[2, "left"], steps=3, guidance_scale=2.0, seed=0)
+    assert [image.size for image in images] == [(SIZE, SIZE)] * 2
+    again = pipe(labels=["right", 0], steps=3, guidance_scale=2.0, seed=0)
+    assert [image.tobytes() for image in images] == [image.tobytes() for image in again]
+
+
+def test_running_it_again_writes_nothing(place: Path, trained: dict[str, Any]) -> None:
+    before = times(place / "run")
+    assert train(settings(place, "run"), grid=grid) == trained
+    assert times(place / "run") == before
+
+
+def test_it_starts_from_another_model_with_other_classes(place: Path) -> None:
+    source = write_model(place / "source", ("one", "two")).state_dict()
+    fields = {"steps": 2, "checkpoint_every": 2, "learning_rate": 1e-12}
+    train(settings(place, "tuned", init_from=str(place / "source"), **fields))
+    tuned = ray_dit.load(str(place / "tuned/model")).model.state_dict()
+    table = "y_embedder.embedding_table.weight"
+    assert tuned[table].shape[0] == 4 and source[table].shape[0] == 3
+    assert tuned.keys() == source.keys()
+    assert all(torch.allclose(tuned[name], source[name], atol=1e-6) for name in source if name != table)
+
+
+def test_unlabelled_pictures_train_a_model_without_classes(place: Path) -> None:
+    fields = {"steps": 2, "checkpoint_every": 2, "latents": str(place / "latents-unlabelled")}
+    train(settings(place, "free", model_output=str(place / "free-model"), **fields), grid=grid)
+    pipe = ray_dit.load(str(place / "free-model"))
+    assert pipe.config.model.num_classes == 0 and not pipe.labels.names
+    assert [image.size for image in pipe(num_images=2, steps=2)] == [(SIZE, SIZE)] * 2
+    with pytest.raises(UserError, match="no classes"):
+        pipe(labels=[0])
+
+
+def test_workers_that_do_not_divide_the_batch_are_refused(place: Path) -> None:
+    with pytest.raises(UserError, match="batch_size 4 is not a multiple of num_workers 3"):
+        train(settings(place, "odd", num_workers=3))
+    assert not [info.key for info in Store.open(str(place / "odd")).list() if "checkpoint" in info.key]

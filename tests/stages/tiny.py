@@ -1,0 +1,75 @@
+"""Pictures, a VAE and a model small enough for tests of the stages; untrained, since only their numbers are compared."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ray_dit.config import DiTConfig, DiTSizeConfig, SamplerConfig, VAESizeConfig
+from ray_dit.core.dit import DiT
+from ray_dit.storage.job import Job
+from ray_dit.storage.labels import Labels
+from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
+from ray_dit.storage.store import Store
+from ray_dit.vae import VAE
+
+SIZE = 16
+VAE_SIZE = VAESizeConfig(block_out_channels=(4, 4), norm_num_groups=2, mid_block_add_attention=False)
+MODEL = DiTSizeConfig(patch_size=2, hidden_size=16, depth=1, num_heads=2)
+SAMPLER = SamplerConfig(num_inference_steps=3)
+
+
+def write_pictures(folder: Path, counts: Mapping[str, int], size: int = SIZE) -> None:
+    """Noise, of another brightness each class, ``counts`` by class."""
+    for label, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            picture = np.random.default_rng((label, number)).integers(0, 100, (size, size, 3), dtype=np.uint8)
+            Image.fromarray(picture + np.uint8(60 * label)).save(folder / name / f"{number:02d}.png")
+
+
+def write_vae(folder: Path) -> VAE:
+    """A folder as train-vae leaves it, and the VAE in it."""
+    vae = VAE.create(VAE_SIZE)
+    job = Job.open(Store.open(str(folder)), "train-vae", {"made": "by a test"})
+    for name, data in vae.files().items():
+        job.put(name, name, data, {})
+    job.finish({})
+    vae.module.eval().requires_grad_(False)
+    return vae
+
+
+def write_model(folder: Path, names: tuple[str, ...]) -> DiT:
+    """A model folder as train leaves it, with random weights everywhere, and its transformer."""
+    import torch
+
+    fields = MODEL.model_dump(exclude={"preset"})
+    shape = DiTConfig(**fields, input_size=SIZE // 2, in_channels=4, num_classes=len(names))
+    model = DiT(shape)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # the paper's initial model says 0 whatever it is asked
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    settings = ModelConfig(model=shape, latents=LatentsConfig(image_size=SIZE), sampler=SAMPLER)
+    job = Job.open(Store.open(str(folder)), "model", {"made": "by a test"})
+    vae = VAE.create(VAE_SIZE).files()
+    for key, data in model_objects(settings, model.state_dict(), Labels(names), vae, "card").items():
+        job.put(key.replace("/", "-"), key, data, {})
+    job.finish({})
+    return model
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """sha256 of every file that has no clock in it."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "_runs" not in path.parts
+    }
+
+
+def times(folder: Path) -> dict[str, int]:
+    """When every file was last written."""
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
