@@ -45,9 +45,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
     )
     build = _Build(config, job.store)
     if config.repair:
-        with ray_session(config) as ray:
-            for repaired in repair_shards(ray, job, build, threads=config.threads, use_gpu=config.use_gpu):
-                print(f"repaired {repaired}")
+        repair_shards(config, job, build)
     manifest = job.manifest()
     if manifest is not None:
         return manifest

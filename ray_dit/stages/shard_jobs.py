@@ -8,8 +8,10 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from ray_dit.config import EncodeConfig, GenerateConfig
 from ray_dit.errors import UserError
 from ray_dit.stages.progress import progress
+from ray_dit.stages.session import ray_session
 from ray_dit.storage.job import Job
 from ray_dit.storage.maintenance import repair
 from ray_dit.storage.store import Store
@@ -72,21 +74,23 @@ def _missing(job: Job, num_shards: int, count: str) -> tuple[list[int], int]:
     return [shard for shard, name in names.items() if name not in there], done
 
 
-def repair_shards(
-    ray: Any, job: Job, build: Callable[[], ShardMaker], *, threads: int, use_gpu: bool
-) -> Iterator[str]:
-    """Makes missing and damaged shards of a job anew, in place; says which. The bytes must come out as they were."""
-    maker = ray.remote(num_cpus=threads, num_gpus=1 if use_gpu else 0)(_Maker).remote(build, threads)
+def repair_shards(config: EncodeConfig | GenerateConfig, job: Job, build: Callable[[], ShardMaker]) -> None:
+    """``--repair``: reads the job's objects again and makes missing and damaged shards anew, in place; prints which.
 
-    def rebuild(_: Store, marker: dict[str, Any]) -> bytes:
-        if "shard" not in marker:
-            raise UserError(
-                f"{job.store.where(marker['key'])} is damaged and no shard: run the job in another folder"
-            )
-        return ray.get(maker.rebuild.remote(marker["shard"]))
+    UserError if a shard's bytes do not come out as they were, or if the damaged object is no shard.
+    """
+    gpus = 1 if config.use_gpu else 0
+    with ray_session(config) as ray:
+        maker = ray.remote(num_cpus=config.threads, num_gpus=gpus)(_Maker).remote(build, config.threads)
 
-    for problem in repair(job.store, rebuild):
-        yield str(problem)
+        def rebuild(_: Store, marker: dict[str, Any]) -> bytes:
+            if "shard" not in marker:
+                where = job.store.where(marker["key"])
+                raise UserError(f"{where} is damaged and no shard: run the job in another folder")
+            return ray.get(maker.rebuild.remote(marker["shard"]))
+
+        for problem in repair(job.store, rebuild):
+            print(f"repaired {problem}")
 
 
 class _Maker:
