@@ -20,8 +20,14 @@ check: .venv/dev ## format, lint, types, import rules
 	$(BIN)/pyright
 	$(BIN)/lint-imports --verbose
 
-pytest: .venv/dev ## the tests
+pytest: .venv/dev browser ## the tests
 	$(BIN)/python -m pytest
+
+# The page is tested in Debian's Chromium; where it is not and cannot be installed, those tests are skipped and say so.
+browser:
+	@test -x /usr/bin/chromium || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	  && apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y chromium >/dev/null; } \
+	  || echo "no /usr/bin/chromium here: the page's tests will be skipped" >&2
 
 faults: .venv/dev ## long fault tests: 10,000 store operations under faults, kills of every stage with five seeds
 	$(BIN)/python -m pytest tests/faults
@@ -50,4 +56,4 @@ format: .venv/dev ## format the code and sort imports
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch .venv/demo $@
 
-.PHONY: help demo demo-s3 test check pytest faults bench format
+.PHONY: help demo demo-s3 test check pytest browser faults bench format
