@@ -100,9 +100,14 @@ def _bounds(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten inside the range."""
+    """Round numbers inside the range: 1, 2 and 5 times powers of ten, or as much finer as a narrow range needs."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    return [size * 10.0**ten for ten in decades for size in (1, 2, 5) if low <= size * 10.0**ten <= high]
+    ticks: list[float] = []
+    for parts in ((1, 2, 5), *([n / finer for n in range(finer, 10 * finer)] for finer in (1, 2, 5, 10))):
+        ticks = [part * 10.0**ten for ten in decades for part in parts if low <= part * 10.0**ten <= high]
+        if len(ticks) >= 3:
+            break
+    return ticks
 
 
 def _segment(x0: float, y0: float, x1: float, y1: float, color: str, more: str = "") -> str:

@@ -333,6 +333,14 @@ def test_a_chart_is_logarithmic_and_escaped() -> None:
         chart([Panel("x", "y", [Line("a", 0, False, [(1.0, 0.0, 0.0)])])])
 
 
+@pytest.mark.parametrize(("low", "high"), [(5.0, 500.0), (12.0, 16.0), (1.0, 1.2)])
+def test_an_axis_has_a_few_round_numbers(low: float, high: float) -> None:
+    svg = chart([Panel("x", "y", [Line("a", 0, False, [(1.0, low, 0.0), (10.0, high, 0.0)])])])
+    numbers = [float(text.split("<")[0]) for text in svg.split('text-anchor="end">')[1:] if text[0].isdigit()]
+    assert 3 <= len(numbers) <= 12
+    assert all(low / 1.1 <= number <= high * 1.1 for number in numbers)
+
+
 def test_results_are_written_of_the_cells_there_are(tmp_path: Path) -> None:
     ours, cells = some_cells()
     tasks = [Task(cell, tmp_path / f"{number}.safetensors", 40) for number, cell in enumerate(plan(ours))]
