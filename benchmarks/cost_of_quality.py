@@ -20,6 +20,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -335,7 +336,16 @@ _worker: list[Worker] = []
 
 
 def _start(model: str, truth: Truth, settings: Settings) -> None:
+    threading.Thread(target=_follow_parent, daemon=True).start()
     _worker.append(Worker(model, truth, settings))
+
+
+def _follow_parent() -> None:
+    """A worker whose parent was killed would wait for its next task for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _do(task: Task) -> None:
