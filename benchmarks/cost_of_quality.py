@@ -23,7 +23,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -353,25 +353,23 @@ def _do(task: Task) -> None:
 
 
 def run(
-    tasks: Iterable[Task], *, workers: int, hours: float, start: tuple[str, Truth, Settings]
+    tasks: Iterable[Task], do: Callable[[Task], None], pool: Executor, *, workers: int, hours: float
 ) -> Iterator[Task]:
-    """Does the tasks in order, so many at a time, and yields each when its file is there; begins none after ``hours``."""
+    """Does the tasks in order, so many at a time, and yields each when it is done; begins none after ``hours``."""
     deadline = time.monotonic() + hours * 3600
     waiting, running = iter(tasks), dict[Future[None], Task]()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_start, initargs=start) as pool:
-        while True:
-            # No more is submitted than can run: what waits in the pool could not be taken back in order.
-            while len(running) < workers and time.monotonic() < deadline:
-                task = next(waiting, None)
-                if task is None:
-                    break
-                running[pool.submit(_do, task)] = task
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                future.result()
-                yield running.pop(future)
+    while True:
+        # No more is submitted than can run: what waits in the pool could not be held back at the end of the time.
+        while len(running) < workers and time.monotonic() < deadline:
+            task = next(waiting, None)
+            if task is None:
+                break
+            running[pool.submit(do, task)] = task
+        if not running:
+            return
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            future.result()
+            yield running.pop(future)
 
 
 def tasks_of(settings: Settings, config: ModelConfig, *, model: str, judge: str, cache: Path) -> list[Task]:
@@ -702,10 +700,11 @@ def main() -> None:
     if arguments.plan:
         return
     missing = [task for task in tasks if not task.path.exists()]
-    start = (arguments.model, truth, settings)
-    for task in run(missing, workers=arguments.workers, hours=arguments.hours, start=start):
-        distance = frechet_distance(truth.train, Measured.read(task.path).statistics)
-        print(f"{task.cell}: FD {distance:.4f}; {outlook(tasks, arguments.workers)}", flush=True)
+    context, start = multiprocessing.get_context("spawn"), (arguments.model, truth, settings)
+    with ProcessPoolExecutor(arguments.workers, context, initializer=_start, initargs=start) as pool:
+        for task in run(missing, _do, pool, workers=arguments.workers, hours=arguments.hours):
+            distance = frechet_distance(truth.train, Measured.read(task.path).statistics)
+            print(f"{task.cell}: FD {distance:.4f}; {outlook(tasks, arguments.workers)}", flush=True)
     print(write_results(cache if arguments.quick else RESULTS, tasks, settings, truth, model))
 
 

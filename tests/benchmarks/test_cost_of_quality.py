@@ -1,7 +1,9 @@
 """The pure parts of the benchmark: what is measured, in which order, under which key, and the statistics of it."""
 
 import json
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -359,9 +361,41 @@ def test_results_are_written_of_the_cells_there_are(tmp_path: Path) -> None:
     assert (tmp_path / "results/cost_of_quality.svg").read_text() == plot(outcomes(cells, ours, real))
 
 
-def test_no_cell_is_begun_after_the_time(tmp_path: Path) -> None:
-    ours, cells = some_cells()
-    real = kept(0.0).statistics
-    tasks = [Task(cell, tmp_path / "cell", 1) for cell in cells]
-    start = ("no model", Truth(b"", real, real, 1.0, 1), ours)
-    assert list(run(tasks, workers=2, hours=0.0, start=start)) == []
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_cells_are_done_in_order_and_so_many_at_a_time(workers: int) -> None:
+    tasks = [Task(cell, Path(f"{number}"), 1) for number, cell in enumerate(some_cells()[1])]
+    begun: list[Task] = []
+    at_once: list[int] = []
+    finished: list[Task] = []
+    last_alone = threading.Event()
+
+    def do(task: Task) -> None:
+        begun.append(task)
+        at_once.append(len(begun) - len(finished))
+        if task is tasks[-1]:
+            assert last_alone.wait(30)
+
+    with ThreadPoolExecutor(8) as pool:
+        for task in run(tasks, do, pool, workers=workers, hours=1.0):
+            finished.append(task)
+            if len(finished) == len(tasks) - 1:
+                last_alone.set()
+    assert {task.path for task in finished} == {task.path for task in tasks} and len(finished) == len(tasks)
+    assert max(at_once) <= workers
+    if workers == 1:
+        assert begun == finished == tasks
+
+
+def test_no_cell_is_begun_after_the_time() -> None:
+    tasks = [Task(cell, Path("cell"), 1) for cell in some_cells()[1]]
+    with ThreadPoolExecutor(1) as pool:
+        assert list(run(tasks, lambda task: None, pool, workers=2, hours=0.0)) == []
+
+
+def test_what_fails_in_a_worker_is_told() -> None:
+    def do(task: Task) -> None:
+        raise RuntimeError("no room")
+
+    tasks = [Task(cell, Path("cell"), 1) for cell in some_cells()[1]]
+    with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="no room"):
+        list(run(tasks, do, pool, workers=2, hours=1.0))
