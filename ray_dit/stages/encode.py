@@ -16,7 +16,7 @@ from ray_dit.core.latents import to_float
 from ray_dit.errors import UserError
 from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.images import BadImage, ImagePlan, check_bad, load_images, plan_images
-from ray_dit.stages.session import ray_session
+from ray_dit.stages.session import check_resources, ray_session
 from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repair_shards, shard_name
 from ray_dit.storage.job import Job
 from ray_dit.storage.shards import LatentShard, array_sha256, latent_shard_bytes
@@ -54,6 +54,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
         job.put_plain(f"vae/{name}", data)
     num_shards = -(-len(plan.keys) // config.shard_size)
     with ray_session(config) as ray:
+        check_resources(ray, config, cpus=config.threads, gpus=1 if config.use_gpu else 0)
         make_shards(
             ray,
             job,

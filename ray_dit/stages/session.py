@@ -71,6 +71,23 @@ def _connect(ray: Any, config: StageConfig) -> None:
     quiet_ray_data()
 
 
+def check_resources(ray: Any, config: StageConfig, *, cpus: int, gpus: int) -> None:
+    """UserError where a private Ray has less than must run at once: it would wait for ever. A cluster may still grow."""
+    if config.address != "local":
+        return
+    there = ray.cluster_resources()
+    if there.get("GPU", 0) < gpus:
+        raise UserError(
+            f"{gpus} GPUs are wanted at once and this machine's Ray has {there.get('GPU', 0):g}: leave --use-gpu out, or "
+            "give the --address of a cluster that has them"
+        )
+    if there.get("CPU", 0) < cpus:
+        raise UserError(
+            f"{cpus} CPUs are wanted at once and this machine's Ray has {there.get('CPU', 0):g}: take fewer workers or "
+            f"threads, or --num-cpus {cpus}"
+        )
+
+
 def _debug() -> bool:
     return bool(os.environ.get("RAY_DIT_DEBUG"))
 

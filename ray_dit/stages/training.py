@@ -22,6 +22,7 @@ from ray_dit.config import OptimizerConfig, TrainingConfig
 from ray_dit.core.train_step import ema_decay, learning_rate, make_optimizer, update_ema
 from ray_dit.errors import UserError
 from ray_dit.stages.progress import progress
+from ray_dit.stages.session import check_resources
 from ray_dit.storage.checkpoint import (
     checkpoint_bytes,
     checkpoint_key,
@@ -69,6 +70,8 @@ def run_training(ray: Any, config: TrainingConfig, job: Job, trainee: Trainee, w
         raise UserError(
             f"batch_size {config.batch_size} is not a multiple of num_workers {config.num_workers}: change one of them"
         )
+    workers = config.num_workers
+    check_resources(ray, config, cpus=workers * config.threads, gpus=workers if config.use_gpu else 0)
     board = ray.remote(num_cpus=0)(Board).remote()
     run = job.run(
         {"what": what, "num_workers": config.num_workers, "device": "gpu" if config.use_gpu else "cpu"}

@@ -1,0 +1,71 @@
+"""Ray entered and left: a private one, one that is there already, and addresses nobody answers at."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_dit.config import StageConfig
+from ray_dit.errors import UserError
+from ray_dit.stages.session import MIN_CPUS, check_resources, ray_session
+
+
+class Resources:
+    """As much of Ray as is asked for its resources."""
+
+    def __init__(self, **resources: float) -> None:
+        self._resources = resources
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self._resources
+
+
+@pytest.mark.ray
+def test_a_private_ray_is_joined_by_inner_sessions_and_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with ray_session(StageConfig(output="o")) as outer:
+        assert outer.cluster_resources()["CPU"] == max(MIN_CPUS, os.cpu_count() or 0)
+        node = outer.get_runtime_context().get_node_id()
+        with ray_session(StageConfig(output="o", num_cpus=1, address="127.0.0.1:1")) as inner:
+            assert inner.get_runtime_context().get_node_id() == node
+        assert ray.is_initialized()
+    assert not ray.is_initialized()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_an_address_that_does_not_answer_is_said_within_seconds(address: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(
+        UserError, match=f"nothing answers at the Ray address '{address}' .*: check host and port"
+    ):
+        with ray_session(StageConfig(output="o", address=address)):
+            pass
+    assert time.monotonic() - began < 8
+
+
+ENOUGH: dict[str, Any] = {"cpus": 4, "gpus": 0}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"cpus": 5, "gpus": 0}, "5 CPUs are wanted at once and this machine's Ray has 4: .*--num-cpus 5"),
+        (
+            {"cpus": 1, "gpus": 2},
+            "2 GPUs are wanted at once and this machine's Ray has 0: leave --use-gpu out",
+        ),
+    ],
+)
+def test_what_a_private_ray_will_never_have_is_not_waited_for(wanted: dict[str, int], message: str) -> None:
+    ray = Resources(CPU=4)
+    with pytest.raises(UserError, match=message):
+        check_resources(ray, StageConfig(output="o"), **wanted)
+    check_resources(ray, StageConfig(output="o"), **ENOUGH)
+    check_resources(ray, StageConfig(output="o", address="auto"), **wanted)  # a cluster may grow
