@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,6 +143,12 @@ def test_a_finished_evaluation_is_returned_without_work(folder: Path):
     assert data.num_generated == 4
 
 
+def put_piece(measurer: stage.Measurer, job: Job, piece: int) -> dict[str, Any]:
+    """What an actor does with a piece."""
+    key, data, facts = measurer.make(piece)
+    return job.put(stage.shard_name(piece), key, data, facts)
+
+
 def test_measures_of_pieces_add_up_to_those_of_the_whole(folder: Path):
     """Without Ray: the same functions its tasks call."""
     write_dataset(folder / "dataset", good_shards(8, 5))
@@ -151,9 +158,9 @@ def test_measures_of_pieces_add_up_to_those_of_the_whole(folder: Path):
     for name in data.classifiers:
         assert stage._train_task(data, name, job) is None
     measurer = stage.Measurer(data, job)
-    markers = [measurer(piece) for piece in range(data.num_pieces)]
+    markers = [put_piece(measurer, job, piece) for piece in range(data.num_pieces)]
     assert [marker["of"] for marker in markers] == ["train", "heldout", "generated", "generated"]
-    assert stage.Measurer(data, job)(0) == markers[0]
+    assert stage.Measurer(data, job).make(0) == measurer.make(0)
     compared = {marker["key"]: int(load(job.store.get(marker["key"]))["count"]) for marker in markers[1:]}
     assert list(compared.values()) == [13, 8, 5]  # held out, and the two generated shards
     manifest = stage._finish(data, job)
@@ -204,7 +211,7 @@ def test_a_real_picture_nobody_can_read_is_counted_and_too_many_are_refused(fold
     for name in data.classifiers:
         stage._train_task(data, name, job)
     for piece in range(data.num_pieces):
-        stage.Measurer(data, job)(piece)
+        put_piece(stage.Measurer(data, job), job, piece)
     with pytest.raises(UserError, match="1 of 80 pictures .*top/000.png"):
         stage._finish(data, job)
 
