@@ -29,7 +29,7 @@ def start_seaweed(folder: Path, *, seconds: float = 60.0) -> tuple[str, Callable
     Raises RuntimeError, with the end of its log, if it is not ready in time.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     log = folder / "seaweed.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
@@ -68,7 +68,7 @@ def _weed() -> str:
     return found
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that are free now; all are held open until the last is found, so that they differ."""
     sockets = [socket.socket() for _ in range(count)]
     try:

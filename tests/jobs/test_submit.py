@@ -1,0 +1,138 @@
+"""A Ray cluster that is there, with token authentication: stages join it by --address, and jobs are submitted to it."""
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs.local_s3 import free_ports
+from ray_dit.config import VAESizeConfig
+from ray_dit.vae import VAE
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Cluster:
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        env = self.environment | environment
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+def token_environment(home: Path) -> dict[str, str]:
+    """A home of its own with a token in it."""
+    home.mkdir()
+    (home / "token").write_text(secrets.token_hex(32))
+    (home / "token").chmod(0o600)
+    own = {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(home / "token")}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return inherited | own | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    environment = token_environment(folder / "home")
+    port, dashboard, client, agent = free_ports(4)
+    command = [
+        str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4", "--node-ip-address=127.0.0.1",
+        f"--port={port}", "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats",
+    ]  # fmt: skip
+    with (folder / "log").open("wb") as log:
+        head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+        try:
+            await_dashboard(f"http://127.0.0.1:{dashboard}", head, folder / "log")
+            yield Cluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
+        finally:
+            head.terminate()  # with --block it takes its own processes along, and no other cluster's
+            head.wait(60)
+
+
+def await_dashboard(url: str, head: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Waits until jobs can be submitted; without the token that is answered 401."""
+    end = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/api/jobs/", timeout=5).close()
+            raise AssertionError("the dashboard asks for no token")
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                return
+        except OSError:
+            pass
+        assert head.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("submit")
+    for name in ("left", "right"):
+        (folder / "images" / name).mkdir(parents=True)
+        for number in range(4):
+            picture = np.full((16, 16, 3), 30 * number, np.uint8)
+            Image.fromarray(picture).save(folder / "images" / name / f"{number}.png")
+    size = VAESizeConfig(block_out_channels=(4, 4), norm_num_groups=2, mid_block_add_attention=False)
+    (folder / "vae").mkdir()
+    for name, data in VAE.create(size).files().items():
+        (folder / "vae" / name).write_bytes(data)
+    return folder
+
+
+def options(place: Path, output: str) -> list[str]:
+    pictures = ["--images.uri", str(place / "images"), "--images.size", "16", "--images.heldout", "0"]
+    return [*pictures, "--vae", str(place / "vae"), "--output", str(place / output), "--shard-size", "4"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file() and "_runs" not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_a_stage_joins_by_address_and_a_submitted_job_makes_the_same(cluster: Cluster, place: Path) -> None:
+    encode = ["ray-dit", "encode", "--address", cluster.address, *options(place, "joined")]
+    joined = cluster.run(*encode)
+    assert joined.returncode == 0, joined.stderr[-3000:]
+    assert "latents of 8 pictures in 2 classes" in joined.stdout
+    submit = ["ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--"]
+    submitted = cluster.run(*submit, "python", "-m", "jobs.encode", *options(place, "submitted"))
+    assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-3000:]
+    assert "latents of 8 pictures in 2 classes" in submitted.stdout
+    assert contents(place / "submitted") == contents(place / "joined") != {}
+
+
+def test_a_submitted_job_that_is_refused_fails_with_the_sentence(cluster: Cluster, place: Path) -> None:
+    submit = ["ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--"]
+    wrong = [*options(place, "none"), "--images.uri", str(place / "missing")]
+    refused = cluster.run(*submit, "python", "-m", "jobs.encode", *wrong)
+    said = refused.stdout + refused.stderr
+    assert refused.returncode != 0
+    assert "ray-dit: error: the image folder" in said and "does not exist" in said
+    assert 'File "' not in refused.stdout
+
+
+def test_a_wrong_token_is_one_sentence(cluster: Cluster, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(secrets.token_hex(32))
+    encode = ["ray-dit", "encode", "--address", cluster.address, *options(place, "stranger")]
+    refused = cluster.run(*encode, RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
+    assert refused.returncode == 1, refused.stderr[-2000:]
+    assert refused.stderr.count("\n") == 1 and "no Ray cluster could be joined at" in refused.stderr
+    assert not list((place / "stranger").glob("_markers/*"))
