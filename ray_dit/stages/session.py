@@ -1,6 +1,7 @@
 """Ray, entered and left: a private one on this machine or a cluster that is there."""
 
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -32,6 +33,9 @@ def ray_session(config: StageConfig) -> Iterator[Any]:
     try:
         yield ray
     finally:
+        # A later session of this process numbers its actors alike: a handle still in some reference cycle would, once
+        # collected, take the new actor of its number down with it.
+        gc.collect()
         ray.shutdown()
 
 

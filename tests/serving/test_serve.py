@@ -1,5 +1,6 @@
 """The endpoint on a real Ray Serve: HTTP through its proxy, several models, a replica killed, drains."""
 
+import gc
 import json
 import os
 import socket
@@ -50,6 +51,7 @@ def url(config, tmp_path_factory):
     start(config)
     yield f"http://127.0.0.1:{config.port}"
     ray_serve.shutdown()
+    gc.collect()  # handles left in cycles would take down actors of a later session with the same number
     ray.shutdown()
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
