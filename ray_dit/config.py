@@ -192,7 +192,7 @@ class StageConfig(Config):
 class ImagesConfig(Config):
     """The pictures: a folder with one sub-folder a class, and how a picture becomes a square."""
 
-    PLACEMENT: ClassVar[frozenset[str]] = frozenset({"uri"})
+    PLACEMENT: ClassVar[frozenset[str]] = frozenset({"uri", "max_bad"})
 
     uri: Uri
     """Folder of pictures, one sub-folder a class: a path or any fsspec URI."""
