@@ -94,7 +94,10 @@ def read_manifest(place: str | Store, stage: str) -> Manifest:
         )
     if job["stage"] != stage:
         holds = HOLDS.get(job["stage"], job["stage"])
-        raise UserError(f"{store.uri} holds {holds} ({job['stage']}), where {wanted} ({stage}) should be")
+        raise UserError(
+            f"{store.uri} holds {holds} ({job['stage']}), where {wanted} ({stage}) should be: give the folder that holds"
+            " them"
+        )
     manifest = read_json(store, manifest_key(last_generation(store)), absent=None)
     if manifest is None:
         raise UserError(

@@ -70,7 +70,9 @@ class FsspecStore(Store):
         try:
             files, root = cast(Any, fsspec).core.url_to_fs(self.uri)
         except (ValueError, ImportError) as error:
-            raise UserError(f"{self.uri} cannot be opened: {error}") from error
+            raise UserError(
+                f"{self.uri} cannot be opened ({error}): give a path, s3://... or another URI that fsspec knows"
+            ) from error
         root = root.rstrip("/")
         return files, f"{root}/{checked_key(key)}" if key is not None else root
 
