@@ -23,10 +23,8 @@ import torch
 from torch import Tensor
 
 from ray_dit.config import SamplerConfig
-from ray_dit.core.guidance import GuidedModel
-from ray_dit.core.samplers import SamplerTable
 from ray_dit.core.sampling import Rows, TableBank, denoise_step, init_rows
-from ray_dit.serving.profile import StepCurve, profile_steps
+from ray_dit.serving.profile import StepCurve, Steppable, profile_steps
 from ray_dit.serving.settings import EngineConfig
 
 logger = logging.getLogger(__name__)
@@ -37,16 +35,9 @@ MAX_FAILURES = 3
 """Failed calls of the network in a row after which the engine calls itself unhealthy."""
 
 
-class Model(Protocol):
+class Model(Steppable, Protocol):
     """What the engine needs of a model; ``ray_dit.pipeline.Pipeline`` is one."""
 
-    @property
-    def guided_model(self) -> GuidedModel: ...
-    @property
-    def latent_shape(self) -> tuple[int, int, int]: ...
-    @property
-    def device(self) -> torch.device: ...
-    def table(self, sampler: SamplerConfig) -> SamplerTable: ...
     def decode(self, latents: Tensor) -> np.ndarray: ...
 
 

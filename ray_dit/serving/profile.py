@@ -19,7 +19,9 @@ ENOUGH = 0.97
 """A call is large enough when it reaches this part of the best throughput measured."""
 
 
-class _Steppable(Protocol):
+class Steppable(Protocol):
+    """What a step needs of a model."""
+
     @property
     def guided_model(self) -> GuidedModel: ...
     @property
@@ -67,7 +69,7 @@ class StepCurve:
         return low
 
 
-def profile_steps(model: _Steppable, *, max_rows: int, seconds: float) -> StepCurve:
+def profile_steps(model: Steppable, *, max_rows: int, seconds: float) -> StepCurve:
     """Times calls of 1, 2, 4, ... ``max_rows`` rows, the fastest of several each.
 
     It ends early when the time is up, or memory is, or twice the rows bring less than 3 % more a second. Without time
@@ -100,7 +102,7 @@ def _flat(rows: list[int], times: list[float]) -> bool:
     return max(rates[-2:]) < 1.03 * max(rates[:-2])
 
 
-def _best_time(model: _Steppable, rows: int) -> float:
+def _best_time(model: Steppable, rows: int) -> float:
     """The fastest of 3 to 20 calls, as many as 50 ms hold: what else the machine does only makes calls slower."""
     times: list[float] = []
     while len(times) < 3 or (len(times) < 20 and sum(times) < 0.05):
@@ -108,7 +110,7 @@ def _best_time(model: _Steppable, rows: int) -> float:
     return min(times)
 
 
-def _time_call(model: _Steppable, rows: int) -> float:
+def _time_call(model: Steppable, rows: int) -> float:
     """Of the whole step, unguided: what the host does for a step is part of its constant cost."""
     bank = TableBank([model.table(SamplerConfig(name="ddim", num_inference_steps=2, guidance_scale=1.0))])
     labels = torch.zeros(rows, dtype=torch.int64)

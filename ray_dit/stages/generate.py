@@ -19,7 +19,7 @@ from ray_dit.stages.session import check_resources, ray_session
 from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repair_shards
 from ray_dit.storage.job import Job, manifest_sha256, read_manifest
 from ray_dit.storage.labels import Labels
-from ray_dit.storage.pretrained import read_model
+from ray_dit.storage.pretrained import MODEL_STAGE, read_model
 from ray_dit.storage.shards import array_sha256, image_shard_bytes
 from ray_dit.storage.store import Store
 
@@ -55,7 +55,7 @@ class DatasetPlan:
 def generate(config: GenerateConfig) -> dict[str, Any]:
     """Makes the dataset, or the shards still missing; returns the manifest."""
     folder = read_model(config.model)
-    inputs = {"model": manifest_sha256(read_manifest(config.model, "model"))}
+    inputs = {"model": manifest_sha256(read_manifest(config.model, MODEL_STAGE))}
     plan = plan_dataset(config, folder.labels)
     sampler = _sampler(config, folder.config.sampler)
     resolved = {"sampler": sampler.content(), "classes": list(plan.classes), "num_images": plan.num_images}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray_dit.config import StageConfig
-from ray_dit.errors import UserError
+from ray_dit.errors import UserError, first_message
 
 MIN_CPUS = 4
 """Logical CPUs a local Ray declares at least: actor pools can wait for each other for ever on two."""
@@ -69,7 +69,7 @@ def _connect(ray: Any, config: StageConfig) -> None:
             ray.init(address=config.address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"no Ray cluster could be joined at {config.address!r} ({_first_line(error)}): start one with "
+                f"no Ray cluster could be joined at {config.address!r} ({first_message(error)}): start one with "
                 "`ray start --head`, or leave --address out for a private Ray on this machine"
             ) from error
     quiet_ray_data()
@@ -122,7 +122,3 @@ def quiet_ray_data() -> None:
     context.target_max_block_size = None  # a row is a shard; splitting one would only cost
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -27,11 +27,17 @@ from ray_dit.stages.training import run_training
 from ray_dit.storage.job import Job, manifest_objects, manifest_sha256, read_manifest
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.latent_rows import LatentRows, cache_folder, open_latent_rows
-from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, ModelFolder, model_card, model_objects
+from ray_dit.storage.pretrained import (
+    MODEL_STAGE,
+    LatentsConfig,
+    ModelConfig,
+    ModelFolder,
+    model_card,
+    model_objects,
+)
 from ray_dit.storage.store import Store
 
 STAGE = "train"
-MODEL_STAGE = "model"
 SD_SCALING_FACTOR = 0.18215
 
 Grid = Callable[[NDArray[np.uint8], int], bytes]
