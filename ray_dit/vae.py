@@ -4,6 +4,7 @@ It knows nothing of diffusion: scale and shift of the latents are applied by oth
 diffusers is imported when a VAE is made, not with this module.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -182,3 +183,10 @@ def _from_hub(hub_id: str) -> Any:
             f"there is no folder {hub_id}, and no VAE of that hub id could be fetched ({first_message(error)}); "
             "give a folder, or check the id and the network"
         ) from error
+
+
+def files_sha256(files: dict[str, bytes]) -> str:
+    """One hash of a VAE's files, in order of their names: stands for the VAE in fingerprints."""
+    return hashlib.sha256(
+        b"".join(hashlib.sha256(files[name]).digest() for name in sorted(files))
+    ).hexdigest()

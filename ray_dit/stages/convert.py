@@ -5,7 +5,6 @@ and network fit, brings VAE and class names along, and writes what only changes 
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import shutil
@@ -50,7 +49,7 @@ from ray_dit.storage.pretrained import (
     read_safetensors,
 )
 from ray_dit.storage.store import CHUNK, Store
-from ray_dit.vae import VAE, WEIGHTS_NAME, find_vae
+from ray_dit.vae import VAE, WEIGHTS_NAME, files_sha256, find_vae
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 OFFICIAL_VAE = "stabilityai/sd-vae-ft-ema"
@@ -85,7 +84,7 @@ def import_checkpoint(config: ImportConfig) -> Manifest:
     model_config, vae_files = _with_vae(found.config, config.vae or found.vae, config.source)
     card = model_card(model_config, labels, title=f"{found.name}, imported by ray-dit")
     objects = model_objects(model_config, found.state_dict, labels, vae_files, card)
-    inputs = {"source": found.sha256, "vae": _sha256_of(vae_files) if vae_files else model_config.vae}
+    inputs = {"source": found.sha256, "vae": files_sha256(vae_files) if vae_files else model_config.vae}
     fingerprint = parts(config, inputs)
     job = Job.open(
         Store.open(config.output), MODEL_STAGE, fingerprint, accept_fingerprint=config.accept_fingerprint
@@ -254,12 +253,6 @@ def _with_vae(config: ModelConfig, source: str | None, where: str) -> tuple[Mode
     size = config.model.input_size * vae.downsample
     latents = config.latents.model_copy(update={"image_size": size})
     return config.model_copy(update={"latents": latents}), vae.files()
-
-
-def _sha256_of(files: dict[str, bytes]) -> str:
-    return hashlib.sha256(
-        b"".join(hashlib.sha256(files[name]).digest() for name in sorted(files))
-    ).hexdigest()
 
 
 def _place(uri: str) -> tuple[Store, str]:

@@ -29,7 +29,7 @@ PLAN = "plan.parquet"
 
 def encode(config: EncodeConfig) -> dict[str, Any]:
     """Encodes all pictures, or those still missing; returns the manifest."""
-    from ray_dit.vae import VAE
+    from ray_dit.vae import VAE, files_sha256
 
     plan = plan_images(config.images)
     vae = VAE.load(config.vae)
@@ -39,7 +39,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
             "shrinks: change --images.size"
         )
     files = vae.files()
-    inputs = {"images": plan.sha256, "vae": _hash_files(files)}
+    inputs = {"images": plan.sha256, "vae": files_sha256(files)}
     job = Job.open(
         Store.open(config.output), STAGE, parts(config, inputs), accept_fingerprint=config.accept_fingerprint
     )
@@ -166,11 +166,3 @@ def _statistics(markers: list[dict[str, Any]], count: int) -> dict[str, list[flo
     total = np.sum([marker["sum"] for marker in markers], axis=0) / max(count, 1)
     squares = np.sum([marker["sum_squares"] for marker in markers], axis=0) / max(count, 1)
     return {"mean": total.tolist(), "std": np.sqrt(np.maximum(squares - total**2, 1e-12)).tolist()}
-
-
-def _hash_files(files: dict[str, bytes]) -> str:
-    import hashlib
-
-    return hashlib.sha256(
-        b"".join(hashlib.sha256(files[name]).digest() for name in sorted(files))
-    ).hexdigest()
