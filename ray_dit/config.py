@@ -15,6 +15,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Precision = Literal["float32", "bfloat16"]
 
 
 def _absolute(uri: str) -> str:
@@ -366,6 +367,8 @@ class GenerateConfig(StageConfig):
     batch_size: PositiveInt = 50
     """Pictures the model sees at once; always that many (the last is padded), since it decides the last bits."""
     actors: PositiveInt = 2
+    precision: Precision = "float32"
+    """What the transformer's matrix products compute in; bfloat16 is faster and changes pixels a little."""
     use_gpu: bool = False
     """Give each actor a GPU."""
     repair: bool = False

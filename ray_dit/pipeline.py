@@ -15,9 +15,9 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor
 
-from ray_dit.config import DiTConfig, SamplerConfig
+from ray_dit.config import DiTConfig, Precision, SamplerConfig
 from ray_dit.core.diffusion import Schedule, linear_schedule
-from ray_dit.core.dit import DiT, adapt_state_dict, num_labels
+from ray_dit.core.dit import DiT, adapt_state_dict, num_labels, with_bfloat16_products
 from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.latents import denormalize, to_uint8
 from ray_dit.core.samplers import SamplerTable, make_table
@@ -29,15 +29,17 @@ from ray_dit.vae import VAE
 Label = str | int
 
 
-def load(uri: str, device: str | torch.device | None = None) -> "Pipeline":
+def load(
+    uri: str, device: str | torch.device | None = None, *, precision: Precision = "float32"
+) -> "Pipeline":
     """The model folder at a path or fsspec URI, ready to make pictures; on the GPU if there is one.
 
-    Raises UserError when there is no model, or its weights don't fit its configuration.
+    ``precision`` is that of the transformer's matrix products; all else computes in float32. Raises UserError when there is no model, or its weights don't fit its configuration.
     """
     folder = read_model(uri)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Pipeline(folder, load_dit(folder, device))
+    return Pipeline(folder, load_dit(folder, device), precision)
 
 
 def load_dit(folder: ModelFolder, device: str | torch.device = "cpu") -> DiT:
@@ -75,10 +77,11 @@ def initial_state(uri: str, config: DiTConfig, *, seed: int = 0) -> dict[str, Te
 class Pipeline:
     """A model that makes pictures; call it with labels."""
 
-    def __init__(self, folder: ModelFolder, model: DiT) -> None:
+    def __init__(self, folder: ModelFolder, model: DiT, precision: Precision = "float32") -> None:
         self.folder = folder
         self.config = folder.config
-        self.model = model
+        self.model = model if precision == "float32" else with_bfloat16_products(model)
+        self.precision = precision
         self.labels = folder.labels
 
     @property
@@ -101,7 +104,12 @@ class Pipeline:
         """What core.sampling steps."""
         config = self.config.model
         null_label = config.num_classes if num_labels(config) > config.num_classes else None
-        return GuidedModel(self.model, null_label, self.config.guidance_channels)
+        network = self.model if self.precision == "float32" else self._in_bfloat16
+        return GuidedModel(network, null_label, self.config.guidance_channels)
+
+    def _in_bfloat16(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self.model(x, t, y)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -256,3 +256,12 @@ save_file({{name: torch.full(value.shape, 0.01) for name, value in state.items()
     weights.unlink()
     assert size > 2.6e9 and used < 1.3 * size, f"{used / size:.2f} times its size"
     print(f"DiT-XL/2: {size / 1e9:.2f} GB, peak {used / size:.3f} times that")
+
+
+def test_bfloat16_is_near_float32_and_not_the_same(uri: str, pipe: Pipeline) -> None:
+    low = ray_dit.load(uri, device="cpu", precision="bfloat16")
+    given = {"sample_ids": range(6), "seed": 0, "sampler": SAMPLER}
+    want, got = (p.sample_latents([0, 1, 2, 0, 1, 2], **given) for p in (pipe, low))
+    assert got.dtype == torch.float32
+    assert 0 < (want - got).abs().max() < 0.03 * want.abs().max()
+    assert np.abs(low.decode(got).astype(int) - pipe.decode(want)).max() <= 8

@@ -198,6 +198,17 @@ class FinalLayer(nn.Module):
         return self.linear(self.norm_final(tokens) * (1 + scale) + shift)
 
 
+def with_bfloat16_products(model: DiT) -> DiT:
+    """The same model, its weights changed in place: those that autocast to bfloat16 would cast at every call, cast once.
+
+    Under that autocast it gives the same bits as before, reads half as much and takes half the memory.
+    """
+    for block in model.blocks:
+        for part in (block.attn, block.mlp):
+            cast(nn.Module, part).to(torch.bfloat16)
+    return model
+
+
 def full_precision(x: Tensor) -> torch.autocast:
     """A region where autocast, if on, is off."""
     return torch.autocast(x.device.type, enabled=False)

@@ -23,6 +23,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from ray_dit.config import Precision
 from ray_dit.errors import UserError
 from ray_dit.serving.scaling import IMAGES_METRIC
 from ray_dit.serving.service import Accepted, Complete, Message, ModelInfo, Order, Partial, Refused
@@ -42,7 +43,16 @@ MIN_CPUS = 4
 class ModelReplica:
     """One model with its engine; what `ReplicaBackend` talks to."""
 
-    def __init__(self, name: str, uri: str, engine: dict[str, Any], threads: int, log_level: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        uri: str,
+        engine: dict[str, Any],
+        *,
+        threads: int,
+        precision: Precision,
+        log_level: str,
+    ) -> None:
         import torch
 
         from ray_dit.pipeline import load
@@ -52,7 +62,8 @@ class ModelReplica:
         set_up_logging(log_level)
         torch.set_num_threads(threads)
         self._metrics = EngineMetrics(name)
-        self._service = ModelService(name, load(uri), EngineConfig(**engine), self._metrics)
+        pipeline = load(uri, precision=precision)
+        self._service = ModelService(name, pipeline, EngineConfig(**engine), self._metrics)
         engine_now = self._service.engine
         logger.info("model %s: up to %d rows a step", name, engine_now.max_step_rows)
 
@@ -183,7 +194,12 @@ def build(config: ServeConfig) -> ray_serve.Application:
         config,
         {
             name: deployment(name, config, ModelReplica).bind(
-                name, uri, config.engine.model_dump(), config.threads, config.log_level
+                name,
+                uri,
+                config.engine.model_dump(),
+                threads=config.threads,
+                precision=config.precision,
+                log_level=config.log_level,
             )
             for name, uri in config.models()
         },

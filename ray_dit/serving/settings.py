@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ray_dit.config import Config, NonNegativeInt, PositiveInt
+from ray_dit.config import Config, NonNegativeInt, PositiveInt, Precision
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -81,6 +81,8 @@ class ServeConfig(Config):
     """Give each replica of a model a GPU."""
     threads: PositiveInt = 1
     """torch threads a replica, without a GPU."""
+    precision: Precision = "float32"
+    """What the transformers' matrix products compute in; bfloat16 is faster and changes pixels a little."""
     replicas: PositiveInt = 1
     """Replicas of each model, at least."""
     max_replicas: PositiveInt | None = None

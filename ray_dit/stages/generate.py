@@ -124,7 +124,9 @@ class Painter:
         from ray_dit.pipeline import load
 
         self._config, self._plan, self._sampler = config, plan, sampler
-        self._pipeline = load(config.model, device="cuda" if config.use_gpu else "cpu")
+        self._pipeline = load(
+            config.model, device="cuda" if config.use_gpu else "cpu", precision=config.precision
+        )
 
     def make(self, shard: int) -> tuple[str, bytes, dict[str, Any]]:
         """Key, bytes and facts of a shard."""

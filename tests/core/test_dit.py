@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ray_dit.config import DiTConfig
 from ray_dit.core import dit
-from ray_dit.core.dit import DiT, adapt_state_dict, macs, position_table
+from ray_dit.core.dit import DiT, adapt_state_dict, macs, position_table, with_bfloat16_products
 
 LABEL_TABLE = "y_embedder.embedding_table.weight"
 
@@ -199,6 +199,17 @@ def test_autocast_reaches_the_blocks_products_only():
 def test_autocast_stays_near_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_near(golden_forward(tiny_model()), case("forward"), 0.02)
+
+
+@torch.no_grad()
+def test_products_cast_once_are_those_of_autocast():
+    model, golden = tiny_model(), tiny_model().state_dict()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        want, got = golden_forward(model), golden_forward(with_bfloat16_products(model))
+    assert torch.equal(want, got)
+    kept = {name for name, weight in model.state_dict().items() if torch.equal(weight, golden[name])}
+    assert all((".attn." in name or ".mlp." in name) for name in golden.keys() - kept)
+    assert model.blocks[0].mlp.fc1.weight.dtype == torch.bfloat16
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
