@@ -4,12 +4,13 @@
     python -m benchmarks.cost_of_quality --model demo/model --images demo/images --quick   # a minute, for a look
     --plan: what is still to do, and how long it takes;  --hours H: begin nothing after that time
 
-What is measured stands in cost_of_quality.yaml. A cell is one sampler with one seed. It is kept as a small file of its own
-in --cache, so that a run can be stopped at any time, goes on where it was, and can be extended; the most telling cells come
-first. Sample i of a seed begins with the same noise under every sampler, hence differences are taken seed by seed.
+What is measured stands in cost_of_quality.yaml. A cell is one sampler with one seed: a line in
+benchmarks/results/cost_of_quality.jsonl, so that a run can be stopped at any time, goes on where it was, and can be extended;
+the most telling cells come first. Sample i of a seed begins with the same noise under every sampler, hence differences are
+taken seed by seed. A line counts only for the model, judge and settings it was measured with.
 
-Each run writes what there is so far: benchmarks/results/cost_of_quality.{json,md,svg}; --quick writes beside its cache. One
-row evaluation is one row of a call of the network: a guided step takes two an image, a step outside the interval one.
+Each run draws what there is so far: cost_of_quality.md and .svg beside the lines. One row evaluation is one row of a call of
+the network: a guided step takes two an image, a step outside the interval one.
 """
 
 import argparse
@@ -19,20 +20,21 @@ import math
 import multiprocessing
 import os
 import platform
+import shutil
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
+import torch._inductor.config as inductor
 import yaml
 from pydantic import Field
-from safetensors import safe_open
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 from torch import Tensor
@@ -44,6 +46,7 @@ from ray_dit.config import (
     Fraction,
     ImagesConfig,
     PositiveInt,
+    Precision,
     SamplerConfig,
     Seed,
 )
@@ -51,14 +54,15 @@ from ray_dit.core.classifier import Classifier, create, predict, train_classifie
 from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.metrics import FeatureStatistics, accuracy, class_counts, frechet_distance
 from ray_dit.core.samplers import SamplerTable, make_table
-from ray_dit.pipeline import load
+from ray_dit.pipeline import Pipeline, load
 from ray_dit.stages.images import ImagePlan, load_images, plan_images
-from ray_dit.storage.job import manifest_sha256, read_manifest
-from ray_dit.storage.pretrained import ModelConfig, read_model
+from ray_dit.storage.pretrained import WEIGHTS_KEY, ModelConfig, ModelFolder, read_model
+from ray_dit.vae import VAE, files_sha256
 
 HERE = Path(__file__).parent
 SETTINGS = HERE / "cost_of_quality.yaml"
-RESULTS = HERE / "results"
+RESULTS = HERE / "results" / "cost_of_quality.jsonl"
+QUICK_RESULTS = Path("bench") / "cost_of_quality_quick.jsonl"
 QUICK: dict[str, Any] = {
     "classifier": {"steps": 60},
     "num_samples": 40,
@@ -66,6 +70,7 @@ QUICK: dict[str, Any] = {
     "steps": [5, 10],
     "reference_steps": 20,
     "ancestral": {"name": "ddpm", "num_inference_steps": 25, "variance": "fixed_small"},
+    "control": {"precision": "float32", "solver": "dpmpp", "steps": [10, 20], "seeds": [0]},
 }
 """Instead of the committed settings: shows that everything works, and measures nothing."""
 T_975 = (
@@ -78,6 +83,15 @@ T_975 = (
 # ---- what is measured
 
 
+class Control(Config):
+    """A few cells once more in another precision, guided at every step."""
+
+    precision: Precision
+    solver: str
+    steps: tuple[PositiveInt, ...]
+    seeds: tuple[Seed, ...]
+
+
 class Settings(Config):
     """cost_of_quality.yaml."""
 
@@ -87,6 +101,7 @@ class Settings(Config):
     classifier_seed: Seed
     num_samples: Annotated[int, Field(ge=2)]
     batch_size: PositiveInt
+    precision: Precision
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1, max_length=len(T_975) + 1)]
     solvers: tuple[SamplerConfig, ...]
     steps: tuple[PositiveInt, ...]
@@ -96,6 +111,7 @@ class Settings(Config):
     guidance_intervals: tuple[tuple[float, float] | None, ...]
     goal_steps: PositiveInt
     goal_loss: float
+    control: Control
 
     def samplers(self) -> list[SamplerConfig]:
         """Every sampler, interval by interval: the solvers by steps, the reference last, then the ancestral one."""
@@ -128,25 +144,44 @@ class Cell:
 
     sampler: SamplerConfig
     seed: int
+    precision: Precision
 
     def __str__(self) -> str:
-        return f"{title(self.sampler)}, seed {self.seed}"
+        return f"{title(self.sampler)}, {self.precision}, seed {self.seed}"
 
 
 def plan(settings: Settings) -> list[Cell]:
-    """All cells, the most telling first: the goal's steps and the references, seed by seed; then the curve; DDPM last."""
+    """All cells, the most telling first: goal and reference, solver by solver; control; the curve; DDPM last."""
 
     def place(cell: Cell) -> tuple[int, ...]:
         sampler = cell.sampler
         steps = sampler.num_inference_steps
         telling = steps in (settings.goal_steps, settings.reference_steps)
-        tier = 2 if sampler.name == settings.ancestral.name else 0 if telling else 1
+        tier = 3 if sampler.name == settings.ancestral.name else 0 if telling else 2
+        if cell.precision != settings.precision:
+            tier = 1
         interval = settings.guidance_intervals.index(sampler.guidance_interval)
-        return tier, cell.seed, interval, steps
+        solvers = [solver.name for solver in settings.solvers]
+        solver = solvers.index(sampler.name) if sampler.name in solvers else len(solvers)
+        # the curve's cheap cells come before its dear ones
+        return (tier, steps if tier == 2 else 0, interval, solver, cell.seed, steps)
 
-    return sorted(
-        (Cell(sampler, seed) for sampler in settings.samplers() for seed in settings.seeds), key=place
-    )
+    cells = [
+        Cell(sampler, seed, settings.precision) for sampler in settings.samplers() for seed in settings.seeds
+    ]
+    return sorted(cells + control_cells(settings), key=place)
+
+
+def control_cells(settings: Settings) -> list[Cell]:
+    """The cells of ``settings.control``."""
+    control = settings.control
+    return [
+        Cell(sampler, seed, control.precision)
+        for sampler in settings.samplers()
+        if (sampler.name, sampler.guidance_interval) == (control.solver, None)
+        and sampler.num_inference_steps in control.steps
+        for seed in control.seeds
+    ]
 
 
 def rows_per_image(table: SamplerTable, guidance_scale: float) -> int:
@@ -166,6 +201,7 @@ def cell_key(cell: Cell, table: SamplerTable, *, model: str, judge: str, setting
         "table": hashlib.sha256(matrix.astype("<f8").tobytes()).hexdigest(),
         "guidance_scale": cell.sampler.guidance_scale,
         "seed": cell.seed,
+        "precision": cell.precision,
         "num_samples": settings.num_samples,
         "batch_size": settings.batch_size,
     }
@@ -179,31 +215,33 @@ def cell_key(cell: Cell, table: SamplerTable, *, model: str, judge: str, setting
 class Measured:
     """What is kept of a cell."""
 
-    statistics: FeatureStatistics
-    counts: Tensor
-    """[2, K]: right ones and all, by class."""
-    facts: dict[str, Any]
-    """CPU seconds, row evaluations, machine; and, for people, what the cell was."""
+    frechet_distance: float
+    accuracy: float
+    """Part of the samples that the judge reads as what was asked for."""
+    images: int
+    row_evaluations: int
+    cpu_seconds: float
+    """Of sampling and decoding, one thread."""
+    machine: dict[str, Any]
 
-    def write(self, path: Path) -> None:
-        """The file appears whole or not at all."""
-        tensors = {
-            "count": torch.tensor(self.statistics.count),
-            "mean": self.statistics.mean,
-            "scatter": self.statistics.scatter,
-            "counts": self.counts,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}")
-        scratch.write_bytes(bytes_of(tensors, metadata={"facts": json.dumps(self.facts, sort_keys=True)}))
-        os.replace(scratch, path)
 
-    @classmethod
-    def read(cls, path: Path) -> "Measured":
-        with safe_open(path, "pt") as file:
-            facts = json.loads(file.metadata()["facts"])
-            count, mean, scatter, counts = map(file.get_tensor, ("count", "mean", "scatter", "counts"))
-        return cls(FeatureStatistics(int(count), mean, scatter), counts, facts)
+@dataclass(frozen=True)
+class Cells:
+    """The cells measured so far: a file of JSON lines, each a cell in words, its key and its figures."""
+
+    path: Path
+
+    def read(self) -> dict[str, Measured]:
+        """Figures by key; of two lines with one key the later counts."""
+        names = [field.name for field in fields(Measured)]
+        lines = [json.loads(line) for line in _lines_of(self.path)]
+        return {line["key"]: Measured(**{name: line[name] for name in names}) for line in lines}
+
+    def add(self, cell: Cell, key: str, measured: Measured) -> None:
+        """One more line."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"cell": str(cell), "key": key} | asdict(measured)) + "\n")
 
 
 Paint = Callable[[list[int], range, Cell], np.ndarray]
@@ -212,19 +250,30 @@ Judge = Callable[[np.ndarray], tuple[Tensor, Tensor]]
 """pictures → logits [N, K], features [N, D]."""
 
 
-def measure(cell: Cell, settings: Settings, num_classes: int, paint: Paint, judge: Judge) -> Measured:
+def measure(
+    task: "Task",
+    settings: Settings,
+    num_classes: int,
+    train: FeatureStatistics,
+    paint: Paint,
+    judge: Judge,
+) -> Measured:
     """Paints and judges a cell's samples: label i mod K and noise of (seed, i), whatever the sampler."""
     begin = time.process_time()
     images: list[np.ndarray] = []
     for first in range(0, settings.num_samples, settings.batch_size):
         ids = range(first, min(first + settings.batch_size, settings.num_samples))
-        images.append(paint([i % num_classes for i in ids], ids, cell))
+        images.append(paint([i % num_classes for i in ids], ids, task.cell))
     seconds = time.process_time() - begin
     logits, features = judge(np.concatenate(images))
     labels = torch.arange(settings.num_samples) % num_classes
-    counts = class_counts(labels, logits.argmax(dim=1), num_classes)
     return Measured(
-        FeatureStatistics.of(features), counts, {"seconds": seconds, "images": settings.num_samples}
+        frechet_distance=frechet_distance(train, FeatureStatistics.of(features)),
+        accuracy=accuracy(class_counts(labels, logits.argmax(dim=1), num_classes)),
+        images=settings.num_samples,
+        row_evaluations=task.rows,
+        cpu_seconds=seconds,
+        machine=machine(),
     )
 
 
@@ -253,33 +302,18 @@ def classifier_of(weights: bytes, num_classes: int, settings: Settings) -> Class
     return model.eval()
 
 
-def real_truth(uri: str, settings: Settings, cache: Path) -> Truth:
-    """Trains the judge (or reads it from the cache) and lets it look at the real pictures."""
+def real_truth(uri: str, settings: Settings) -> Truth:
+    """Trains the judge and lets it look at the real pictures."""
     pictures = plan_images(ImagesConfig(uri=uri, size=settings.size, heldout=settings.heldout))
-    parts = {
-        "images": pictures.sha256,
-        "size": settings.size,
-        "heldout": settings.heldout,
-        "classifier": settings.classifier.content(),
-        "seed": settings.classifier_seed,
-    }
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    path = cache / f"judge-{key[:16]}.safetensors"
     images, labels = real_pictures(pictures, heldout=False)
     num_classes = len(pictures.classes)
-    if not path.exists():
-        print(f"training the judge on {len(images)} pictures ...", flush=True)
-        trained = train_classifier(images, labels, num_classes, settings.classifier, settings.classifier_seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_suffix(f".{os.getpid()}")
-        scratch.write_bytes(bytes_of(trained.state_dict()))
-        os.replace(scratch, path)
-    weights = path.read_bytes()
-    judge = classifier_of(weights, num_classes, settings)
-    train = FeatureStatistics.of(predict(judge, images)[1])
+    print(f"training the judge on {len(images)} pictures ...", flush=True)
+    judge = train_classifier(images, labels, num_classes, settings.classifier, settings.classifier_seed)
+    train = FeatureStatistics.of(predict(judge.eval(), images)[1])
     images, labels = real_pictures(pictures, heldout=True)
     logits, features = predict(judge, images)
     counts = class_counts(torch.from_numpy(labels), logits.argmax(dim=1), num_classes)
+    weights = bytes_of(judge.state_dict())
     return Truth(weights, train, FeatureStatistics.of(features), accuracy(counts), num_classes)
 
 
@@ -294,38 +328,45 @@ def real_pictures(pictures: ImagePlan, *, heldout: bool) -> tuple[np.ndarray, np
 
 @dataclass(frozen=True)
 class Task:
-    """A cell, and where its file goes."""
+    """A cell that is to be measured."""
 
     cell: Cell
-    path: Path
+    key: str
     rows: int
     """Row evaluations of the whole cell."""
 
 
 class Worker:
-    """The model and the judge in one process."""
+    """The model, in the precisions asked for, and the judge in one process; the network compiled where it can be."""
 
     def __init__(self, model: str, truth: Truth, settings: Settings) -> None:
         torch.set_num_threads(1)
-        self._pipeline = load(model, device="cpu")
-        self._pipeline.vae  # noqa: B018  loaded now, for the first cell's seconds not to hold it
+        self._model, self._pipelines = model, dict[Precision, Pipeline]()
         self._judge = classifier_of(truth.judge, truth.num_classes, settings)
-        self._settings, self._num_classes = settings, truth.num_classes
+        self._settings, self._truth = settings, truth
 
-    def do(self, task: Task) -> None:
-        """Measures a cell and keeps it."""
-        measured = measure(task.cell, self._settings, self._num_classes, self._paint, self._look)
-        facts = {
-            "sampler": task.cell.sampler.model_dump(mode="json"),
-            "seed": task.cell.seed,
-            "row_evaluations": task.rows,
-            "machine": machine(),
-        }
-        Measured(measured.statistics, measured.counts, measured.facts | facts).write(task.path)
+    def do(self, task: Task) -> Measured:
+        """Measures a cell."""
+        pipeline = self._pipeline(task.cell.precision)
 
-    def _paint(self, labels: list[int], ids: range, cell: Cell) -> np.ndarray:
-        latents = self._pipeline.sample_latents(labels, sample_ids=ids, seed=cell.seed, sampler=cell.sampler)
-        return self._pipeline.decode(latents)
+        def paint(labels: list[int], ids: range, cell: Cell) -> np.ndarray:
+            latents = pipeline.sample_latents(labels, sample_ids=ids, seed=cell.seed, sampler=cell.sampler)
+            return pipeline.decode(latents)
+
+        for sampler in (task.cell.sampler, pipeline.sampler("ddim", steps=1, guidance_scale=1.0)):
+            # what is compiled and set up once shall not count for the first cell
+            paint(
+                [0] * self._settings.batch_size, range(self._settings.batch_size), Cell(sampler, 0, "float32")
+            )
+        return measure(task, self._settings, self._truth.num_classes, self._truth.train, paint, self._look)
+
+    def _pipeline(self, precision: Precision) -> Pipeline:
+        if precision not in self._pipelines:
+            pipeline = load(self._model, device="cpu", precision=precision)
+            if shutil.which("g++"):
+                pipeline.model.compile(dynamic=False)
+            self._pipelines[precision] = pipeline
+        return self._pipelines[precision]
 
     def _look(self, images: np.ndarray) -> tuple[Tensor, Tensor]:
         return predict(self._judge, images)
@@ -337,6 +378,8 @@ _worker: list[Worker] = []
 
 def _start(model: str, truth: Truth, settings: Settings) -> None:
     threading.Thread(target=_follow_parent, daemon=True).start()
+    inductor.freezing = True
+    inductor.cpp.use_decompose_tanh = True  # by exp: GELU takes a quarter of the time otherwise
     _worker.append(Worker(model, truth, settings))
 
 
@@ -348,16 +391,21 @@ def _follow_parent() -> None:
         os._exit(1)
 
 
-def _do(task: Task) -> None:
-    _worker[0].do(task)
+def _do(task: Task) -> Measured:
+    return _worker[0].do(task)
 
 
 def run(
-    tasks: Iterable[Task], do: Callable[[Task], None], pool: Executor, *, workers: int, hours: float
-) -> Iterator[Task]:
+    tasks: Iterable[Task],
+    do: Callable[[Task], Measured],
+    pool: Executor,
+    *,
+    workers: int,
+    hours: float,
+) -> Iterator[tuple[Task, Measured]]:
     """Does the tasks in order, so many at a time, and yields each when it is done; begins none after ``hours``."""
     deadline = time.monotonic() + hours * 3600
-    waiting, running = iter(tasks), dict[Future[None], Task]()
+    waiting, running = iter(tasks), dict[Future[Measured], Task]()
     while True:
         # No more is submitted than can run: what waits in the pool could not be held back at the end of the time.
         while len(running) < workers and time.monotonic() < deadline:
@@ -368,28 +416,37 @@ def run(
         if not running:
             return
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            future.result()
-            yield running.pop(future)
+            yield running.pop(future), future.result()
 
 
-def tasks_of(settings: Settings, config: ModelConfig, *, model: str, judge: str, cache: Path) -> list[Task]:
-    """Every cell with its file, in the order of the plan; ``model`` and ``judge`` are hashes."""
+def tasks_of(settings: Settings, config: ModelConfig, *, model: str, judge: str) -> list[Task]:
+    """Every cell with its key, in the order of the plan; ``model`` and ``judge`` are hashes."""
     schedule = linear_schedule(config.diffusion)
     tables = {
         sampler: make_table(sampler, schedule, learn_sigma=config.model.learn_sigma)
         for sampler in settings.samplers()
     }
-    tasks: list[Task] = []
-    for cell in plan(settings):
-        sampler, table = cell.sampler, tables[cell.sampler]
-        key = cell_key(cell, table, model=model, judge=judge, settings=settings)
-        guidance = "interval" if sampler.guidance_interval else "full"
-        name = (
-            f"{sampler.name}-{sampler.num_inference_steps}-{guidance}-seed{cell.seed}-{key[:16]}.safetensors"
+    return [
+        Task(
+            cell,
+            cell_key(cell, tables[cell.sampler], model=model, judge=judge, settings=settings),
+            rows_per_image(tables[cell.sampler], cell.sampler.guidance_scale) * settings.num_samples,
         )
-        rows = rows_per_image(table, sampler.guidance_scale) * settings.num_samples
-        tasks.append(Task(cell, cache / name, rows))
-    return tasks
+        for cell in plan(settings)
+    ]
+
+
+def model_sha256(folder: ModelFolder) -> str:
+    """Hash of what makes latents and pictures: not of the default sampler, labels and card."""
+    config = folder.config.model_dump(
+        mode="json", include={"model", "diffusion", "latents", "guidance_channels"}
+    )
+    parts = {
+        "config": config,
+        "weights": hashlib.sha256(folder.store.get(WEIGHTS_KEY)).hexdigest(),
+        "vae": files_sha256(VAE.load(folder.vae_uri).files()),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 # ---- the figures
@@ -450,15 +507,14 @@ def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> tuple[E
     )
 
 
-def outcomes(
-    measured: Mapping[Cell, Measured], settings: Settings, train: FeatureStatistics
-) -> list[Outcome]:
-    """The samplers of which at least one seed has been measured, in the settings' order."""
+def outcomes(measured: Mapping[Cell, Measured], settings: Settings) -> list[Outcome]:
+    """The samplers of which at least one seed has been measured, in the settings' order; without the control."""
     by_sampler: dict[SamplerConfig, dict[int, Measured]] = {}
     for cell, kept in measured.items():
-        by_sampler.setdefault(cell.sampler, {})[cell.seed] = kept
+        if cell.precision == settings.precision:
+            by_sampler.setdefault(cell.sampler, {})[cell.seed] = kept
     distances = {
-        sampler: {seed: frechet_distance(train, kept.statistics) for seed, kept in seeds.items()}
+        sampler: {seed: kept.frechet_distance for seed, kept in seeds.items()}
         for sampler, seeds in by_sampler.items()
     }
     return [
@@ -474,16 +530,16 @@ def _outcome(
     distances: Mapping[SamplerConfig, Mapping[int, float]],
     settings: Settings,
 ) -> Outcome:
-    images = sum(one.facts["images"] for one in kept)
+    images = sum(one.images for one in kept)
     reference = settings.reference(sampler)
     compared = paired(distances[sampler], distances.get(reference, {})) if sampler != reference else None
     return Outcome(
         sampler=sampler,
-        rows_per_image=sum(one.facts["row_evaluations"] for one in kept) / images,
+        rows_per_image=sum(one.row_evaluations for one in kept) / images,
         num_seeds=len(kept),
         distance=Estimate.of(list(distances[sampler].values())),
-        accuracy=accuracy(torch.stack([one.counts for one in kept]).sum(dim=0)),
-        seconds_per_image=sum(one.facts["seconds"] for one in kept) / images,
+        accuracy=statistics.fmean(one.accuracy for one in kept),
+        seconds_per_image=sum(one.cpu_seconds for one in kept) / images,
         difference=compared[0] if compared else None,
         reference=compared[1] if compared else None,
     )
@@ -514,15 +570,16 @@ def title(sampler: SamplerConfig) -> str:
     return f"{sampler.name} {sampler.num_inference_steps}, guided {where}"
 
 
-def markdown(found: Sequence[Outcome], settings: Settings, truth: Truth) -> str:
-    """A table a guidance interval, and the choice."""
+def markdown(measured: Mapping[Cell, Measured], settings: Settings, truth: Truth) -> str:
+    """A table a guidance interval, the control, and the choice."""
+    found = outcomes(measured, settings)
     seeds = len(settings.seeds)
     lines = [
         "# Cost of quality",
         "",
         f"Fréchet distance (FD) of {settings.num_samples} samples to the real training pictures, guidance scale "
-        f"{settings.guidance_scale:g}; ± is half of the 95 % interval over seeds. The difference is to the same solver at "
-        f"{settings.reference_steps} steps, seed by seed. Held-out real pictures ({truth.heldout.count}): FD "
+        f"{settings.guidance_scale:g}, {settings.precision}; ± is half of the 95 % interval over seeds. The difference is to "
+        f"the same solver at {settings.reference_steps} steps, seed by seed. Held-out real pictures ({truth.heldout.count}): FD "
         f"{frechet_distance(truth.train, truth.heldout):.4g}, {truth.heldout_accuracy:.1%} read right.",
     ]
     for interval in settings.guidance_intervals:
@@ -537,6 +594,17 @@ def markdown(found: Sequence[Outcome], settings: Settings, truth: Truth) -> str:
         f"{title(best.sampler)}" if best else "none yet: not all seeds are measured, or no sampler meets it"
     )
     goal = f"at most {settings.goal_steps} steps, difference including 0 or below {settings.goal_loss:.0%}"
+    lines += ["", f"## {settings.control.precision} beside {settings.precision}", ""]
+    lines += [
+        f"| cell | FD in {settings.control.precision} | FD in {settings.precision} | |",
+        "|---|--:|--:|--:|",
+    ]
+    for cell in control_cells(settings):
+        one, other = measured.get(cell), measured.get(replace(cell, precision=settings.precision))
+        if one and other:
+            here, there = one.frechet_distance, other.frechet_distance
+            name = f"{title(cell.sampler)}, seed {cell.seed}"
+            lines.append(f"| {name} | {here:.4f} | {there:.4f} | {there / here - 1:+.2%} |")
     return "\n".join([*lines, "", f"Goal: {goal}. The least distance that meets it: **{chosen}**.", ""])
 
 
@@ -607,70 +675,28 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _lines_of(path: str) -> list[str]:
+def _lines_of(path: str | Path) -> list[str]:
     return Path(path).read_text().splitlines() if os.path.exists(path) else []
 
 
-def write_results(folder: Path, tasks: Sequence[Task], settings: Settings, truth: Truth, model: str) -> str:
-    """Writes JSON, table and plot of the cells there are; returns the table."""
-    measured = {task.cell: Measured.read(task.path) for task in tasks if task.path.exists()}
-    found = outcomes(measured, settings, truth.train)
-    machines = {json.dumps(kept.facts["machine"], sort_keys=True) for kept in measured.values()}
-    best = choice(found, settings)
-    data = {
-        "machines": [json.loads(one) for one in sorted(machines)],
-        "settings": settings.model_dump(mode="json"),
-        "model_sha256": model,
-        "judge_sha256": truth.sha256,
-        "cells": {"measured": len(measured), "planned": len(tasks)},
-        "real_heldout": {
-            "images": truth.heldout.count,
-            "frechet_distance": frechet_distance(truth.train, truth.heldout),
-            "class_accuracy": truth.heldout_accuracy,
-        },
-        "outcomes": [_data(one, measured, settings, truth) for one in found],
-        "choice": best.sampler.model_dump(mode="json") if best else None,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    text = markdown(found, settings, truth)
-    (folder / "cost_of_quality.json").write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
-    (folder / "cost_of_quality.md").write_text(text)
-    if found:
-        (folder / "cost_of_quality.svg").write_text(plot(found))
+def write_results(path: Path, measured: Mapping[Cell, Measured], settings: Settings, truth: Truth) -> str:
+    """Writes table and plot beside the cells' file at ``path``; returns the table."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = markdown(measured, settings, truth)
+    path.with_suffix(".md").write_text(text)
+    if measured:
+        path.with_suffix(".svg").write_text(plot(outcomes(measured, settings)))
     return text
 
 
-def _data(
-    one: Outcome, measured: Mapping[Cell, Measured], settings: Settings, truth: Truth
-) -> dict[str, Any]:
-    kept = {cell.seed: each for cell, each in measured.items() if cell.sampler == one.sampler}
-    return {
-        "sampler": one.sampler.model_dump(mode="json"),
-        "row_evaluations_per_image": one.rows_per_image,
-        "frechet_distance": one.distance.data(),
-        "by_seed": {str(s): frechet_distance(truth.train, kept[s].statistics) for s in sorted(kept)},
-        "difference": one.difference.data() if one.difference else None,
-        "reference_frechet_distance": one.reference,
-        "meets_goal": one.meets(settings.goal_loss),
-        "class_accuracy": one.accuracy,
-        "cpu_seconds_per_image": one.seconds_per_image,
-    }
-
-
-def seconds_per_row(tasks: Sequence[Task]) -> float | None:
-    """CPU seconds a row evaluation takes, decoding included, over the cells there are."""
-    facts = [Measured.read(task.path).facts for task in tasks if task.path.exists()]
-    rows = sum(one["row_evaluations"] for one in facts)
-    return sum(one["seconds"] for one in facts) / rows if rows else None
-
-
-def outlook(tasks: Sequence[Task], workers: int) -> str:
+def outlook(tasks: Sequence[Task], known: Mapping[str, Measured], workers: int) -> str:
     """What is left, in one line."""
-    left = [task for task in tasks if not task.path.exists()]
-    rows, cost = sum(task.rows for task in left), seconds_per_row(tasks)
+    left = [task for task in tasks if task.key not in known]
+    rows, done = sum(task.rows for task in left), sum(one.row_evaluations for one in known.values())
     text = f"{len(left)} of {len(tasks)} cells left, {rows / 1e6:.1f} million row evaluations"
-    if cost is None:
+    if not done:
         return text
+    cost = sum(one.cpu_seconds for one in known.values()) / done
     hours = rows * cost / 3600
     return f"{text}: {hours:.1f} CPU hours at {1000 * cost:.2f} ms a row, {hours / workers:.1f} hours on {workers} cores"
 
@@ -681,31 +707,31 @@ def main() -> None:
     )
     parser.add_argument("--model", required=True, help="model folder")
     parser.add_argument("--images", required=True, help="the pictures it was trained on")
-    parser.add_argument(
-        "--cache", type=Path, default=Path("bench/cost_of_quality"), help="folder of the cells"
-    )
     parser.add_argument("--workers", type=int, default=2, help="processes, each of one thread")
     parser.add_argument("--hours", type=float, default=math.inf, help="begin no cell after so long")
     parser.add_argument("--quick", action="store_true", help="few samples, seeds and steps: measures nothing")
     parser.add_argument("--plan", action="store_true", help="tell what is left, and stop")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    cache = arguments.cache / "quick" if arguments.quick else arguments.cache
     settings = Settings(**yaml.safe_load(SETTINGS.read_text()) | (QUICK if arguments.quick else {}))
-    truth = real_truth(arguments.images, settings, cache)
-    model = manifest_sha256(read_manifest(arguments.model, "model"))
-    config = read_model(arguments.model).config
-    tasks = tasks_of(settings, config, model=model, judge=truth.sha256, cache=cache)
-    print(outlook(tasks, arguments.workers), flush=True)
+    cells = Cells(QUICK_RESULTS if arguments.quick else RESULTS)
+    truth = real_truth(arguments.images, settings)
+    folder = read_model(arguments.model)
+    tasks = tasks_of(settings, folder.config, model=model_sha256(folder), judge=truth.sha256)
+    known = {key: one for key, one in cells.read().items() if key in {task.key for task in tasks}}
+    print(outlook(tasks, known, arguments.workers), flush=True)
     if arguments.plan:
         return
-    missing = [task for task in tasks if not task.path.exists()]
+    missing = [task for task in tasks if task.key not in known]
     context, start = multiprocessing.get_context("spawn"), (arguments.model, truth, settings)
     with ProcessPoolExecutor(arguments.workers, context, initializer=_start, initargs=start) as pool:
-        for task in run(missing, _do, pool, workers=arguments.workers, hours=arguments.hours):
-            distance = frechet_distance(truth.train, Measured.read(task.path).statistics)
-            print(f"{task.cell}: FD {distance:.4f}; {outlook(tasks, arguments.workers)}", flush=True)
-    print(write_results(cache if arguments.quick else RESULTS, tasks, settings, truth, model))
+        for task, measured in run(missing, _do, pool, workers=arguments.workers, hours=arguments.hours):
+            cells.add(task.cell, task.key, measured)
+            known[task.key] = measured
+            left = outlook(tasks, known, arguments.workers)
+            print(f"{task.cell}: FD {measured.frechet_distance:.4f}; {left}", flush=True)
+    by_cell = {task.cell: known[task.key] for task in tasks if task.key in known}
+    print(write_results(cells.path, by_cell, settings, truth))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The pure parts of the benchmark: what is measured, in which order, under which key, and the statistics of it."""
 
-import json
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from benchmarks.cost_of_quality import (
     SETTINGS,
     T_975,
     Cell,
+    Cells,
     Estimate,
     Measured,
     Outcome,
@@ -26,6 +26,7 @@ from benchmarks.cost_of_quality import (
     Truth,
     cell_key,
     choice,
+    control_cells,
     markdown,
     measure,
     outcomes,
@@ -37,10 +38,10 @@ from benchmarks.cost_of_quality import (
     run,
     write_results,
 )
-from ray_dit.config import DiffusionConfig, SamplerConfig
+from ray_dit.config import DiffusionConfig, Precision, SamplerConfig
 from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.guidance import GuidedModel
-from ray_dit.core.metrics import FeatureStatistics
+from ray_dit.core.metrics import FeatureStatistics, frechet_distance
 from ray_dit.core.samplers import SamplerTable, make_table
 from ray_dit.core.sampling import TableBank, init_rows, sample
 
@@ -67,6 +68,7 @@ def test_the_committed_settings_are_what_the_goal_asks_for() -> None:
     assert ours.goal_steps in ours.steps and ours.goal_loss == 0.05
     assert None in ours.guidance_intervals and len(ours.guidance_intervals) == 2
     assert (ours.ancestral.name, ours.ancestral.num_inference_steps) == ("ddpm", 250)
+    assert len(control_cells(ours)) == 4
 
 
 def test_quick_settings_are_settings() -> None:
@@ -76,17 +78,20 @@ def test_quick_settings_are_settings() -> None:
 def test_every_cell_is_planned_once_and_can_be_sampled() -> None:
     ours = settings()
     cells = plan(ours)
-    assert len(cells) == len(set(cells)) == (3 * (len(ours.steps) + 1) + 1) * 2 * 5
+    assert len(cells) == len(set(cells)) == (3 * (len(ours.steps) + 1) + 1) * 2 * 5 + 4
     assert all(len(table(sampler)) == sampler.num_inference_steps for sampler in ours.samplers())
 
 
 def test_the_most_telling_cells_come_first_and_the_slow_ones_last() -> None:
     cells = plan(settings())
-    first = [(cell.sampler.name, cell.sampler.num_inference_steps, cell.seed) for cell in cells[:6]]
-    assert first == [(name, steps, 0) for steps in (10, 200) for name in ("ddim", "dpmpp", "unipc")]
-    telling = [cell.sampler.num_inference_steps in (10, 200) for cell in cells]
-    assert telling == sorted(telling, reverse=True)
-    assert [cell.seed for cell in cells[: sum(telling)]] == [seed for seed in range(5) for _ in range(12)]
+    first = [(cell.sampler.name, cell.sampler.num_inference_steps, cell.seed) for cell in cells[:10]]
+    assert first == [("dpmpp", steps, seed) for seed in range(5) for steps in (10, 200)]
+    telling = 3 * 2 * 5 * 2
+    assert {cell.sampler.num_inference_steps for cell in cells[:telling]} == {10, 200}
+    assert {cell.precision for cell in cells[:telling]} == {"bfloat16"}
+    assert {cell.precision for cell in cells[telling : telling + 4]} == {"float32"}
+    steps = [cell.sampler.num_inference_steps for cell in cells[telling + 4 : -10]]
+    assert steps == sorted(steps) and set(steps) == {5, 7, 20, 50}
     assert {cell.sampler.name for cell in cells[-10:]} == {"ddpm"}
 
 
@@ -117,12 +122,13 @@ def test_row_evaluations_are_the_rows_the_network_sees(
 def test_the_key_is_of_everything_the_figures_depend_on() -> None:
     sampler = SamplerConfig(num_inference_steps=10, guidance_scale=2.0)
 
-    def cell(seed: int = 0, **fields: Any) -> Cell:
-        return Cell(SamplerConfig.model_validate(sampler.model_dump() | fields), seed)
+    def cell(seed: int = 0, precision: Precision = "bfloat16", **fields: Any) -> Cell:
+        return Cell(SamplerConfig.model_validate(sampler.model_dump() | fields), seed, precision)
 
     keys = [
         key(cell()),
         key(cell(seed=1)),
+        key(cell(precision="float32")),
         key(cell(name="ddim")),
         key(cell(num_inference_steps=11)),
         key(cell(guidance_scale=3.0)),
@@ -137,7 +143,7 @@ def test_the_key_is_of_everything_the_figures_depend_on() -> None:
 
 
 def test_the_key_outlives_more_seeds_and_last_bits_but_no_other_coefficient() -> None:
-    cell = Cell(SamplerConfig(num_inference_steps=10, guidance_scale=2.0), 0)
+    cell = Cell(SamplerConfig(num_inference_steps=10, guidance_scale=2.0), 0, "float32")
     assert key(cell) == key(cell, seeds=[0, 1, 2, 3, 4, 5], steps=[10])
     exact = table(cell.sampler)
     nearly, other = table(cell.sampler), table(cell.sampler)
@@ -168,33 +174,39 @@ def test_a_cell_is_balanced_and_numbers_its_samples_whatever_the_batches() -> No
         answers[answers == 1] = 2
         return torch.nn.functional.one_hot(answers, 3).float(), torch.from_numpy(images[:, 0, 0, 1:]).float()
 
-    cell = Cell(SamplerConfig(), 7)
-    measured = measure(cell, settings(num_samples=9, batch_size=4), 3, paint, judge)
+    task = Task(Cell(SamplerConfig(), 7, "float32"), "key", 90)
+    train = FeatureStatistics.of(torch.tensor([[1.0, 4.0], [2.0, 3.0], [1.0, 2.0]]))
+    ours = settings(num_samples=9, batch_size=4)
+    measured = measure(task, ours, 3, train, paint, judge)
     (pictures,) = seen
     assert pictures.tolist() == [[7, i % 3, i] for i in range(9)]
-    assert measured.counts.tolist() == [[3, 0, 3], [3, 3, 3]]
-    assert (measured.statistics.count, measured.statistics.mean.tolist()) == (9, [1.0, 4.0])
-    assert measured.facts["images"] == 9 and measured.facts["seconds"] >= 0
+    features = torch.from_numpy(pictures[:, 1:]).float()
+    assert measured.frechet_distance == frechet_distance(train, FeatureStatistics.of(features))
+    assert measured.accuracy == pytest.approx(6 / 9)
+    assert (measured.images, measured.row_evaluations) == (9, 90) and measured.cpu_seconds >= 0
 
 
-def kept(shift: float, *, rows: int = 20, images: int = 2, right: int = 2, seconds: float = 1.0) -> Measured:
-    """A cell whose Fréchet distance to ``kept(0)`` is shift²."""
-    statistics = FeatureStatistics(
-        images, torch.tensor([shift], dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+def kept(
+    distance: float, *, rows: int = 20, images: int = 2, right: int = 2, seconds: float = 1.0
+) -> Measured:
+    """A cell's figures."""
+    return Measured(
+        frechet_distance=distance,
+        accuracy=right / images,
+        images=images,
+        row_evaluations=rows * images,
+        cpu_seconds=seconds,
+        machine={"cpu": "c"},
     )
-    facts = {"images": images, "row_evaluations": rows * images, "seconds": seconds, "machine": {"cpu": "c"}}
-    return Measured(statistics, torch.tensor([[right], [images]]), facts)
 
 
-def test_a_cell_comes_back_from_its_file(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "cell.safetensors"
-    written = kept(3.0)
-    written.write(path)
-    read = Measured.read(path)
-    assert read.statistics.count == 2 and read.statistics.mean.tolist() == [3.0]
-    assert torch.equal(read.statistics.scatter, written.statistics.scatter)
-    assert torch.equal(read.counts, written.counts) and read.facts == written.facts
-    assert [entry.name for entry in path.parent.iterdir()] == ["cell.safetensors"]
+def test_cells_come_back_from_their_file_the_last_of_equal_keys(tmp_path: Path) -> None:
+    cells = Cells(tmp_path / "new" / "cells.jsonl")
+    assert cells.read() == {}
+    cell = Cell(SamplerConfig(), 7, "float32")
+    for key_of, distance in (("a", 1.0), ("b", 2.0), ("a", 3.0)):
+        cells.add(cell, key_of, kept(distance))
+    assert cells.read() == {"a": kept(3.0), "b": kept(2.0)}
 
 
 def test_the_interval_is_students() -> None:
@@ -277,21 +289,28 @@ def test_the_choice_is_the_least_distance_that_meets_the_goal() -> None:
 
 
 def some_cells() -> tuple[Settings, dict[Cell, Measured]]:
-    """Two seeds of ddim at 10 and 200 steps, and one of DDPM."""
-    ours = settings(seeds=[0, 1], solvers=[{"name": "ddim"}], steps=[10], guidance_intervals=[None])
+    """Two seeds of ddim at 10 and 200 steps, one of DDPM, and one in the other precision."""
+    ours = settings(
+        seeds=[0, 1],
+        solvers=[{"name": "ddim"}],
+        steps=[10],
+        guidance_intervals=[None],
+        control={"precision": "float32", "solver": "ddim", "steps": [10], "seeds": [0]},
+    )
     ten, reference, ancestral = ours.samplers()
     return ours, {
-        Cell(ten, 0): kept(2.0, right=1),
-        Cell(ten, 1): kept(3.0, seconds=3.0),
-        Cell(reference, 0): kept(1.0, rows=400),
-        Cell(reference, 1): kept(2.5, rows=400),
-        Cell(ancestral, 1): kept(1.5, rows=500),
+        Cell(ten, 0, "bfloat16"): kept(4.0, right=1),
+        Cell(ten, 1, "bfloat16"): kept(9.0, seconds=3.0),
+        Cell(reference, 0, "bfloat16"): kept(1.0, rows=400),
+        Cell(reference, 1, "bfloat16"): kept(6.25, rows=400),
+        Cell(ancestral, 1, "bfloat16"): kept(2.25, rows=500),
+        Cell(ten, 0, "float32"): kept(5.0),
     }
 
 
 def test_outcomes_gather_the_seeds_of_a_sampler() -> None:
     ours, cells = some_cells()
-    ten, reference, ancestral = outcomes(cells, ours, kept(0.0).statistics)
+    ten, reference, ancestral = outcomes(cells, ours)
     assert ten.distance.mean == pytest.approx((4 + 9) / 2)
     assert ten.difference is not None and ten.difference.mean == pytest.approx((3 + 2.75) / 2)
     assert ten.difference.half == pytest.approx(12.706 * 0.125)
@@ -301,10 +320,14 @@ def test_outcomes_gather_the_seeds_of_a_sampler() -> None:
     assert (reference.num_seeds, ancestral.num_seeds, ancestral.distance.half) == (2, 1, None)
 
 
+def truth() -> Truth:
+    real = FeatureStatistics.of(torch.tensor([[0.0], [1.0]]))
+    return Truth(b"", real, real, 0.98, 1)
+
+
 def test_the_table_shows_steps_rows_difference_and_what_is_missing() -> None:
     ours, cells = some_cells()
-    real = kept(0.0).statistics
-    text = markdown(outcomes(cells, ours, real), ours, Truth(b"", real, real, 0.98, 1))
+    text = markdown(cells, ours, truth())
     lines = [line for line in text.splitlines() if line.startswith("| d")]
     assert lines[0].startswith(
         "| ddim | 10 | 20 | 6.5000 ± 31.7650 | +2.8750 ± 1.5882 | +79.3 ± 43.8 % | no |"
@@ -313,11 +336,12 @@ def test_the_table_shows_steps_rows_difference_and_what_is_missing() -> None:
         "| 1 of 2 |"
     )
     assert "98.0% read right" in text and "none yet" in text
+    assert "| ddim 10, guided at every step, seed 0 | 5.0000 | 4.0000 | -20.00% |" in text
 
 
 def test_the_plot_draws_each_sampler_over_steps_and_over_rows() -> None:
     ours, cells = some_cells()
-    svg = plot(outcomes(cells, ours, kept(0.0).statistics))
+    svg = plot(outcomes(cells, ours))
     assert svg.count("<polyline") == 4 and svg.count("<circle") == 6
     assert ">steps<" in svg and ">row evaluations an image<" in svg and ">ddpm<" in svg
 
@@ -345,57 +369,52 @@ def test_an_axis_has_a_few_round_numbers(low: float, high: float) -> None:
 
 def test_results_are_written_of_the_cells_there_are(tmp_path: Path) -> None:
     ours, cells = some_cells()
-    tasks = [Task(cell, tmp_path / f"{number}.safetensors", 40) for number, cell in enumerate(plan(ours))]
-    for task in tasks:
-        if task.cell in cells:
-            cells[task.cell].write(task.path)
-    real = kept(0.0).statistics
-    truth = Truth(b"", real, real, 0.98, 1)
-    assert "1 of 6 cells left, 0.0 million" in outlook(tasks, workers=2)
-    text = write_results(tmp_path / "results", tasks, ours, truth, "hash")
-    assert (tmp_path / "results/cost_of_quality.md").read_text() == text
-    data = json.loads((tmp_path / "results/cost_of_quality.json").read_text())
-    assert data["cells"] == {"measured": 5, "planned": 6} and data["model_sha256"] == "hash"
-    assert data["machines"] == [{"cpu": "c"}] and data["choice"] is None
-    assert data["outcomes"][0]["by_seed"] == pytest.approx({"0": 4.0, "1": 9.0})
-    assert (tmp_path / "results/cost_of_quality.svg").read_text() == plot(outcomes(cells, ours, real))
+    tasks = [Task(cell, f"{number}", 40) for number, cell in enumerate(plan(ours))]
+    known = {task.key: cells[task.cell] for task in tasks if task.cell in cells}
+    assert outlook(tasks, {}, workers=2) == "7 of 7 cells left, 0.0 million row evaluations"
+    assert "1 of 7 cells left, 0.0 million" in outlook(tasks, known, workers=2)
+    text = write_results(tmp_path / "results" / "cells.jsonl", cells, ours, truth())
+    assert (tmp_path / "results/cells.md").read_text() == text
+    assert (tmp_path / "results/cells.svg").read_text() == plot(outcomes(cells, ours))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_cells_are_done_in_order_and_so_many_at_a_time(workers: int) -> None:
-    tasks = [Task(cell, Path(f"{number}"), 1) for number, cell in enumerate(some_cells()[1])]
+    tasks = [Task(cell, f"{number}", 1) for number, cell in enumerate(some_cells()[1])]
     begun: list[Task] = []
     at_once: list[int] = []
     finished: list[Task] = []
     last_alone = threading.Event()
 
-    def do(task: Task) -> None:
+    def do(task: Task) -> Measured:
         begun.append(task)
         at_once.append(len(begun) - len(finished))
         if task is tasks[-1]:
             assert last_alone.wait(30)
+        return kept(float(task.key))
 
     with ThreadPoolExecutor(8) as pool:
-        for task in run(tasks, do, pool, workers=workers, hours=1.0):
+        for task, measured in run(tasks, do, pool, workers=workers, hours=1.0):
+            assert measured == kept(float(task.key))
             finished.append(task)
             if len(finished) == len(tasks) - 1:
                 last_alone.set()
-    assert {task.path for task in finished} == {task.path for task in tasks} and len(finished) == len(tasks)
+    assert {task.key for task in finished} == {task.key for task in tasks} and len(finished) == len(tasks)
     assert max(at_once) <= workers
     if workers == 1:
         assert begun == finished == tasks
 
 
 def test_no_cell_is_begun_after_the_time() -> None:
-    tasks = [Task(cell, Path("cell"), 1) for cell in some_cells()[1]]
+    tasks = [Task(cell, "key", 1) for cell in some_cells()[1]]
     with ThreadPoolExecutor(1) as pool:
-        assert list(run(tasks, lambda task: None, pool, workers=2, hours=0.0)) == []
+        assert list(run(tasks, lambda task: kept(0.0), pool, workers=2, hours=0.0)) == []
 
 
 def test_what_fails_in_a_worker_is_told() -> None:
-    def do(task: Task) -> None:
+    def do(task: Task) -> Measured:
         raise RuntimeError("no room")
 
-    tasks = [Task(cell, Path("cell"), 1) for cell in some_cells()[1]]
+    tasks = [Task(cell, "key", 1) for cell in some_cells()[1]]
     with ThreadPoolExecutor(1) as pool, pytest.raises(RuntimeError, match="no room"):
         list(run(tasks, do, pool, workers=2, hours=1.0))
