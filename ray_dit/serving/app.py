@@ -7,7 +7,6 @@ function of its order, an order whose replica died is given to another one, and 
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import sys
@@ -16,7 +15,6 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import ray
 from ray import serve as ray_serve
 from ray.exceptions import RayActorError, RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
@@ -28,6 +26,7 @@ from ray_dit.errors import UserError
 from ray_dit.serving.scaling import IMAGES_METRIC
 from ray_dit.serving.service import Accepted, Complete, Message, ModelInfo, Order, Partial, Refused
 from ray_dit.serving.settings import ApiConfig, EngineConfig, ServeConfig
+from ray_dit.session import ray_session
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +35,6 @@ QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 """Ray Serve's own log: the API writes one line a request, which says more."""
 ATTEMPTS = 3
 """Replicas an order is given to before it fails."""
-MIN_CPUS = 4
-"""Logical CPUs a private Ray declares at least: API, controller and proxy are small, but each is counted."""
 
 
 class ModelReplica:
@@ -247,8 +244,9 @@ def _autoscaling(config: ServeConfig) -> AutoscalingConfig:
     return AutoscalingConfig(
         min_replicas=config.replicas,
         max_replicas=config.max_replicas or config.replicas,
-        upscale_delay_s=10,
-        downscale_delay_s=300,
+        upscale_delay_s=config.upscale_seconds,
+        downscale_delay_s=config.downscale_seconds,
+        metrics_interval_s=2,
         look_back_period_s=10,
         policy=AutoscalingPolicy(
             policy_function="ray_dit.serving.scaling:ImagesPolicy",
@@ -267,7 +265,11 @@ def serve(config: ServeConfig) -> None:
     for _, uri in config.models():
         read_model(uri)  # a clear error now, instead of replicas that fail one after another
     _check_port(config)
-    started_here = _connect(config)
+    with ray_session(config, logs=True):
+        _serve(config)
+
+
+def _serve(config: ServeConfig) -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # after Ray, which sets its own
     try:
         start(config)
@@ -281,8 +283,6 @@ def serve(config: ServeConfig) -> None:
         _drain(config.drain_seconds)
     finally:
         ray_serve.shutdown()
-        if started_here:
-            ray.shutdown()
 
 
 def _drain(seconds: float) -> None:
@@ -320,24 +320,6 @@ def set_up_logging(level: str) -> None:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         package.addHandler(handler)
-
-
-def _connect(config: ServeConfig) -> bool:
-    """Connects to Ray unless that has been done; whether it did."""
-    if ray.is_initialized():
-        return False
-    if config.address == "local":
-        cpus = config.num_cpus or max(MIN_CPUS, os.cpu_count() or MIN_CPUS)
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR)
-        return True
-    try:
-        ray.init(address=config.address, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"no Ray cluster could be joined at {config.address!r}: start one with `ray start --head`, or leave "
-            "--address out for a private Ray on this machine"
-        ) from error
-    return True
 
 
 def _check_port(config: ServeConfig) -> None:

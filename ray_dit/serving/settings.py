@@ -89,6 +89,10 @@ class ServeConfig(Config):
     """Replicas of each model, at most: autoscaling between the two; by default as many as ``replicas``."""
     images_per_replica: PositiveInt = 64
     """Autoscaling aims at so many images, on their way and waiting, a replica."""
+    upscale_seconds: Annotated[float, Field(ge=0)] = 10.0
+    """More replicas are started once they were wanted for so long."""
+    downscale_seconds: Annotated[float, Field(ge=0)] = 300.0
+    """A replica too many is stopped after so long; it finishes its requests."""
     api_replicas: PositiveInt = 1
     """Replicas of the HTTP API; with more than one, each counts rates and concurrency of keys for itself."""
     drain_seconds: Seconds = 300.0

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from ray_dit.config import GenerateConfig, SamplerConfig
 from ray_dit.errors import UserError, first_message
+from ray_dit.session import check_resources, ray_session
 from ray_dit.stages.fingerprint import parts
-from ray_dit.stages.session import check_resources, ray_session
 from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repair_shards
 from ray_dit.storage.job import Job, manifest_sha256, read_manifest
 from ray_dit.storage.labels import Labels

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from ray_dit.config import EncodeConfig, GenerateConfig
 from ray_dit.errors import UserError
+from ray_dit.session import ray_session
 from ray_dit.stages.progress import progress
-from ray_dit.stages.session import ray_session
 from ray_dit.storage.job import Job
 from ray_dit.storage.maintenance import repair
 from ray_dit.storage.store import Store
@@ -152,6 +152,7 @@ def _results(
     actors: int,
     gpu: bool,
 ) -> Iterator[dict[str, Any]]:
+    _quiet(ray)
     blocks = -(-len(shards) // SHARDS_A_BLOCK)
     dataset = ray.data.from_items(
         [{"shard": shard} for shard in shards], override_num_blocks=max(blocks, actors)
@@ -169,3 +170,13 @@ def _results(
         if line.get("error"):
             raise UserError(line["error"])
         yield line
+
+
+def _quiet(ray: Any) -> None:
+    """Turns Ray Data's own bars off; the stages report progress themselves."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.enable_operator_progress_bars = False
+    context.enable_rich_progress_bars = False
+    context.print_on_execution_start = False
+    context.target_max_block_size = None  # a row is a shard; splitting one would only cost

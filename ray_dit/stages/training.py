@@ -21,8 +21,8 @@ from torch import nn
 from ray_dit.config import OptimizerConfig, TrainingConfig
 from ray_dit.core.train_step import ema_decay, learning_rate, make_optimizer, update_ema
 from ray_dit.errors import UserError
+from ray_dit.session import check_resources
 from ray_dit.stages.progress import progress
-from ray_dit.stages.session import check_resources
 from ray_dit.storage.checkpoint import (
     checkpoint_bytes,
     checkpoint_key,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ray_dit.config import StageConfig
-from ray_dit.stages.session import ray_session
+from ray_dit.session import ray_session
 
 
 @pytest.fixture(scope="module")

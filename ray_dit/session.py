@@ -6,20 +6,28 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
-from ray_dit.config import StageConfig
 from ray_dit.errors import UserError, first_message
 
 MIN_CPUS = 4
 """Logical CPUs a local Ray declares at least: actor pools can wait for each other for ever on two."""
 
 
+class Placed(Protocol):
+    """Which Ray is meant: that of a stage's or the server's configuration."""
+
+    @property
+    def address(self) -> str: ...
+    @property
+    def num_cpus(self) -> int | None: ...
+
+
 @contextlib.contextmanager
-def ray_session(config: StageConfig) -> Iterator[Any]:
+def ray_session(config: Placed, *, logs: bool = False) -> Iterator[Any]:
     """Connects to Ray as ``config`` says and disconnects at the end; yields the ray module.
 
-    Inside an outer session (several stages in one process) it uses that one. UserError if the address does not answer.
+    ``logs``: what its workers write to standard error shows here. Inside an outer session (several stages in one process) it uses that one. UserError if the address does not answer.
     """
     if not _debug():  # Ray's C++ part warns about what Ray Data does by design
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -29,7 +37,7 @@ def ray_session(config: StageConfig) -> Iterator[Any]:
         yield ray
         return
     with _without_greeting():
-        _connect(ray, config)
+        _connect(ray, config, logs)
     try:
         yield ray
     finally:
@@ -55,9 +63,9 @@ def _without_greeting() -> Iterator[None]:
         os.close(kept)
 
 
-def _connect(ray: Any, config: StageConfig) -> None:
+def _connect(ray: Any, config: Placed, logs: bool) -> None:
     common: dict[str, Any] = {
-        "log_to_driver": _debug(),
+        "log_to_driver": logs or _debug(),
         "logging_level": logging.ERROR,
     }
     if config.address == "local":
@@ -72,10 +80,11 @@ def _connect(ray: Any, config: StageConfig) -> None:
                 f"no Ray cluster could be joined at {config.address!r} ({first_message(error)}): start one with "
                 "`ray start --head`, or leave --address out for a private Ray on this machine"
             ) from error
-    quiet_ray_data()
+    for name in ("ray.data", "ray.train"):  # the stages report progress themselves
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def check_resources(ray: Any, config: StageConfig, *, cpus: int, gpus: int) -> None:
+def check_resources(ray: Any, config: Placed, *, cpus: int, gpus: int) -> None:
     """UserError where a private Ray has less than must run at once: it would wait for ever. A cluster may still grow."""
     if config.address != "local":
         return
@@ -108,17 +117,3 @@ def _check_reachable(address: str) -> None:
             f"nothing answers at the Ray address {address!r} ({error.strerror or error}): check host and port, or leave "
             "--address out for a private Ray on this machine"
         ) from error
-
-
-def quiet_ray_data() -> None:
-    """Turns Ray Data's own bars and logs off; the stages report progress themselves."""
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.enable_operator_progress_bars = False
-    context.enable_rich_progress_bars = False
-    context.print_on_execution_start = False
-    context.target_max_block_size = None  # a row is a shard; splitting one would only cost
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
