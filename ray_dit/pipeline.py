@@ -57,11 +57,13 @@ def meta_dit(config: DiTConfig) -> DiT:
         return DiT(config)
 
 
-def initial_state(uri: str, config: DiTConfig, *, seed: int = 0) -> dict[str, Tensor]:
+def initial_state(
+    uri: str, config: DiTConfig, *, seed: int = 0, label_std: float = 0.02
+) -> dict[str, Tensor]:
     """The weights of the model at ``uri`` as the start for one of shape ``config``: fine-tuning.
 
-    Class count and resolution may differ (core.dit.adapt_state_dict); what is new is drawn from ``seed``. Raises
-    UserError when anything else differs.
+    Class count and resolution may differ (core.dit.adapt_state_dict); what is new is drawn from ``seed``, label vectors
+    with deviation ``label_std``. Raises UserError when anything else differs.
     """
     folder = read_model(uri)
     old = meta_dit(folder.config.model)
@@ -69,7 +71,9 @@ def initial_state(uri: str, config: DiTConfig, *, seed: int = 0) -> dict[str, Te
     check_shapes(state_dict, old.state_dict(), folder.store.uri)
     generator = torch.Generator().manual_seed(seed)
     try:
-        return adapt_state_dict(state_dict, folder.config.model, config, generator=generator)
+        return adapt_state_dict(
+            state_dict, folder.config.model, config, generator=generator, label_std=label_std
+        )
     except ValueError as error:
         raise UserError(f"training can't start from {folder.store.uri}: {error}") from error
 

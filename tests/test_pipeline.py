@@ -204,6 +204,14 @@ def test_initial_state_follows_from_the_seed(uri: str) -> None:
     )
 
 
+def test_fresh_label_vectors_have_the_deviation_asked_for(uri: str) -> None:
+    new = DIT.model_copy(update={"num_classes": 40})
+    small, large = (
+        initial_state(uri, new, label_std=std)["y_embedder.embedding_table.weight"] for std in (0.02, 1.0)
+    )
+    assert small.std() == pytest.approx(0.02, rel=0.1) and torch.allclose(large, 50 * small)
+
+
 def test_initial_state_refuses_another_network(uri: str) -> None:
     with pytest.raises(UserError, match="training can't start from .*depth 2 -> 3"):
         initial_state(uri, DIT.model_copy(update={"depth": 3}))

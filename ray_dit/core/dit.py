@@ -286,10 +286,11 @@ def adapt_state_dict(
     new: DiTConfig,
     *,
     generator: torch.Generator | None = None,
+    label_std: float = 0.02,
 ) -> dict[str, Tensor]:
     """The weights of a model of shape ``old`` as a start for one of shape ``new``, for fine-tuning.
 
-    Another class count gets a fresh label table; a null class alone is added or removed; another input_size gets its
+    Another class count gets a fresh label table, N(0, label_std^2); a null class alone is added or removed; another input_size gets its
     position table; all else is kept, not copied. ValueError naming the fields if anything else differs.
     """
     differing = [name for name in DiTConfig.model_fields if getattr(old, name) != getattr(new, name)]
@@ -309,14 +310,14 @@ def adapt_state_dict(
         known = adapted.pop(LABEL_TABLE, torch.empty(0, new.hidden_size))
         if new.num_classes:
             kept = known[: new.num_classes] if old.num_classes == new.num_classes else known[:0]
-            adapted[LABEL_TABLE] = _extended_label_table(kept, num_labels(new), generator)
+            adapted[LABEL_TABLE] = _extended_label_table(kept, num_labels(new), generator, label_std)
     return adapted
 
 
 def _extended_label_table(
-    kept: Float[Tensor, "K D"], rows: int, generator: torch.Generator | None
+    kept: Float[Tensor, "K D"], rows: int, generator: torch.Generator | None, std: float
 ) -> Float[Tensor, "L D"]:
     table = torch.empty(rows, kept.shape[1], dtype=kept.dtype)
-    init_label_table(table, generator)
+    init_label_table(table, generator, std=std)
     table[: len(kept)] = kept
     return table

@@ -247,5 +247,6 @@ def initial_model(config: TrainConfig, shape: DiTConfig) -> DiT:
     if config.init_from is not None:
         from ray_dit.pipeline import initial_state
 
-        model.load_state_dict(initial_state(config.init_from, shape, seed=config.seed))
+        state = initial_state(config.init_from, shape, seed=config.seed, label_std=config.label_init_std)
+        model.load_state_dict(state)
     return model

@@ -235,9 +235,7 @@ def test_a_port_in_use_and_a_missing_model_are_told(model_uri, tmp_path):
 def test_a_cluster_that_does_not_answer_is_told(model_uri):
     """In a process of its own: this one has joined a Ray, which it would use."""
     command = [sys.executable, "-m", "ray_dit.cli", "serve", "--model", model_uri, "--address", "127.0.0.1:1"]
-    ended = subprocess.run(
-        [*command, "--port", str(free_port())], capture_output=True, text=True, timeout=60
-    )
+    ended = subprocess.run([*command, "--port", str(free_port())], capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1
     assert "nothing answers at the Ray address '127.0.0.1:1'" in ended.stderr
     assert "Traceback" not in ended.stderr
