@@ -285,7 +285,7 @@ def _save(state: _State, trainee: Trainee, job: Job) -> None:
 @contextlib.contextmanager
 def _averaged(state: _State) -> Any:
     """The model with its averaged weights in place of the trained ones, in evaluation mode."""
-    kept = _copy_weights(state.model)
+    kept = None if state.ema is None else _copy_weights(state.model)
     state.model.eval()
     try:
         if state.ema is not None:
@@ -293,7 +293,8 @@ def _averaged(state: _State) -> Any:
         with torch.no_grad():
             yield
     finally:
-        _put_weights(state.model, kept)
+        if kept is not None:
+            _put_weights(state.model, kept)
         state.model.train()
 
 

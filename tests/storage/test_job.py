@@ -21,6 +21,7 @@ from ray_dit.storage.job import (
 from ray_dit.storage.local import LocalStore
 from ray_dit.storage.maintenance import Problem, Tally, abandon, gc, repair, verify
 from ray_dit.storage.store import Store
+from tests.storage.test_store import OverwritingStore
 
 PARTS = {
     "config": {"seed": 0, "model": {"depth": 2}},
@@ -65,16 +66,6 @@ def assert_other_settings_are_refused(store: Store) -> None:
 
 def test_a_folder_belongs_to_one_fingerprint(store: Store):
     assert_other_settings_are_refused(store)
-
-
-class OverwritingStore(LocalStore):
-    """put without put-if-absent."""
-
-    def put(self, key: str, data: bytes) -> bool:
-        path = Path(self.uri, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        return True
 
 
 class TrustingStore(LocalStore):
