@@ -1,14 +1,15 @@
 """Latency and throughput of the image endpoint under open-loop load, beside an ideal simulation and `@serve.batch`.
 
-    python benchmarks/serving.py --device simulated             # an accelerator whose step of r rows takes a + b·r
-    python benchmarks/serving.py --device cpu --model dit-s2    # DiT-S/2 with random weights; takes hours on a CPU
-    python benchmarks/serving.py --device cpu --model FOLDER    # any model folder, such as the demo's
-    --quick: a minute or two, for a look
+    python -m benchmarks.serving --device simulated             # an accelerator whose step of r rows takes a + b·r
+    python -m benchmarks.serving --device cpu --model dit-s2    # DiT-S/2 with random weights; hours on a CPU
+    python -m benchmarks.serving --device cpu --model FOLDER    # any model folder, such as the demo's
+    --quick: a few minutes, for a look
 
 Everything is measured through HTTP and Ray Serve, on this machine. Requests arrive as a Poisson process (open loop: they
 do not wait for each other), each of 1-4 images in 10, 20 or 50 steps, guided. The ideal gets the same arrivals and the
 step times the engine measured, shares steps by the same rule, and has no overhead of any kind. The baseline puts the same
-model and the same step function behind `@serve.batch`: a batch of requests runs until its longest is done.
+model and the same step function behind `@serve.batch`: a batch of requests runs until its longest is done. Throughputs are
+measured in turns (bulk generation, ours, the baseline, and again), so that a machine that gets slower does so for all.
 
 Results: OUTPUT/serving-NAME.json, a table on the screen, and OUTPUT/serving-NAME.svg, latency against load.
 """
@@ -131,14 +132,16 @@ def _sleep_until(moment: float) -> None:
         time.sleep(left)
 
 
-def counted_pipeline(uri: str, a: float | None, b: float | None, threads: int) -> tuple[Any, Counted]:
+def counted_pipeline(
+    uri: str, a: float | None, b: float | None, threads: int, precision: Any
+) -> tuple[Any, Counted]:
     import torch
 
     from ray_dit.core.guidance import GuidedModel
     from ray_dit.pipeline import load
 
     torch.set_num_threads(threads)
-    pipeline = load(uri, "cpu")
+    pipeline = load(uri, "cpu", precision=precision)
     guided = pipeline.guided_model
     counted = Counted(guided.network, a, b)
     pipeline.__dict__["guided_model"] = GuidedModel(counted, guided.null_label, guided.guidance_channels)
@@ -152,23 +155,26 @@ def counted_pipeline(uri: str, a: float | None, b: float | None, threads: int) -
     return pipeline, counted
 
 
-def bulk_rate(pipeline: Any, counted: Counted, images: int, steps: int) -> float:
-    """Rows a second of bulk generation: whole batches of one kind, nobody waiting."""
-    sampler = pipeline.sampler("ddim", steps=steps, guidance_scale=2.0)
-    started, before = time.perf_counter(), counted.rows
-    pipeline.sample_latents([0] * images, sample_ids=range(images), seed=0, sampler=sampler)
-    counted.finish()
-    return (counted.rows - before) / (time.perf_counter() - started)
+def bulk_rate(pipeline: Any, counted: Counted, images: int, seconds: float) -> float:
+    """Rows a second of bulk generation, decoded: whole batches of one kind, nobody waiting; for so long at least."""
+    sampler = pipeline.sampler("dpmpp", steps=20, guidance_scale=2.0)
+    started, before, passed = time.perf_counter(), counted.rows, 0.0
+    while passed < seconds:
+        pipeline.decode(
+            pipeline.sample_latents([0] * images, sample_ids=range(images), seed=0, sampler=sampler)
+        )
+        passed = time.perf_counter() - started
+    return (counted.rows - before) / passed
 
 
 class EngineReplica:
     """The project's engine; the methods of ray_dit.serving.app.ModelReplica, and what a benchmark asks beside them."""
 
-    def __init__(self, name: str, uri: str, engine: dict[str, Any], a: Any, b: Any, threads: int) -> None:
+    def __init__(self, name: str, engine: dict[str, Any], **model: Any) -> None:
         from ray_dit.serving.service import ModelService
         from ray_dit.serving.settings import EngineConfig
 
-        self.pipeline, self.counted = counted_pipeline(uri, a, b, threads)
+        self.pipeline, self.counted = counted_pipeline(**model)
         self.counted.ahead = False  # the profile waits for each call
         self.service = ModelService(name, self.pipeline, EngineConfig(**engine))
         self.counted.ahead = True
@@ -190,15 +196,15 @@ class EngineReplica:
         curve = self.service.engine.curve
         return curve.rows, [curve.seconds(rows) for rows in curve.rows], self.service.engine.max_step_rows
 
-    async def bulk(self, images: int, steps: int) -> float:
-        return await asyncio.to_thread(bulk_rate, self.pipeline, self.counted, images, steps)
+    async def bulk(self, images: int, seconds: float) -> float:
+        return await asyncio.to_thread(bulk_rate, self.pipeline, self.counted, images, seconds)
 
 
 class BatchReplica:
     """The baseline: whole requests, batched; @serve.batch is put on in ``baseline``."""
 
-    def __init__(self, uri: str, a: Any, b: Any, threads: int) -> None:
-        self.pipeline, self.counted = counted_pipeline(uri, a, b, threads)
+    def __init__(self, **model: Any) -> None:
+        self.pipeline, self.counted = counted_pipeline(**model)
 
     async def rows(self) -> int:
         return self.counted.rows
@@ -358,37 +364,67 @@ class Bench:
     arguments: argparse.Namespace
     uri: str
     port: int
-    threads: int = 1
 
     @property
-    def model_times(self) -> tuple[float | None, float | None]:
-        simulated = self.arguments.device == "simulated"
-        return (self.arguments.a, self.arguments.b) if simulated else (None, None)
+    def model(self) -> dict[str, Any]:
+        """What a replica is made of."""
+        asked = self.arguments
+        simulated = asked.device == "simulated"
+        return {
+            "uri": self.uri,
+            "a": asked.a if simulated else None,
+            "b": asked.b if simulated else None,
+            "threads": asked.threads,
+            "precision": asked.precision,
+        }
 
     def run(self) -> dict[str, Any]:
-        ours = self._ours()
-        result: dict[str, Any] = {"machine": machine(), "settings": vars(self.arguments), **ours}
-        result["baseline"] = self._baseline(ours)
-        base, load = result["baseline"], _at(ours["loads"], 0.5)
-        result["checks"] = {
-            "p95 at 80 % of saturation over the ideal's (wanted: at most 1.15)": _at(ours["loads"], 0.8)[
-                "p95_over_ideal"
-            ],
-            "saturation throughput over bulk (wanted: at least 0.95)": ours["saturation"] / ours["bulk"],
-            "baseline's p95 of short requests at half load over ours (wanted: at least 5)": base["short_p95"]
-            / load["short_p95"],
-            "saturation throughput over the baseline's (wanted: above 1)": ours["saturation"]
-            / base["saturation"],
-            "1 image beside 10 of 250 steps over alone (wanted: at most 3)": ours["short_beside_long"]
-            / ours["short_alone"],
-        }
-        return result
+        from ray import serve
 
-    def _ours(self) -> dict[str, Any]:
+        from ray_dit.serving.profile import StepCurve
+
+        before = machine()
+        handle, url = self._serve_ours()
+        points, seconds, max_rows = handle.curve.remote().result()
+        print(f"up to {max_rows} rows a step", flush=True)
+        base = self._serve_baseline(max_rows, wait=0.5)
+        rates = self._throughputs(handle, base, max_rows)
+        serve.delete("base")
+        bulk, saturation, base_saturation = (float(np.median(rate)) for rate in rates.values())
+        curve = StepCurve(points, seconds)
+        loads = [self._load(url, load, saturation, curve, max_rows) for load in self.arguments.loads]
+        alone, beside = asyncio.run(short_meets_long(url, 3 if self.arguments.quick else 10))
+        serve.delete("bench")
+        tried = [self._half_load(wait, max_rows, saturation) for wait in self.arguments.waits]
+        best = min(tried, key=lambda row: row["short_p95"])
+        return {
+            "machine": before,
+            "settings": vars(self.arguments),
+            "max_step_rows": max_rows,
+            "step_seconds": dict(zip(points, seconds, strict=True)),
+            "rows_per_second": rates,
+            "loads": loads,
+            "short_alone": alone,
+            "short_beside_long": beside,
+            "baseline": {"max_batch_size": batch_size(max_rows), "tried": tried},
+            "checks": {
+                "p95 at 80 % of saturation over the ideal's (wanted: at most 1.15)": _at(loads, 0.8)[
+                    "p95_over_ideal"
+                ],
+                "saturation throughput over bulk (wanted: at least 0.95)": saturation / bulk,
+                "saturation throughput over @serve.batch's (wanted: above 1)": saturation / base_saturation,
+                "@serve.batch's p95 of short requests at half load over ours (wanted: at least 5)": best[
+                    "short_p95"
+                ]
+                / _at(loads, 0.5)["short_p95"],
+                "1 image beside 10 of 250 steps over alone (wanted: at most 3)": beside / alone,
+            },
+        }
+
+    def _serve_ours(self) -> tuple[Any, str]:
         from ray import serve
 
         from ray_dit.serving.app import application, deployment
-        from ray_dit.serving.profile import StepCurve
         from ray_dit.serving.settings import ApiConfig, EngineConfig, LimitsConfig, ServeConfig
 
         engine = EngineConfig(max_queued=10_000)
@@ -396,34 +432,38 @@ class Bench:
         config = ServeConfig(
             model=(f"m={self.uri}",), engine=engine, api=ApiConfig(limits=limits), log_level="warning"
         )
-        a, b = self.model_times
-        replica = deployment("m", config, EngineReplica).bind(
-            "m", self.uri, engine.model_dump(), a, b, self.threads
-        )
+        replica = deployment("m", config, EngineReplica).bind("m", engine.model_dump(), **self.model)
         serve.run(application(config, {"m": replica}), name="bench", route_prefix="/")
-        handle = serve.get_deployment_handle("model-m", app_name="bench")
-        points, seconds, max_rows = handle.curve.remote().result()
-        curve = StepCurve(points, seconds)
-        bulk_steps = 5 if a is None else 20
-        bulk = handle.bulk.remote(max_rows // 2, bulk_steps).result()
-        print(f"up to {max_rows} rows a step; bulk {bulk:.1f} rows/s", flush=True)
-        url, rates = f"http://127.0.0.1:{self.port}/v1/images/generations", []
+        url = f"http://127.0.0.1:{self.port}/v1/images/generations"
         asyncio.run(_warm(url))
-        saturation = asyncio.run(saturate(url, handle.rows.remote, self.arguments.seconds, 3 * max_rows, 1))
-        print(f"saturation {saturation:.1f} rows/s", flush=True)
-        for load in self.arguments.loads:
-            rates.append(self._load(url, load, saturation, curve, max_rows))
-        alone, beside = asyncio.run(short_meets_long(url, 3 if self.arguments.quick else 10))
-        serve.delete("bench")
-        return {
-            "max_step_rows": max_rows,
-            "step_seconds": dict(zip(points, seconds, strict=True)),
-            "bulk": bulk,
-            "saturation": saturation,
-            "loads": rates,
-            "short_alone": alone,
-            "short_beside_long": beside,
-        }
+        return serve.get_deployment_handle("model-m", app_name="bench"), url
+
+    def _serve_baseline(self, max_rows: int, wait: float) -> Any:
+        from ray import serve
+
+        serve.run(baseline(batch_size(max_rows), wait, **self.model), name="base", route_prefix="/base")
+        asyncio.run(_warm(self._base_url))
+        return serve.get_deployment_handle("batched", app_name="base")
+
+    @property
+    def _base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/base"
+
+    def _throughputs(self, ours: Any, base: Any, max_rows: int) -> dict[str, list[float]]:
+        """Rows a second, in turns."""
+        rates: dict[str, list[float]] = {"bulk": [], "saturation": [], "baseline": []}
+        seconds, concurrent = self.arguments.seconds, 3 * max_rows
+        url = f"http://127.0.0.1:{self.port}/v1/images/generations"
+        for turn in range(self.arguments.turns):
+            rates["bulk"].append(ours.bulk.remote(max_rows // 2, seconds / 2).result())
+            rates["saturation"].append(
+                asyncio.run(saturate(url, ours.rows.remote, seconds, concurrent, turn))
+            )
+            rates["baseline"].append(
+                asyncio.run(saturate(self._base_url, base.rows.remote, seconds, concurrent, turn))
+            )
+            print({name: round(rate[-1], 1) for name, rate in rates.items()}, flush=True)
+        return rates
 
     def _load(self, url: str, load: float, saturation: float, curve: Any, max_rows: int) -> dict[str, Any]:
         rate = load * saturation / MEAN_ROW_STEPS
@@ -450,34 +490,18 @@ class Bench:
     def _seconds(self, rate: float) -> float:
         return max(self.arguments.seconds, self.arguments.requests / rate)
 
-    def _baseline(self, ours: dict[str, Any]) -> dict[str, Any]:
-        """The best of several waiting times: @serve.batch closes a batch after its time even while another one runs."""
-        waits = (0.5,) if self.arguments.quick else (0.05, 0.5, 1.5)
-        tried = [self._baseline_with(ours, wait) for wait in waits]
-        best = min(tried, key=lambda row: row["short_p95"])
-        return best | {"saturation": max(row["saturation"] for row in tried), "tried": tried}
-
-    def _baseline_with(self, ours: dict[str, Any], wait: float) -> dict[str, Any]:
+    def _half_load(self, wait: float, max_rows: int, saturation: float) -> dict[str, Any]:
+        """The baseline at half of our saturation; @serve.batch closes a batch after ``wait`` even while another runs."""
         from ray import serve
 
-        a, b = self.model_times
-        size = max(1, ours["max_step_rows"] // (2 * MOST_IMAGES))
-        served = baseline(size, wait, uri=self.uri, a=a, b=b, threads=self.threads)
-        serve.run(served, name="base", route_prefix="/base")
-        handle = serve.get_deployment_handle("batched", app_name="base")
-        url = f"http://127.0.0.1:{self.port}/base"
-        asyncio.run(_warm(url))
-        concurrent = 3 * ours["max_step_rows"]
-        saturation = asyncio.run(saturate(url, handle.rows.remote, self.arguments.seconds, concurrent, 1))
-        rate = 0.5 * ours["saturation"] / MEAN_ROW_STEPS
+        self._serve_baseline(max_rows, wait)
+        rate = 0.5 * saturation / MEAN_ROW_STEPS
         arrivals = poisson(rate, self._seconds(rate), seed=50)
-        got = np.array(asyncio.run(open_loop(url, arrivals)))
+        got = np.array(asyncio.run(open_loop(self._base_url, arrivals)))
         short = np.array([one.n == 1 and one.steps == min(STEPS) for one in arrivals])
         serve.delete("base")
         row = {
-            "max_batch_size": size,
             "wait": wait,
-            "saturation": saturation,
             "p50": float(np.percentile(got, 50)),
             "p95": float(np.percentile(got, 95)),
             "short_p95": float(np.percentile(got[short], 95)),
@@ -485,6 +509,11 @@ class Bench:
         }
         print(json.dumps(row), flush=True)
         return row
+
+
+def batch_size(max_rows: int) -> int:
+    """Requests in a batch of the baseline: as many as fill a call of the network if each is of most images."""
+    return max(1, max_rows // (2 * MOST_IMAGES))
 
 
 async def _warm(url: str) -> None:
@@ -505,7 +534,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
-        "load_before": os.getloadavg()[0],
+        "load_average": os.getloadavg()[0],
         "python": platform.python_version(),
         "torch": torch.__version__,
         "ray": ray.__version__,
@@ -529,41 +558,45 @@ def table(result: dict[str, Any]) -> str:
 
 def drawing(result: dict[str, Any]) -> str:
     """Latency against load, as SVG."""
-    loads, width, height = result["loads"], 640, 360
-    top = max(row[key] for row in loads for key in ("p95", "ideal_p95")) * 1.1
+    loads, width, height = result["loads"], 640, 380
+    left, right, top, bottom = 60, width - 20, 50, height - 50
+    most = max(row[key] for row in loads for key in ("p95", "ideal_p95"))
+    tick = next(
+        unit * power
+        for power in (10.0**k for k in range(-3, 6))
+        for unit in (1, 2, 5)
+        if unit * power * 5 >= most
+    )
+
+    def place(load: float, seconds: float) -> tuple[float, float]:
+        return left + load * (right - left), bottom - seconds / (5 * tick) * (bottom - top)
 
     def line(key: str, colour: str, dash: str = "") -> str:
-        points = " ".join(
-            f"{60 + row['load'] * (width - 80):.1f},{height - 40 - row[key] / top * (height - 60):.1f}"
-            for row in loads
-        )
+        points = " ".join("{:.1f},{:.1f}".format(*place(row["load"], row[key])) for row in loads)
         return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
 
     def text(x: float, y: float, said: str, colour: str = "#444", anchor: str = "middle") -> str:
-        return f'<text x="{x}" y="{y}" fill="{colour}" text-anchor="{anchor}" font-family="sans-serif" font-size="12">{said}</text>'
+        return f'<text x="{x:.0f}" y="{y:.0f}" fill="{colour}" text-anchor="{anchor}" font-family="sans-serif" font-size="12">{said}</text>'
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"><rect width="100%" height="100%" fill="#fff"/>'
     ]
     for k in range(6):
-        x, y = 60 + k / 5 * (width - 80), height - 40 - k / 5 * (height - 60)
+        x, y = place(k / 5, k * tick)
         parts += [
-            f'<path d="M60 {y}H{width - 20}" stroke="#e5e5e5"/>',
-            text(54, y + 4, f"{k / 5 * top:.2g}", anchor="end"),
-            text(x, height - 22, f"{k * 20} %"),
+            f'<path d="M{left} {y:.1f}H{right}" stroke="#e5e5e5"/>',
+            text(left - 6, y + 4, f"{k * tick:g} s", anchor="end"),
+            text(x, bottom + 18, f"{k * 20} %"),
         ]
+    for key, colour in (("p95", "#2f5bd0"), ("p50", "#2a9d6f")):
+        parts += [line(key, colour), line(f"ideal_{key}", colour, "5 4")]
     parts += [
-        line("p95", "#2f5bd0"),
-        line("ideal_p95", "#2f5bd0", "5 4"),
-        line("p50", "#2a9d6f"),
-        line("ideal_p50", "#2a9d6f", "5 4"),
+        text(left, 24, "95th percentile of latency", "#2f5bd0", "start"),
+        text(left + 180, 24, "median", "#2a9d6f", "start"),
+        text(left + 250, 24, "dashed: the ideal, which has no overhead", anchor="start"),
+        text((left + right) / 2, height - 10, "load, of saturation"),
+        "</svg>",
     ]
-    parts += [
-        text(70, 24, "p95", "#2f5bd0", "start"),
-        text(100, 24, "p50", "#2a9d6f", "start"),
-        text(130, 24, "dashed: ideal", anchor="start"),
-    ]
-    parts += [text(width / 2, height - 6, "load, of saturation"), text(30, 24, "s"), "</svg>"]
     return "".join(parts)
 
 
@@ -578,14 +611,21 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="least time of each measurement")
     parser.add_argument("--requests", type=int, default=400, help="least requests of each measurement")
     parser.add_argument("--loads", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.8, 0.9])
-    parser.add_argument("--output", default="bench")
+    parser.add_argument("--waits", type=float, nargs="+", default=[0.05, 0.5, 1.5], help="of @serve.batch")
+    parser.add_argument("--turns", type=int, default=3, help="times each throughput is measured")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of a replica")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--output", default="benchmarks/results")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.seconds, arguments.requests, arguments.loads = min(arguments.seconds, 15.0), 40, [0.5, 0.8]
+        arguments.seconds, arguments.requests = min(arguments.seconds, 15.0), 40
+        arguments.loads, arguments.waits, arguments.turns, arguments.output = [0.5, 0.8], [0.5], 1, "bench"
+    if arguments.device == "simulated":
+        arguments.model = "small"
     name = "simulated" if arguments.device == "simulated" else f"cpu-{Path(arguments.model).name}"
     with tempfile.TemporaryDirectory() as scratch, ray_here() as port:
-        preset = "small" if arguments.device == "simulated" else arguments.model
+        preset = arguments.model
         uri = preset if preset not in ("small", "dit-s2") else random_model(Path(scratch) / "model", preset)
         result = Bench(arguments, uri, port).run()
     folder = Path(arguments.output)
