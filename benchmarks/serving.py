@@ -71,20 +71,28 @@ def ideal(arrivals: Sequence[Arrival], curve: Any, max_rows: int) -> list[float]
             one = arrivals[coming]
             active.append({"number": coming, "left": [one.steps] * one.n, "service": clock})
             coming += 1
-        clock = max(clock, min(request["service"] for request in active))
         smallest = min(min(2 * len(request["left"]), max_rows) for request in active)
         room = min(max_rows, max(curve.rows_within(len(active) * curve.seconds(smallest)), smallest, 2))
         heap = [(request["service"], place, 0) for place, request in enumerate(active)]
         heapq.heapify(heap)
-        rows = 0
+        rows, more = 0, [len(request["left"]) > 0 for request in active]
         while heap and rows + 2 <= room:
             service, place, row = heapq.heappop(heap)
             request = active[place]
             request["left"][row] -= 1
             request["service"] += 2
             rows += 2
-            if row + 1 < len(request["left"]):
+            more[place] = row + 1 < len(request["left"])
+            if more[place]:
                 heapq.heappush(heap, (service + 2, place, row + 1))
+        level = min(
+            (request["service"] for request, short in zip(active, more, strict=True) if short),
+            default=max(request["service"] for request in active),
+        )
+        for request, short in zip(active, more, strict=True):
+            if not short:
+                request["service"] = max(request["service"], level)
+        clock = max(clock, level)
         now += curve.seconds(rows)
         for request in active:
             request["left"] = [left for left in request["left"] if left]

@@ -7,6 +7,7 @@ function of its order, an order whose replica died is given to another one, and 
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from ray.serve.handle import DeploymentHandle
 
 from ray_dit.config import Precision
 from ray_dit.errors import UserError
+from ray_dit.serving.keys import VARIABLE
 from ray_dit.serving.scaling import IMAGES_METRIC
 from ray_dit.serving.service import Accepted, Complete, Message, ModelInfo, Order, Partial, Refused
 from ray_dit.serving.settings import ApiConfig, EngineConfig, ServeConfig
@@ -33,6 +35,9 @@ logger = logging.getLogger(__name__)
 APP_NAME = "ray-dit"
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 """Ray Serve's own log: the API writes one line a request, which says more."""
+INFO_AGE = 10.0
+"""Seconds for which the API knows a model without asking again."""
+PROXY_CALLBACK = "ray_dit.serving.guard:proxy_middlewares"
 ATTEMPTS = 3
 """Replicas an order is given to before it fails."""
 
@@ -102,14 +107,17 @@ class ReplicaBackend:
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle = handle
-        self._info: ModelInfo | None = None
+        self._info: tuple[float, ModelInfo] | None = None
 
     async def info(self) -> ModelInfo:
-        """See Backend."""
-        if self._info is None:
-            info: ModelInfo = await self._handle.info.remote()
-            self._info = info
-        return self._info
+        """See Backend. Asked again after a while: an update may have put another model in its place."""
+        if self._info is None or time.monotonic() - self._info[0] > INFO_AGE:
+            try:
+                self._info = time.monotonic(), await self._handle.info.remote()
+            except (RayError, RayServeException) as error:
+                if self._info is None:
+                    raise TimeoutError("no replica answered") from error
+        return self._info[1]
 
     async def ready(self) -> bool:
         """See Backend."""
@@ -126,9 +134,13 @@ class ReplicaBackend:
             messages: Any = self._handle.options(stream=True).generate.remote(replace(order, seconds=left))
             try:
                 async for message in messages:
+                    if isinstance(message, Refused) and message.reason == "closed":
+                        break  # this replica is shutting down, or its engine has stopped
                     if seen.new(message):
                         yield message
-                return
+                else:
+                    return
+                await asyncio.sleep(0.1)
             except RayActorError:
                 logger.warning("a replica died during an order; giving it to another")
                 await asyncio.sleep(0.1)
@@ -205,12 +217,15 @@ def build(config: ServeConfig) -> ray_serve.Application:
 
 def application(config: ServeConfig, models: Mapping[str, ray_serve.Application]) -> ray_serve.Application:
     """The API over these bound deployments, each with the methods of ``ModelReplica``."""
+    # The cluster's processes do not have this one's environment; the variable holds hashes only.
+    keys = {"runtime_env": {"env_vars": {VARIABLE: os.environ[VARIABLE]}}} if VARIABLE in os.environ else {}
     api: Any = ray_serve.deployment(
         Api,
         name="api",
         num_replicas=config.api_replicas,
         max_ongoing_requests=100_000,  # limits are the engines' and the keys', which answer; Serve's own only wait
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, **keys},
+        max_surge_percent=100,
         graceful_shutdown_timeout_s=config.drain_seconds,
         health_check_period_s=5,
         logging_config=QUIET,
@@ -232,6 +247,7 @@ def deployment(name: str, config: ServeConfig, replica: type) -> Any:
         # Above what the engine takes, so that it is the engine that refuses, with the time to come again.
         max_ongoing_requests=2 * (engine.slots + engine.max_queued) + 64,
         ray_actor_options={"num_cpus": 1, "num_gpus": 1 if config.use_gpu else 0},
+        max_surge_percent=config.surge_percent,
         graceful_shutdown_timeout_s=config.drain_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5,
@@ -265,6 +281,7 @@ def serve(config: ServeConfig) -> None:
     for _, uri in config.models():
         read_model(uri)  # a clear error now, instead of replicas that fail one after another
     _check_port(config)
+    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", PROXY_CALLBACK)  # for a private Ray
     with ray_session(config, logs=True):
         _serve(config)
 

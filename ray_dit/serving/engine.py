@@ -5,7 +5,7 @@ denoising step. Between two steps requests join, leave, are cancelled or meet th
 denoises; the other decodes finished latents and previews, so that the VAE never holds up denoising.
 
 Shares are by request, not by row. The next row of a call is always one of the request that had the least of the network
-so far (fair queueing), and a call grows only as far as no request comes below the 1/N of its own speed that N requests
+so far (fair queueing; what nobody else could use is not counted), and a call grows only as far as no request comes below the 1/N of its own speed that N requests
 are due; see ``_row_limit``. Counts called rows are of the network: a guided image takes two.
 """
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 QUANTUM = 4
 """Steps for which a choice of rows stands while nobody joins or leaves; choosing anew costs copies."""
 MAX_FAILURES = 3
-"""Failed calls of the network in a row after which the engine calls itself unhealthy."""
+"""Failed calls of the network, or of the VAE, in a row after which the engine calls itself unhealthy."""
 
 
 class Model(Steppable, Protocol):
@@ -153,8 +153,10 @@ class Engine:
         self._clock = 0.0
         self._bank = TableBank()
         self._tables: dict[SamplerConfig, _Plan] = {}
+        """By the settings without their scale, which is the row's own."""
         self._batch = _Batch(model)
         self._chosen: list[_Row] = []
+        self._short: set[Request] = set()
         self._age = 0
         self._failures = 0
         self._decoder = _Decoder(self)
@@ -172,7 +174,8 @@ class Engine:
             if self._closing:
                 raise Closed("the server is shutting down")
             request = Request(self, job, plan, on_event)
-            if len(self._waiting) >= self.config.max_queued and not self._free_slots():
+            # Those for whom there are slots wait for the end of a step only.
+            if len(self._waiting) >= self.config.max_queued + max(self._free_slots(), 0):
                 raise QueueFull(self._seconds_of_work())
             self._waiting.append(request)
             self._changed = True
@@ -181,19 +184,16 @@ class Engine:
 
     def plan(self, sampler: SamplerConfig) -> "_Plan":
         """The sampler's table, made when it is first asked for; errors are those of the model's ``table``."""
+        bare = sampler.model_copy(update={"guidance_scale": 1.0})
         with self._wake:
-            known = self._tables.get(sampler)
-        if known is None:
-            # The scale is the row's own, so tables differ by the other settings alone.
-            bare = sampler.model_copy(update={"guidance_scale": 1.0})
-            table = self.model.table(bare)
-            with self._wake:
-                plan = self._tables.get(bare) or _Plan(self._bank.add(table), table.guided.tolist())
-                self._tables[bare] = plan
-                if len(self._tables) < 4096:
-                    self._tables[sampler] = plan
-                known = plan
-        return known
+            known = self._tables.get(bare)
+        if known is not None:
+            return known
+        table = self.model.table(bare)
+        with self._wake:
+            plan = self._tables.get(bare) or _Plan(self._bank.add(table), table.guided.tolist())
+            self._tables[bare] = plan
+        return plan
 
     def load(self) -> Load:
         """How busy it is now."""
@@ -227,7 +227,7 @@ class Engine:
     def _denoise(self) -> None:
         while True:
             with self._wake:
-                while not (self._waiting or self._steppable() or self._closing or self._changed):
+                if not (self._waiting or self._steppable() or self._closing or self._changed):
                     self._wake.wait(timeout=self._next_deadline())
                 self._changed = self._end_overdue() or self._changed
                 self._changed = self._admit() or self._changed
@@ -289,23 +289,23 @@ class Engine:
         """The images of the next step, in whole or as many as ``_row_limit`` allows; see the module's first lines."""
         self._age += 1
         if not self._changed and self._age < QUANTUM and self._still_fits():
-            self._charge(self._chosen)
+            self._charge()
             return self._chosen
         self._age = 0
         active = [request for request in self._running if request.rows]
-        if active:
-            self._clock = max(self._clock, min(request.service for request in active))
-        chosen = self._share_out(active, self._row_limit(active))
+        self._chosen, self._short = self._share_out(active, self._row_limit(active))
         self._changed = False
-        self._chosen = chosen
-        self._charge(chosen)
-        return chosen
+        self._charge()
+        return self._chosen
 
     def _still_fits(self) -> bool:
         return sum(row.cost for row in self._chosen) <= self.max_step_rows  # guidance may have set in
 
-    def _share_out(self, active: Sequence["Request"], room: int) -> list["_Row"]:
+    def _share_out(self, active: Sequence["Request"], room: int) -> tuple[list["_Row"], set["Request"]]:
+        """The rows of the next call, and whose other rows found no room in it."""
         slots = max(self._free_slots(), 0)
+        kept_back = self.config.slots // 4  # for first images: else few long requests could hold every slot
+        short: set[Request] = set()
         heap = [(request.service, request.number, 0, request) for request in active]
         heapq.heapify(heap)
         chosen: list[_Row] = []
@@ -314,17 +314,18 @@ class Engine:
             row = request.rows[place]
             cost = row.cost
             if cost > room:
+                short.add(request)
                 continue
             if not row.begun:
                 first = request.resident == 0 and place == 0  # it has a slot kept for it
-                if not first and slots == 0:
+                if not first and slots <= kept_back:
                     continue
                 slots -= 0 if first else 1
             chosen.append(row)
             room -= cost
             if place + 1 < len(request.rows):
                 heapq.heappush(heap, (service + cost, number, place + 1, request))
-        return chosen
+        return chosen, short | {entry[3] for entry in heap}
 
     def _row_limit(self, active: Sequence["Request"]) -> int:
         """Most rows of a call: what pays, and what leaves each of N requests 1/N of the speed it would have alone.
@@ -337,9 +338,21 @@ class Engine:
         fair = self.curve.rows_within(len(active) * self.curve.seconds(smallest))
         return min(self.max_step_rows, max(fair, smallest, 2))
 
-    def _charge(self, chosen: Iterable["_Row"]) -> None:
-        for row in chosen:
+    def _charge(self) -> None:
+        """Counts the chosen rows, and brings who got all it can use up to those who did not.
+
+        What nobody else could have used is thus no debt. The clock, where newcomers start, is the service of those who
+        wait for more.
+        """
+        for row in self._chosen:
             row.request.service += row.cost
+        active = {row.request for row in self._chosen} | self._short
+        if not active:
+            return
+        level = min((r.service for r in self._short), default=max(r.service for r in active))
+        for request in active - self._short:
+            request.service = max(request.service, level)
+        self._clock = max(self._clock, level)
 
     def _step(self, chosen: list["_Row"]) -> None:
         num_rows = sum(row.cost for row in chosen)
@@ -357,7 +370,11 @@ class Engine:
             return
         self._failures = 0
         self.observer.stepped(num_rows, time.perf_counter() - started)
-        self._after(rows, x_start)
+        try:
+            self._after(rows, x_start)
+        except Exception:
+            logger.exception("the results of a step of %d rows could not be kept", num_rows)
+            self._fail(chosen)
 
     def _after(self, rows: Rows, x_start: Tensor) -> None:
         """Sends finished rows and previews to the decoder and keeps the others."""
@@ -413,14 +430,16 @@ class Engine:
             request.tell(event)
         with self._wake:
             request.undelivered -= sum(isinstance(event, Picture) for event in events)
+            self._changed = True  # slots are free
+            self._wake.notify_all()
             if request.undelivered or request not in self._running:
                 return
             self._take_out(request)
-            self._wake.notify_all()
         request.finish(Done(request.age(), request.queued_seconds or 0.0))
 
-    def decode_failed(self, requests: Iterable["Request"]) -> None:
-        """The decoder's other report."""
+    def decode_failed(self, requests: Iterable["Request"], failures: int) -> None:
+        """The decoder's other report; ``failures`` in a row."""
+        self.healthy = self.healthy and failures < MAX_FAILURES
         with self._wake:
             for request in requests:
                 request.reason = request.reason or "internal"
@@ -489,6 +508,13 @@ class Request:
     def demand(self) -> int:
         """Rows of the network all its images would take at once."""
         return max(len(self.rows), 1) * (2 if self.twin else 1)
+
+    def begin(self, row: "_Row") -> None:
+        """An image of it takes part in its first step."""
+        row.begun = True
+        self.begun += 1
+        if self.queued_seconds is None:
+            self.queued_seconds = self.age()
 
     def tell(self, event: Event) -> None:
         """Hand an event on."""
@@ -564,13 +590,17 @@ class _Batch:
             places = torch.tensor([row.parked[1] for row in rows if row.parked is not None])
             parts.append(block.select(places))
             members += rows
-            for row in rows:
-                row.parked = None
-        if starting := [row for row in joining if not row.begun]:
-            parts.append(self._begin(starting))
+        starting = [row for row in joining if not row.begun]
+        if starting:
+            parts.append(self._first_rows(starting))
             members += starting
+        # Only now, when there was memory for all of it, does any image count as moved.
         self._rows = Rows.cat(parts) if len(parts) > 1 else parts[0]
         self.members = members
+        for row in joining:
+            row.parked = None
+        for row in starting:
+            row.request.begin(row)
         return self._rows
 
     def keep(self, rows: Rows, finished: Sequence[int]) -> None:
@@ -590,13 +620,8 @@ class _Batch:
         for position, place in enumerate(places):
             self.members[place].parked = (block, position)
 
-    def _begin(self, starting: Sequence[_Row]) -> Rows:
+    def _first_rows(self, starting: Sequence[_Row]) -> Rows:
         requests = [row.request for row in starting]
-        for row in starting:
-            row.begun = True
-            row.request.begun += 1
-            if row.request.queued_seconds is None:
-                row.request.queued_seconds = row.request.age()
         return init_rows(
             self._model.latent_shape,
             labels=torch.tensor([row.request.job.labels[row.index] for row in starting]),
@@ -680,6 +705,7 @@ class _Decoder:
             return self._engine.model.decode(torch.stack(latents))
 
     def _run(self) -> None:
+        failures = 0
         while (taken := self._take()) is not None:
             if not taken:
                 continue
@@ -688,8 +714,10 @@ class _Decoder:
                 pixels = self._decode([picture.latents for picture in taken])
             except Exception:
                 logger.exception("decoding %d images failed", len(taken))
-                self._engine.decode_failed({picture.row.request for picture in taken})
+                failures += 1
+                self._engine.decode_failed({picture.row.request for picture in taken}, failures)
                 continue
+            failures = 0
             self._engine.observer.decoded(len(taken), time.perf_counter() - started)
             by_request: dict[Request, list[Event]] = {}
             for picture, image in zip(taken, pixels, strict=True):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ray_dit.serving.keys import Keys
@@ -257,6 +258,27 @@ def error_response(error: ApiError) -> tuple[int, list[tuple[bytes, bytes]], byt
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in error.headers.items()]
     return error.status, headers, body
+
+
+class ProxyRoutes:
+    """Around Ray Serve's proxy: hides its own list of applications, which it would tell anyone; health stays."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].rstrip("/") == "/-/routes":
+            error = ApiError(404, "there is nothing at this address", code="not_found")
+            status, headers, body = error_response(error)
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+            return
+        await self.app(scope, receive, send)
+
+
+def proxy_middlewares() -> list[Middleware]:
+    """For Ray Serve's variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
+    return [Middleware(ProxyRoutes)]
 
 
 def route_path(scope: Scope) -> str:

@@ -177,6 +177,7 @@ class ModelService:
         inbox: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         try:
+            self._check_labels(order)
             sampler = self._sampler(order)
             await asyncio.to_thread(self.engine.plan, sampler)  # a table may take a while, once
             request = self.engine.submit(
@@ -215,6 +216,12 @@ class ModelService:
                 assert isinstance(event, Failed)
                 yield Refused(event.reason, REFUSALS[event.reason])
                 return
+
+    def _check_labels(self, order: Order) -> None:
+        """Labels were checked by what the API knows of the model, which in an update may be the one before."""
+        most = max(len(self.pipeline.labels), 1) - 1
+        if not all(0 <= label <= most for label in order.labels):
+            raise UserError(f"model {self.name!r} has the classes 0 to {most}; ask again")
 
     @property
     def _guidable(self) -> bool:

@@ -95,6 +95,9 @@ class ServeConfig(Config):
     """A replica too many is stopped after so long; it finishes its requests."""
     api_replicas: PositiveInt = 1
     """Replicas of the HTTP API; with more than one, each counts rates and concurrency of keys for itself."""
+    surge_percent: Annotated[int, Field(ge=0, le=100)] = 100
+    """In an update, new replicas beside the old ones until they are ready; 0 where there are no GPUs to spare: then the
+    old ones stop first, and a single replica's requests are answered 503 while the new one loads."""
     drain_seconds: Seconds = 300.0
     """How long a replica that is to stop may finish its requests."""
     engine: EngineConfig = EngineConfig()

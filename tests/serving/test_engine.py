@@ -10,7 +10,7 @@ import torch
 from fakes import NUM_CLASSES, FakeModel
 
 from ray_dit.config import SamplerConfig
-from ray_dit.core.sampling import TableBank, init_rows, sample
+from ray_dit.core.sampling import Rows, TableBank, init_rows, sample
 from ray_dit.serving.engine import (
     Closed,
     Done,
@@ -182,6 +182,91 @@ def test_a_newcomer_has_no_claim_on_the_time_before_it_came(make_engine):
     calls = model.calls[before : before + 40]
     assert 12 <= sum(1 in call for call in calls) <= 28  # they take turns
     old.request.cancel(), new.request.cancel()
+
+
+def test_what_nobody_else_could_use_is_no_debt(make_engine):
+    """A large request that filled calls up beside small ones is not shut out when many come."""
+    model = FakeModel(a=0.001)
+    engine = make_engine(model, EngineConfig(profile_seconds=0, max_step_rows=8))
+    large = Client(engine, job([2] * 10, steps=250, scale=1.0))
+    small = Client(engine, job([1], steps=100, scale=1.0))
+    _until(
+        lambda: sum(1 in call for call in model.calls) >= 60
+    )  # 60 calls of one row for one, seven for the other
+    crowd = [Client(engine, job([3], steps=60, scale=1.0)) for _ in range(8)]
+    _until(lambda: sum(call.count(3) >= 6 for call in model.calls) >= 20)
+    crowded = [call for call in model.calls if call.count(3) >= 6][:20]
+    assert (
+        sum(2 in call for call in crowded) >= 10
+    )  # one of ten requests for eight rows: four calls in five are due
+    for client in (large, small, *crowd):
+        client.request.cancel()
+
+
+def test_a_deadline_passes_while_all_images_are_being_decoded(make_engine):
+    model = FakeModel()
+    model.decode_gate.clear()
+    engine = make_engine(model)
+    client = Client(engine, job([1], steps=2, seconds=0.3))
+    assert client.last == Failed("deadline")
+    assert client.seconds < 2
+    model.decode_gate.set()
+
+
+def test_a_queue_holds_no_more_while_a_step_runs(make_engine):
+    model = FakeModel()
+    model.gate.clear()
+    engine = make_engine(model, EngineConfig(profile_seconds=0, slots=4, max_queued=2))
+    Client(engine, job())
+    _until(lambda: engine.load().running == 1)
+    for _ in range(3 + 2):  # three slots are free, two may wait
+        Client(engine, job())
+    with pytest.raises(QueueFull):
+        Client(engine, job())
+
+
+def test_long_requests_leave_slots_to_others(make_engine):
+    model = FakeModel(a=0.001)
+    engine = make_engine(model, EngineConfig(profile_seconds=0, slots=16, max_step_rows=64))
+    long = [Client(engine, job([2] * 10, steps=250, scale=1.0)) for _ in range(4)]
+    _until(lambda: any(len(call) == 12 for call in model.calls))
+    assert max(len(call) for call in model.calls) == 12
+    Client(engine, job([1], steps=3)).wait()
+    assert not any(client.request.ended for client in long)
+    for client in long:
+        client.request.cancel()
+
+
+def test_memory_that_is_short_between_calls_loses_no_image(make_engine, monkeypatch):
+    model = FakeModel(a=0.001)
+    engine = make_engine(model, EngineConfig(profile_seconds=0, max_step_rows=8))
+    first = Client(engine, job([1], steps=250, scale=1.0))
+    _until(lambda: model.calls)
+    whole, failures = Rows.cat, iter([True, False])
+
+    def short_once(parts):
+        if next(failures, False):
+            raise torch.OutOfMemoryError
+        return whole(parts)
+
+    monkeypatch.setattr(Rows, "cat", staticmethod(short_once))
+    second = Client(engine, job([2] * 4, steps=20, scale=1.0))
+    assert isinstance(second.last, Done) and isinstance(first.last, Done)
+    assert len(second.pictures()) == 4
+    assert next(failures, None) is None
+
+
+def test_a_broken_vae_makes_the_engine_unhealthy(make_engine):
+    model = FakeModel()
+    engine = make_engine(model)
+
+    def broken(latents):
+        raise RuntimeError("no VAE")
+
+    model.decode = broken
+    for expected_health in (True, True, False):
+        assert Client(engine, job()).last == Failed("internal")
+        assert engine.healthy is expected_health
 
 
 def test_waiting_requests_enter_as_slots_free(make_engine):

@@ -1,5 +1,6 @@
 """The endpoint on a real Ray Serve: HTTP through its proxy, several models, a replica killed, drains."""
 
+import asyncio
 import gc
 import json
 import os
@@ -209,6 +210,9 @@ def test_the_command_serves_and_lets_requests_finish(model_uri, tmp_path):
     ) as server:
         assert server.stdout is not None and server.stderr is not None
         assert server.stdout.readline() == f"serving tiny at http://127.0.0.1:{port}\n"
+        # what Ray Serve's proxy answers by itself, before any key is looked at: health alone
+        assert httpx.get(f"http://127.0.0.1:{port}/-/routes").status_code == 404
+        assert httpx.get(f"http://127.0.0.1:{port}/-/healthz").status_code == 200
         url = f"http://127.0.0.1:{port}/v1/images/generations"
         body = {"prompt": "hen", "n": 10, "num_inference_steps": 250, "sampler": "ddpm"}
         with ThreadPoolExecutor() as pool:
@@ -230,6 +234,81 @@ def test_a_port_in_use_and_a_missing_model_are_told(model_uri, tmp_path):
         serve(ServeConfig(model=(model_uri,), port=taken.getsockname()[1]))
     with pytest.raises(NotFound, match="no model"):
         serve(ServeConfig(model=(str(tmp_path),)))
+
+
+def test_hashes_of_keys_travel_to_the_cluster(config, monkeypatch):
+    from ray_dit.serving.app import application
+
+    def environment() -> object:
+        options = application(config, {})._bound_deployment.ray_actor_options
+        return options.get("runtime_env", {}).get("env_vars")
+
+    assert environment() is None
+    monkeypatch.setenv("RAY_DIT_API_KEYS", "anna:" + 64 * "0")
+    assert environment() == {"RAY_DIT_API_KEYS": "anna:" + 64 * "0"}
+
+
+class FakeHandle:
+    """A deployment handle: each stream is the next of those given; ``info`` counts its calls."""
+
+    def __init__(self, *streams: list) -> None:
+        self._streams, self.asked = list(streams), 0
+        self.info = self.generate = self
+
+    def options(self, **_: object) -> "FakeHandle":
+        return self
+
+    def remote(self, *order: object) -> object:
+        if not order:
+            self.asked += 1
+            return asyncio.sleep(0, self.asked)
+        return FakeStream(self._streams.pop(0))
+
+
+class FakeStream:
+    def __init__(self, messages: list) -> None:
+        self._messages = iter(messages)
+
+    def __aiter__(self) -> "FakeStream":
+        return self
+
+    async def __anext__(self) -> object:
+        for message in self._messages:
+            return message
+        raise StopAsyncIteration
+
+    def cancel(self) -> None: ...
+
+
+def messages_of(handle: FakeHandle) -> list:
+    from ray_dit.serving.app import ReplicaBackend
+    from ray_dit.serving.service import Order
+
+    async def collect() -> list:
+        return [message async for message in ReplicaBackend(handle).generate(Order(labels=(0,), seed=0))]
+
+    return asyncio.run(collect())
+
+
+def test_an_order_refused_by_a_replica_that_is_closing_goes_to_another():
+    from ray_dit.serving.service import Complete, Ended, Refused
+
+    closed, done = Refused("closed", "shutting down"), [Complete(0, b""), Ended(1.0, 0.0)]
+    assert messages_of(FakeHandle([closed], done)) == done
+    lost = messages_of(FakeHandle([closed], [closed], [closed]))
+    assert [message.reason for message in lost] == ["lost"]
+
+
+def test_a_model_is_asked_again_what_it_is_after_a_while(monkeypatch):
+    from ray_dit.serving import app
+
+    async def twice() -> list:
+        backend = app.ReplicaBackend(FakeHandle())
+        return [await backend.info(), await backend.info()]
+
+    assert asyncio.run(twice()) == [1, 1]
+    monkeypatch.setattr(app, "INFO_AGE", -1.0)
+    assert asyncio.run(twice()) == [1, 2]
 
 
 def test_a_cluster_that_does_not_answer_is_told(model_uri):

@@ -31,6 +31,7 @@ function model() {
 async function useModel() {
   const { num_classes, size, num_inference_steps, guidance_scale, sampler } = model();
   $("about").textContent = `${model().id}: ${num_classes || "no"} classes, ${size.replace("x", " × ")} pixels`;
+  $("steps").max = Math.max(100, num_inference_steps);
   $("steps").value = num_inference_steps;
   $("guidance").value = guidance_scale;
   $("sampler").value = sampler;
