@@ -72,7 +72,7 @@ class DiTConfig(Config):
     """Channels of the latents."""
     hidden_size: PositiveInt = 1152
     """Width of a token."""
-    depth: PositiveInt = 28
+    depth: Annotated[int, Field(ge=1, le=1000)] = 28
     """Number of transformer blocks."""
     num_heads: PositiveInt = 16
     """Attention heads; must divide hidden_size."""
@@ -169,8 +169,14 @@ class SamplerOverrides(Config):
     variance: Literal["learned", "fixed_small", "fixed_large"] | None = None
 
     def over(self, base: SamplerConfig) -> SamplerConfig:
-        """``base`` with these settings in place of its own; ValueError if they do not fit together."""
-        return SamplerConfig(**base.model_dump() | self.model_dump(exclude_none=True))
+        """``base`` with these settings in place of its own; ValueError if they do not fit together.
+
+        A number of steps takes the place of a list of time steps.
+        """
+        kept = base.model_dump()
+        if self.num_inference_steps is not None:
+            kept["timesteps"] = None
+        return SamplerConfig(**kept | self.model_dump(exclude_none=True))
 
 
 class StageConfig(Config):
@@ -335,7 +341,8 @@ class TrainConfig(TrainingConfig):
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
     """Min-SNR weighting of the loss (Hang et al. 2023); off by default, as in the paper."""
     init_from: Uri | None = None
-    """Model folder to start from; its class count and resolution may differ."""
+    """Model folder to start from; its class count and resolution may differ. Its schedule holds where ``diffusion`` is left
+    as it is."""
     label_init_std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of the initial label vectors. 0.02 is the paper's, for runs of 100,000s of steps; with 1 the
     labels take hold within hundreds."""
@@ -457,6 +464,13 @@ class ImportConfig(Config):
     """Model folder to write: a path or any fsspec URI."""
     vae: VaeSource | None = None
     """VAE folder, copied in, or hub id, fetched when needed; by default the pipeline's own, else sd-vae-ft-ema."""
+    scale: float | tuple[float, ...] | None = None
+    """The model's x_start is (latents - shift) * scale, one number or one a channel; by default the pipeline's
+    scaling_factor, else 0.18215, Stable Diffusion's."""
+    shift: float | tuple[float, ...] = 0.0
+    """See scale."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    """The schedule the model was trained on; left as it is, a pipeline's own comes first."""
     labels: str | None = None
     """imagenet, or a file of class names: labels.json, or one name a line; by default imagenet for 1000 classes."""
     num_heads: PositiveInt | None = None

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from ray_dit.config import DiTConfig, ExportConfig, ImportConfig
+from ray_dit.config import DiffusionConfig, DiTConfig, ExportConfig, ImportConfig
 from ray_dit.core.dit import position_table
 from ray_dit.errors import NotFound, UserError, first_message
 from ray_dit.pipeline import meta_dit
@@ -28,6 +28,7 @@ from ray_dit.stages.fingerprint import parts
 from ray_dit.storage.diffusers_layout import (
     config_from_diffusers,
     from_diffusers,
+    schedule_from_diffusers,
     scheduler_config,
     to_diffusers,
     transformer_config,
@@ -121,8 +122,7 @@ def _read_file(config: ImportConfig, store: Store, name: str) -> Checkpoint:
         )
     num_classes = len(_named_labels(config.labels)) if config.labels else None
     model = config_of(state_dict, config.source, num_heads=config.num_heads, num_classes=num_classes)
-    found = _model_config(config, model, name, sha256, SD_SCALING_FACTOR)
-    return Checkpoint(name, sha256, found, state_dict)
+    return Checkpoint(name, sha256, _model_config(config, model, name, sha256), state_dict)
 
 
 def _read_diffusers(
@@ -135,10 +135,13 @@ def _read_diffusers(
     index = _json(pipeline, "model_index.json") or {} if pipeline else {}
     vae_settings = (_json(pipeline, f"{VAE_FOLDER}/{CONFIG_KEY}") or {}) if pipeline else {}
     scale = float(vae_settings.get("scaling_factor", SD_SCALING_FACTOR))
-    found = _model_config(config, model, name, sha256, scale)
+    scheduler = (_json(pipeline, "scheduler/scheduler_config.json") or {}) if pipeline else {}
+    diffusion = schedule_from_diffusers(scheduler, where)
+    found = _model_config(config, model, name, sha256, scale, diffusion)
     labels = _id2label(index.get("id2label"), model.num_classes)
     if pipeline is not None and (side := _json(pipeline, SIDE_KEY)) is not None:
-        found, labels = _side_config(side, f"{pipeline.uri}/{SIDE_KEY}")
+        told, labels = _side_config(side, f"{pipeline.uri}/{SIDE_KEY}")
+        found = _with_given(told, found, config)
     state_dict = from_diffusers(weights, found.model, where)
     state_dict["pos_embed"] = _position_table(found.model)
     return Checkpoint(
@@ -176,16 +179,38 @@ def _diffusers_weights(store: Store) -> tuple[dict[str, Tensor], str]:
 
 
 def _model_config(
-    config: ImportConfig, model: DiTConfig, name: str, sha256: str, scale: float
+    config: ImportConfig,
+    model: DiTConfig,
+    name: str,
+    sha256: str,
+    scale: float = SD_SCALING_FACTOR,
+    diffusion: DiffusionConfig | None = None,
 ) -> ModelConfig:
     guided = config.guidance_channels
     return ModelConfig(
         model=model,
-        latents=LatentsConfig(scale=scale, image_size=model.input_size * OFFICIAL_DOWNSAMPLE),
+        diffusion=diffusion if diffusion and config.diffusion == DiffusionConfig() else config.diffusion,
+        latents=LatentsConfig(
+            shift=config.shift,
+            scale=scale if config.scale is None else config.scale,
+            image_size=model.input_size * OFFICIAL_DOWNSAMPLE,
+        ),
         guidance_channels=guided if guided and guided < model.in_channels else None,
         origin=f"{name} (sha256 {sha256})",
         licence=config.licence or PUBLISHED.get(name, ""),
     )
+
+
+def _with_given(told: ModelConfig, found: ModelConfig, config: ImportConfig) -> ModelConfig:
+    """What ``ray_dit.json`` told, but for what the command line says otherwise."""
+    default = {name: field.default for name, field in ImportConfig.model_fields.items()}
+    given = {name for name, value in default.items() if getattr(config, name) != value}
+    changes: dict[str, Any] = {
+        name: getattr(found, name) for name in given & {"guidance_channels", "licence", "diffusion"}
+    }
+    if given & {"scale", "shift"}:
+        changes["latents"] = found.latents
+    return told.model_copy(update=changes)
 
 
 def _side_config(side: Any, where: str) -> tuple[ModelConfig, Labels]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ray_dit.config import DiffusionConfig, DiTConfig
 from ray_dit.errors import UserError, first_message
 from ray_dit.storage.official import LABEL_TABLE
+from ray_dit.storage.pretrained import some_names
 
 NUM_CLASSES = 1000
 """DiTPipeline takes label 1000 for the null class, whatever the model: smaller label tables are padded to it."""
@@ -131,6 +132,27 @@ def scheduler_config(config: DiffusionConfig) -> dict[str, Any]:
     }
 
 
+def schedule_from_diffusers(settings: Mapping[str, Any], where: str) -> DiffusionConfig:
+    """Our schedule from scheduler/scheduler_config.json, {} for none; UserError for one that is not linear in beta."""
+    there = {"beta_schedule": "linear", "prediction_type": "epsilon", "trained_betas": None} | dict(settings)
+    wrong = [
+        f"{key} is {there[key]!r}"
+        for key, value in (
+            ("beta_schedule", "linear"),
+            ("prediction_type", "epsilon"),
+            ("trained_betas", None),
+        )
+        if there[key] != value
+    ]
+    if wrong:
+        raise UserError(
+            f"the scheduler in {where} is not the one a DiT is trained with ({', '.join(wrong)}): only linear betas and "
+            "predictions of eps can be imported"
+        )
+    names = ("num_train_timesteps", "beta_start", "beta_end")
+    return DiffusionConfig(**{name: settings[name] for name in names if name in settings})
+
+
 def config_from_diffusers(settings: Mapping[str, Any], where: str) -> DiTConfig:
     """Our shape of a model from transformer/config.json; UserError if it is no DiT."""
     if settings.get("_class_name") not in ("DiTTransformer2DModel", "Transformer2DModel"):
@@ -166,32 +188,39 @@ def from_diffusers(theirs: Mapping[str, Tensor], config: DiTConfig, where: str) 
     ``config`` is ours: where it has fewer classes than the label table has rows, the padding is taken off. Raises
     UserError for parameters that are missing or unknown, and for embedders that differ between blocks.
     """
-    rest = dict(theirs)
-    rest.pop("pos_embed.pos_embed", None)
-    try:
-        ours = {name: rest.pop(their_name) for name, their_name in _renamed(config.depth)}
-        for block in range(config.depth):
-            for kind in ("weight", "bias"):
-                fused, parts = _qkv(block, kind)
-                ours[fused] = torch.cat([rest.pop(part) for part in parts])
-        ours |= {
-            name: _common(rest, their_name, config.depth, where) for name, their_name in EMBEDDERS.items()
-        }
-    except KeyError as error:
+    rest = {name: weight for name, weight in theirs.items() if name != "pos_embed.pos_embed"}
+    expected = _their_names(config.depth)
+    problems = {
+        "missing": [name for name in expected if name not in rest],
+        "unexpected": [name for name in rest if name not in expected],
+    }
+    if listed := [f"{kind}: {some_names(names)}" for kind, names in problems.items() if names]:
         raise UserError(
-            f"the transformer in {where} has no {error.args[0]}: copy the folder again"
-        ) from error
-    if rest:
-        raise UserError(
-            f"the transformer in {where} has unknown weights ({', '.join(list(rest)[:6])}): give a DiT's folder"
+            f"the weights of the transformer in {where} don't fit its {config.depth} blocks ({'; '.join(listed)}): "
+            "copy the folder again"
         )
+    ours = {name: rest[their_name] for name, their_name in _renamed(config.depth)}
+    for block in range(config.depth):
+        for kind in ("weight", "bias"):
+            fused, parts = _qkv(block, kind)
+            ours[fused] = torch.cat([rest[part] for part in parts])
+    ours |= {name: _common(rest, their_name, config.depth, where) for name, their_name in EMBEDDERS.items()}
     _unpad_labels(ours, config)
     return ours
 
 
-def _common(rest: dict[str, Tensor], name: str, depth: int, where: str) -> Tensor:
+def _their_names(depth: int) -> dict[str, None]:
+    """Every parameter of diffusers' transformer but the position table, in order."""
+    names = [theirs for _, theirs in _renamed(depth)]
+    for block in range(depth):
+        names += [part for kind in ("weight", "bias") for part in _qkv(block, kind)[1]]
+        names += [f"transformer_blocks.{block}.norm1.emb.{name}" for name in EMBEDDERS.values()]
+    return dict.fromkeys(names)
+
+
+def _common(rest: Mapping[str, Tensor], name: str, depth: int, where: str) -> Tensor:
     """The embedder weight that all blocks share."""
-    copies = [rest.pop(f"transformer_blocks.{block}.norm1.emb.{name}") for block in range(depth)]
+    copies = [rest[f"transformer_blocks.{block}.norm1.emb.{name}"] for block in range(depth)]
     for block, copy in enumerate(copies):
         if not torch.equal(copy, copies[0]):
             raise UserError(

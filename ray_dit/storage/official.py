@@ -96,7 +96,9 @@ def config_of(
     patch_values, _ = _shape_of(state_dict, "final_layer.linear.weight", 2, where)
     mlp_hidden, _ = _shape_of(state_dict, "blocks.0.mlp.fc1.weight", 2, where)
     labels = state_dict[LABEL_TABLE].shape[0] if LABEL_TABLE in state_dict else 0
-    depth = len({name.split(".")[1] for name in state_dict if name.startswith("blocks.")})
+    blocks = {name.split(".")[1] for name in state_dict if name.startswith("blocks.")}
+    numbers = [int(block) for block in blocks if block.isdecimal() and len(block) <= 4]
+    depth = 1 + max(numbers)  # and not how many there are: one that is missing will be named
     null_class = labels > 0 and labels != num_classes
     try:
         return DiTConfig(

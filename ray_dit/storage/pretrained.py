@@ -171,7 +171,7 @@ def check_shapes(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor
         "unexpected": [name for name in state_dict if name not in expected],
         "of another shape": wrong,
     }
-    listed = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
+    listed = [f"{kind}: {some_names(names)}" for kind, names in problems.items() if names]
     if listed:
         raise UserError(
             f"the weights in {where} don't fit the model ({'; '.join(listed)}): give the file made for it"
@@ -182,7 +182,8 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def _some(names: Sequence[str], most: int = 6) -> str:
+def some_names(names: Sequence[str], most: int = 6) -> str:
+    """The first names of a list, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -241,7 +242,7 @@ def model_card(config: ModelConfig, labels: Labels, *, title: str, notes: str = 
             f"pipe({ask}, seed=0)[0].save('image.png')",
             "```",
             "",
-            f"* Weights: averaged (EMA), float32; origin: {config.origin or 'not recorded'}.",
+            f"* Weights: float32; origin: {config.origin or 'not recorded'}.",
             f"* Licence of the weights: {config.licence or 'not recorded; ask whoever made them'}.",
             f"* Latents: {model.in_channels} channels of {model.input_size}x{model.input_size}; "
             f"guidance acts on {guided} of them.",

@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import os
+import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,7 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ray_dit
-from ray_dit.config import DiTConfig, ExportConfig, ImportConfig, SamplerConfig, VAESizeConfig
+from ray_dit.config import (
+    DiffusionConfig,
+    DiTConfig,
+    ExportConfig,
+    ImportConfig,
+    SamplerConfig,
+    VAESizeConfig,
+)
 from ray_dit.core.dit import DiT
 from ray_dit.core.latents import denormalize
 from ray_dit.core.sampling import TableBank, init_rows, sample
@@ -206,6 +214,10 @@ def test_what_is_no_dit_is_refused(official: dict[str, Tensor], tmp_path: Path) 
 
     without = {name: value for name, value in official.items() if not name.startswith("blocks.1.mlp")}
     assert "missing: blocks.1.mlp.fc1.weight, blocks.1.mlp.fc1.bias" in refusal(without)
+    gone = {name: value for name, value in official.items() if not name.startswith("blocks.1.")}
+    assert "missing: blocks.1." in refusal(gone)  # a whole block, and still no shallower model
+    assert "depth: Input should be less than" in refusal({**official, "blocks.5000.x": torch.zeros(1)})
+    assert "unexpected: blocks.50000.x" in refusal({**official, "blocks.50000.x": torch.zeros(1)})
     assert "unexpected: extra" in refusal({**official, "extra": torch.zeros(1)})
     bent = {**official, "blocks.2.attn.proj.weight": torch.zeros(3, 64)}
     assert "blocks.2.attn.proj.weight is 3x64 instead of 64x64" in refusal(bent)
@@ -427,6 +439,51 @@ def test_a_folder_as_diffusers_made_it(official: dict[str, Tensor], tmp_path: Pa
     (tmp_path / "new" / "config.json").write_text(json.dumps({**settings, "norm_type": "layer_norm"}))
     with pytest.raises(UserError, match="no DiT .norm_type is 'layer_norm'"):
         imported(tmp_path / "new", tmp_path / "o")
+
+
+def test_diffusers_weights_that_are_missing_or_unknown_are_listed(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "p")
+    path = tmp_path / "p" / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    bias = weights.pop("proj_out_1.bias")
+    del weights["transformer_blocks.1.attn1.to_k.weight"]
+    save_file(weights | {"extra": bias}, path)
+    with pytest.raises(UserError) as caught:
+        imported(tmp_path / "p", tmp_path / "m")
+    assert "missing: proj_out_1.bias, transformer_blocks.1.attn1.to_k.weight; unexpected: extra" in str(
+        caught.value
+    )
+
+
+def test_the_schedule_of_a_pipeline_is_read(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "p")
+    (tmp_path / "p" / "ray_dit.json").unlink()
+    path = tmp_path / "p" / "scheduler" / "scheduler_config.json"
+    known = json.loads(path.read_text())
+    path.write_text(json.dumps(known | {"num_train_timesteps": 500, "beta_end": 0.03}))
+    read = read_model(imported(tmp_path / "p", tmp_path / "m")).config.diffusion
+    assert read == DiffusionConfig(num_train_timesteps=500, beta_end=0.03)
+    told = DiffusionConfig(num_train_timesteps=400)
+    assert read_model(imported(tmp_path / "p", tmp_path / "t", diffusion=told)).config.diffusion == told
+    path.write_text(json.dumps(known | {"beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}))
+    with pytest.raises(
+        UserError, match="beta_schedule is 'scaled_linear', prediction_type is 'v_prediction'"
+    ):
+        imported(tmp_path / "p", tmp_path / "o")
+
+
+def test_what_weights_alone_do_not_say_can_be_told(
+    official: dict[str, Tensor], exported: Path, vae: Path, tmp_path: Path
+) -> None:
+    torch.save(official, tmp_path / "tiny.pt")
+    told = {"shift": (0.1, 0.2, 0.3, 0.4), "scale": 2.0, "diffusion": DiffusionConfig(beta_end=0.03)}
+    config = read_model(imported(tmp_path / "tiny.pt", tmp_path / "m", vae=str(vae), **told)).config
+    assert (config.latents.shift, config.latents.scale) == (told["shift"], 2.0)
+    assert config.diffusion == told["diffusion"]
+    over = {"licence": "MIT", "guidance_channels": 2, "scale": 0.7}
+    config = read_model(imported(exported, tmp_path / "side", **over)).config
+    assert (config.licence, config.guidance_channels, config.latents.scale) == ("MIT", 2, 0.7)
+    assert config.origin == "a test"  # the rest as the pipeline tells it
 
 
 def test_models_without_classes_or_null_class_go_through_diffusers(vae: Path, tmp_path: Path) -> None:
