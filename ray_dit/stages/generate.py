@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_dit.config import GenerateConfig, SamplerConfig
+from ray_dit.core.dit import num_labels
 from ray_dit.errors import UserError, first_message
 from ray_dit.session import check_resources, ray_session
 from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repair_shards
 from ray_dit.storage.job import Job, manifest_sha256, read_manifest
 from ray_dit.storage.labels import Labels
-from ray_dit.storage.pretrained import MODEL_STAGE, read_model
+from ray_dit.storage.pretrained import MODEL_STAGE, ModelConfig, read_model
 from ray_dit.storage.shards import array_sha256, image_shard_bytes
 from ray_dit.storage.store import Store
 
@@ -57,7 +58,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     folder = read_model(config.model)
     inputs = {"model": manifest_sha256(read_manifest(config.model, MODEL_STAGE))}
     plan = plan_dataset(config, folder.labels)
-    sampler = _sampler(config, folder.config.sampler)
+    sampler = _sampler(config, folder.config)
     resolved = {"sampler": sampler.content(), "classes": list(plan.classes), "num_images": plan.num_images}
     job = Job.open(
         Store.open(config.output),
@@ -98,11 +99,20 @@ def plan_dataset(config: GenerateConfig, labels: Labels) -> DatasetPlan:
     return DatasetPlan(classes, num_images, config.shard_size)
 
 
-def _sampler(config: GenerateConfig, own: SamplerConfig) -> SamplerConfig:
+def _sampler(config: GenerateConfig, model: ModelConfig) -> SamplerConfig:
+    """The model's own sampler with what was asked for; a model without a null class is sampled unguided."""
     try:
-        return config.sampler.over(own)
+        sampler = config.sampler.over(model.sampler)
     except ValueError as error:
         raise UserError(f"these sampler settings do not fit together: {first_message(error)}") from error
+    if num_labels(model.model) > model.model.num_classes:
+        return sampler
+    if config.sampler.guidance_scale not in (None, 1.0):
+        raise UserError(
+            f"{config.model} was trained without labels or without dropping them, so it can't be guided: leave "
+            "--sampler.guidance-scale out"
+        )
+    return sampler.model_copy(update={"guidance_scale": 1.0})
 
 
 @dataclass(frozen=True)
@@ -189,6 +199,7 @@ def _finish(job: Job, plan: DatasetPlan, labels: Labels, sampler: SamplerConfig)
 def dataset_card(plan: DatasetPlan, labels: Labels, sampler: SamplerConfig) -> str:
     """README.md of the dataset: the YAML header `datasets` reads, and a few words."""
     names = "\n".join(f"          '{number}': {yaml_text(name)}" for number, name in enumerate(labels.names))
+    steps = sampler.num_inference_steps if sampler.timesteps is None else len(sampler.timesteps)
     label_type = f"\n      class_label:\n        names:\n{names}" if labels.names else " int64"
     return f"""---
 configs:
@@ -216,7 +227,7 @@ size_categories:
 ---
 # {plan.num_images} generated pictures of {len(plan.classes)} classes
 
-Made with ray-dit: {sampler.name}, {sampler.num_inference_steps} steps, guidance {sampler.guidance_scale:g}; labels are
+Made with ray-dit: {sampler.name}, {steps} steps, guidance {sampler.guidance_scale:g}; labels are
 balanced. `manifest.json` lists every shard with its sha256; `ray-dit verify` checks them.
 
 ```python

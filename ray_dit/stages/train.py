@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ray_dit.config import DiTConfig, OptimizerConfig, TrainConfig
+from ray_dit.config import DiffusionConfig, DiTConfig, OptimizerConfig, TrainConfig
 from ray_dit.core.batch import TrainingBatch, mirror_choice, training_batch
 from ray_dit.core.diffusion import linear_schedule, q_sample
 from ray_dit.core.dit import DiT, init_label_table
 from ray_dit.core.loss import diffusion_loss
 from ray_dit.core.order import rows_at
+from ray_dit.core.samplers import make_table
 from ray_dit.errors import UserError, first_message
 from ray_dit.session import ray_session
 from ray_dit.stages.fingerprint import parts
@@ -29,11 +30,13 @@ from ray_dit.storage.labels import Labels
 from ray_dit.storage.latent_rows import LatentRows, cache_folder, open_latent_rows
 from ray_dit.storage.pretrained import (
     MODEL_STAGE,
+    VAE_FOLDER,
     LatentsConfig,
     ModelConfig,
     ModelFolder,
     model_card,
     model_objects,
+    read_model,
 )
 from ray_dit.storage.store import Store
 
@@ -51,9 +54,13 @@ def train(config: TrainConfig, *, grid: Grid | None = None) -> dict[str, Any]:
     """
     latents = read_manifest(config.latents, "encode")
     inputs = {"latents": manifest_sha256(latents)}
+    source: ModelFolder | None = None
     if config.init_from is not None:
         inputs["init_from"] = manifest_sha256(read_manifest(config.init_from, MODEL_STAGE))
-    model_config = _model_config(config, latents)
+        source = read_model(config.init_from)
+        if config.diffusion == DiffusionConfig():
+            config = config.model_copy(update={"diffusion": source.config.diffusion})
+    model_config = _model_config(config, latents, source)
     job = Job.open(
         Store.open(config.output), STAGE, parts(config, inputs), accept_fingerprint=config.accept_fingerprint
     )
@@ -74,8 +81,14 @@ def model_folder(config: TrainConfig) -> str:
     return config.model_output or f"{config.output.rstrip('/')}/model"
 
 
-def _model_config(config: TrainConfig, latents: dict[str, Any]) -> ModelConfig:
-    """The model folder's configuration: the DiT's full shape and how raw latents become x_start."""
+def _model_config(
+    config: TrainConfig, latents: dict[str, Any], source: ModelFolder | None = None
+) -> ModelConfig:
+    """The model folder's configuration: the DiT's full shape, how raw latents become x_start, what it comes from.
+
+    A model that starts from ``source`` keeps what its weights were made for: guidance channels, licence, and the
+    normalisation of latents where the VAE is the same.
+    """
     channels, side, _ = latents["latent_shape"]
     try:
         shape = config.model.resolve(input_size=side, in_channels=channels, num_classes=_num_classes(latents))
@@ -87,13 +100,36 @@ def _model_config(config: TrainConfig, latents: dict[str, Any]) -> ModelConfig:
         raise UserError(
             "sampler.variance 'learned' needs model.learn_sigma: set --sampler.variance fixed_small or train the variance"
         )
-    return ModelConfig(
+    try:
+        make_table(config.sampler, linear_schedule(config.diffusion), learn_sigma=shape.learn_sigma)
+    except ValueError as error:
+        raise UserError(f"the model could not be sampled by its own sampler: {error}") from error
+    own = ModelConfig(
         model=shape,
         diffusion=config.diffusion,
         latents=_normalisation(latents),
         sampler=config.sampler,
         origin="trained with ray-dit",
     )
+    if source is None:
+        return own
+    kept = source.config
+    changes: dict[str, Any] = {
+        "guidance_channels": kept.guidance_channels,
+        "licence": kept.licence,
+        "origin": f"trained with ray-dit, starting from: {kept.origin or 'a model of unknown origin'}",
+    }
+    if _vae_sha256(source.store) == _vae_sha256(Store.open(config.latents)):
+        changes["latents"] = kept.latents.model_copy(update={"image_size": own.latents.image_size})
+    return own.model_copy(update=changes)
+
+
+def _vae_sha256(store: Store) -> str | None:
+    """Hash of the VAE's weights in a model or latents folder; None for a model that only names its VAE."""
+    from ray_dit.vae import WEIGHTS_NAME
+
+    key = f"{VAE_FOLDER}/{WEIGHTS_NAME}"
+    return store.sha256(key) if store.head(key) is not None else None
 
 
 def _num_classes(latents: dict[str, Any]) -> int:
@@ -233,7 +269,7 @@ class DiTTrainee:
 
     def _notes(self, log: NDArray[np.float64]) -> str:
         return (
-            f"Trained for {self.config.steps} steps of {self.config.batch_size} on {self.latents['train_rows']} pictures "
+            f"Averaged over training (EMA). Trained for {self.config.steps} steps of {self.config.batch_size} on {self.latents['train_rows']} pictures "
             f"(seed {self.config.seed}); last mean loss {log[-1, 1]:.4f}."
         )
 

@@ -8,7 +8,7 @@ import pytest
 from tiny import SAMPLER, SIZE, contents, times, write_model
 
 import ray_dit
-from ray_dit.config import GenerateConfig, SamplerOverrides
+from ray_dit.config import GenerateConfig, SamplerConfig, SamplerOverrides
 from ray_dit.errors import Conflict, UserError
 from ray_dit.stages.generate import DatasetPlan, generate, plan_dataset, size_category
 from ray_dit.storage.labels import Labels
@@ -28,8 +28,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def settings(place: Path, output: str, **fields: Any) -> GenerateConfig:
-    known = {"num_images": NUM_IMAGES, "shard_size": SHARD, "batch_size": BATCH, "seed": SEED}
-    return GenerateConfig(model=str(place / "model"), output=str(place / output), **(known | fields))
+    known: dict[str, Any] = {"num_images": NUM_IMAGES, "shard_size": SHARD, "batch_size": BATCH, "seed": SEED}
+    known["model"] = str(place / "model")
+    return GenerateConfig(output=str(place / output), **(known | fields))
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,25 @@ def rows(folder: Path) -> dict[int, tuple[int, bytes]]:
         for shard in found
         for number, label, png in zip(shard.ids, shard.labels, shard.images, strict=True)
     }
+
+
+def test_a_model_that_knows_no_null_class_is_not_said_to_be_guided(place: Path) -> None:
+    write_model(
+        place / "undropped", NAMES, dropout=0.0, sampler=SAMPLER.model_copy(update={"guidance_scale": 4.0})
+    )
+    fields = {"num_images": 1, "model": str(place / "undropped")}
+    asked = settings(place, "guided", **fields, sampler=SamplerOverrides(guidance_scale=2.0))
+    with pytest.raises(UserError, match="can't be guided: leave --sampler.guidance-scale out"):
+        generate(asked)
+    made = generate(settings(place, "unguided", **fields))
+    assert made["sampler"]["guidance_scale"] == 1.0
+
+
+def test_a_number_of_steps_takes_the_place_of_a_list() -> None:
+    own = SamplerConfig(timesteps=(900.0, 500.0, 100.0))
+    assert SamplerOverrides(guidance_scale=2.0).over(own).timesteps == own.timesteps
+    over = SamplerOverrides(num_inference_steps=7).over(own)
+    assert (over.timesteps, over.num_inference_steps) == (None, 7)
 
 
 def test_one_actor_makes_the_bytes_of_two(place: Path, made: dict[str, Any]) -> None:

@@ -10,11 +10,19 @@ import torch
 from tiny import MODEL, SAMPLER, SIZE, times, write_model, write_pictures, write_vae
 
 import ray_dit
-from ray_dit.config import EncodeConfig, ImagesConfig, OptimizerConfig, TrainConfig
+from ray_dit.config import (
+    DiffusionConfig,
+    EncodeConfig,
+    ImagesConfig,
+    OptimizerConfig,
+    SamplerConfig,
+    TrainConfig,
+)
 from ray_dit.errors import UserError
 from ray_dit.report.pictures import grid
 from ray_dit.stages.encode import encode
 from ray_dit.stages.train import train
+from ray_dit.storage.pretrained import LatentsConfig
 from ray_dit.storage.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
@@ -92,6 +100,43 @@ def test_it_starts_from_another_model_with_other_classes(place: Path) -> None:
     assert tuned[table].shape[0] == 4 and source[table].shape[0] == 3
     assert tuned.keys() == source.keys()
     assert all(torch.allclose(tuned[name], source[name], atol=1e-6) for name in source if name != table)
+
+
+def test_it_keeps_what_the_weights_it_starts_from_were_made_for(place: Path) -> None:
+    kept = {"guidance_channels": 2, "licence": "MIT", "diffusion": DiffusionConfig(num_train_timesteps=500)}
+    normalisation = LatentsConfig(shift=0.5, scale=0.3, image_size=SIZE)
+    write_model(place / "own", ("one", "two"), latents=normalisation, origin="somewhere", **kept)
+    short = {"steps": 1, "checkpoint_every": 1, "grid_per_class": 0, "init_from": str(place / "own")}
+    train(settings(place, "heir", **short))
+    heir = ray_dit.load(str(place / "heir/model"))
+    assert heir.config.model_copy(update=kept) == heir.config
+    assert heir.config.origin == "trained with ray-dit, starting from: somewhere"
+    assert heir.config.latents == normalisation  # the VAE is the same
+    other = settings(place, "else", **short, diffusion=DiffusionConfig(num_train_timesteps=200))
+    train(other)
+    assert ray_dit.load(str(place / "else/model")).config.diffusion.num_train_timesteps == 200
+
+
+def test_it_starts_from_a_model_of_another_resolution(place: Path) -> None:
+    source = write_model(place / "small", ("left", "middle", "right")).state_dict()
+    pictures = ImagesConfig(uri=str(place / "images"), size=2 * SIZE, heldout=0.1)
+    output = str(place / "latents-large")
+    encode(EncodeConfig(images=pictures, vae=str(place / "vae"), output=output, actors=1))
+    fields = {"steps": 1, "checkpoint_every": 1, "grid_per_class": 0, "learning_rate": 1e-12}
+    train(settings(place, "large", init_from=str(place / "small"), latents=output, **fields))
+    pipe = ray_dit.load(str(place / "large/model"))
+    tuned = pipe.model.state_dict()
+    assert tuned["pos_embed"].shape[1] == 4 * source["pos_embed"].shape[1]
+    assert all(torch.allclose(tuned[name], source[name], atol=1e-6) for name in source if name != "pos_embed")
+    assert pipe(labels=["left"], steps=2)[0].size == (2 * SIZE, 2 * SIZE)
+
+
+def test_a_sampler_the_schedule_can_not_follow_is_refused_at_once(place: Path) -> None:
+    fields = {"diffusion": DiffusionConfig(num_train_timesteps=20), "grid_per_class": 0}
+    sampler = SamplerConfig(name="ddim", num_inference_steps=25)
+    with pytest.raises(UserError, match="could not be sampled by its own sampler"):
+        train(settings(place, "never", sampler=sampler, **fields))
+    assert not (place / "never").exists()
 
 
 def test_unlabelled_pictures_train_a_model_without_classes(place: Path) -> None:

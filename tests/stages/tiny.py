@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -41,18 +42,22 @@ def write_vae(folder: Path) -> VAE:
     return vae
 
 
-def write_model(folder: Path, names: tuple[str, ...]) -> DiT:
-    """A model folder as train leaves it, with random weights everywhere, and its transformer."""
+def write_model(folder: Path, names: tuple[str, ...], *, dropout: float = 0.1, **fields: Any) -> DiT:
+    """A model folder as train leaves it, with random weights everywhere, and its transformer.
+
+    ``dropout`` of labels; ``fields`` of its ModelConfig.
+    """
     import torch
 
-    fields = MODEL.model_dump(exclude={"preset"})
-    shape = DiTConfig(**fields, input_size=SIZE // 2, in_channels=4, num_classes=len(names))
+    known = MODEL.model_dump(exclude={"preset"}) | {"class_dropout_prob": dropout}
+    shape = DiTConfig(**known, input_size=SIZE // 2, in_channels=4, num_classes=len(names))
     model = DiT(shape)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # the paper's initial model says 0 whatever it is asked
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    settings = ModelConfig(model=shape, latents=LatentsConfig(image_size=SIZE), sampler=SAMPLER)
+    known = {"model": shape, "latents": LatentsConfig(image_size=SIZE), "sampler": SAMPLER}
+    settings = ModelConfig(**known | fields)
     job = Job.open(Store.open(str(folder)), "model", {"made": "by a test"})
     vae = VAE.create(VAE_SIZE).files()
     for key, data in model_objects(settings, model.state_dict(), Labels(names), vae, "card").items():
