@@ -487,6 +487,8 @@ class Outcome:
     """To the same solver at the reference steps, over the seeds both have; None for the references themselves."""
     reference: float | None = None
     """Mean distance of the reference over those seeds."""
+    num_pairs: int = 0
+    """How many seeds those are."""
 
     def meets(self, loss: float) -> bool | None:
         """Whether the interval of the difference includes 0 or stays below ``loss`` of the reference; None: unknown."""
@@ -496,14 +498,15 @@ class Outcome:
         return low <= 0 <= high or high < loss * self.reference
 
 
-def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> tuple[Estimate, float] | None:
-    """Difference of distances by seed, over the seeds both have, and the reference's mean over these."""
+def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> tuple[Estimate, float, int] | None:
+    """Difference of distances by seed, over the seeds both have; the reference's mean over these; how many."""
     seeds = sorted(ours.keys() & reference.keys())
     if not seeds:
         return None
     return (
         Estimate.of([ours[seed] - reference[seed] for seed in seeds]),
         statistics.fmean(reference[seed] for seed in seeds),
+        len(seeds),
     )
 
 
@@ -542,18 +545,20 @@ def _outcome(
         seconds_per_image=sum(one.cpu_seconds for one in kept) / images,
         difference=compared[0] if compared else None,
         reference=compared[1] if compared else None,
+        num_pairs=compared[2] if compared else 0,
     )
 
 
 def choice(found: Sequence[Outcome], settings: Settings) -> Outcome | None:
     """What the default of generate should be: of those that meet the goal within its steps, the least mean distance.
 
-    Only samplers of which every seed has been measured take part; equal ones are decided by row evaluations.
+    Only samplers of which every seed has been measured, and of their reference, take part; equal ones are decided by
+    row evaluations.
     """
     good = [
         one
         for one in found
-        if one.num_seeds == len(settings.seeds)
+        if one.num_pairs == len(settings.seeds)
         and one.sampler.num_inference_steps <= settings.goal_steps
         and one.meets(settings.goal_loss)
     ]

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import fsspec
 import numpy as np
@@ -78,7 +79,7 @@ def reference_statistics(source: str, dim: int = FEATURE_DIM) -> FeatureStatisti
     try:
         with _opened(source) as file, np.load(file, allow_pickle=False) as arrays:
             mean, covariance = (torch.from_numpy(arrays[name]).double() for name in ("mu", "sigma"))
-    except (OSError, EOFError, KeyError, ValueError, TypeError) as error:
+    except (OSError, EOFError, KeyError, ValueError, TypeError, BadZipFile) as error:
         raise UserError(
             f"{source} holds no reference statistics ({first_message(error)}): give a .npz with mu and sigma"
         ) from error

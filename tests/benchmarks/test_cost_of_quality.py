@@ -238,7 +238,8 @@ def test_differences_are_taken_by_seed_over_the_seeds_both_have() -> None:
     # The distances of a seed differ much from another seed's, their difference hardly: pairing sees that.
     compared = paired({0: 10.5, 1: 20.7, 5: 99.0}, {1: 20.0, 0: 10.0, 3: -1.0})
     assert compared is not None
-    difference, reference = compared
+    difference, reference, count = compared
+    assert count == 2
     assert difference.mean == pytest.approx(0.6)
     assert difference.half == pytest.approx(12.706 * 0.1)
     assert reference == pytest.approx(15.0)
@@ -256,6 +257,7 @@ def outcome(mean: float, half: float | None, **fields: Any) -> Outcome:
         "seconds_per_image": 0.1,
         "difference": Estimate(mean, half),
         "reference": 10.0,
+        "num_pairs": 5,
     }
     return Outcome(**given | fields)
 
@@ -281,7 +283,7 @@ def test_the_choice_is_the_least_distance_that_meets_the_goal() -> None:
         outcome(0.3, 0.1),
         outcome(0.2, 0.1),  # as good for more rows
         outcome(0.9, 0.1, distance=Estimate(1.0, 0.1)),  # less, but far from its reference
-        outcome(-1.0, 0.1, num_seeds=4),
+        outcome(-1.0, 0.1, num_pairs=4),
         outcome(-1.0, 0.1, sampler=SamplerConfig(num_inference_steps=15)),
     ]
     assert choice([*others, best], ours) is best

@@ -73,7 +73,7 @@ def test_statistics_come_from_mu_and_sigma_alone(tmp_path: Path) -> None:
         reference_statistics(path)
 
 
-@pytest.mark.parametrize("content", [b"not an archive", b""])
+@pytest.mark.parametrize("content", [b"not an archive", b"", b"PK\x03\x04 cut off"])
 def test_another_file_is_no_statistics(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.npz"
     path.write_bytes(content)
