@@ -142,6 +142,11 @@ class SamplerConfig(Config):
     variance: Literal["learned", "fixed_small", "fixed_large"] = "learned"
     """DDPM's variance; learned needs a model with learn_sigma."""
 
+    @property
+    def num_steps(self) -> int:
+        """Model evaluations an image: the list's where there is one."""
+        return self.num_inference_steps if self.timesteps is None else len(self.timesteps)
+
     @model_validator(mode="after")
     def _consistent(self) -> "SamplerConfig":
         if self.timesteps is not None:

@@ -222,7 +222,7 @@ class _Api:
             raise _refusal(first)
         assert isinstance(first, Accepted)
         settled = {
-            "num_inference_steps": _num_steps(first),
+            "num_inference_steps": first.sampler.num_steps,
             "guidance_scale": first.sampler.guidance_scale,
             "sampler": first.sampler.name,
         }
@@ -270,7 +270,7 @@ class _Api:
         limits = self.config.limits
         labels = _labels(body, info)
         steps = body.num_inference_steps
-        total = len(labels) * (steps or info.sampler.num_inference_steps)
+        total = len(labels) * (steps or info.sampler.num_steps)
         if body.response_format == "url":
             raise _invalid("response_format", "images are kept nowhere, so there are no URLs: take b64_json")
         if body.size not in (None, "auto", _size(info)):
@@ -492,11 +492,6 @@ def _refusal(refused: Refused) -> ApiError:
     if status == 503:
         headers["Retry-After"] = "1"
     return ApiError(status, refused.message, code=refused.reason, headers=headers)
-
-
-def _num_steps(accepted: Accepted) -> int:
-    sampler = accepted.sampler
-    return sampler.num_inference_steps if sampler.timesteps is None else len(sampler.timesteps)
 
 
 def _size(info: ModelInfo) -> str:

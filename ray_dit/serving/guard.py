@@ -260,8 +260,9 @@ def error_response(error: ApiError) -> tuple[int, list[tuple[bytes, bytes]], byt
     return error.status, headers, body
 
 
-class ProxyRoutes:
-    """Around Ray Serve's proxy: hides its own list of applications, which it would tell anyone; health stays."""
+class ProxyGuard:
+    """Around Ray Serve's proxy: hides its list of applications, which it would tell anyone, and takes request ids away
+    that are none, which it would echo (or break on, when they are no UTF-8): it then gives one of its own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -273,12 +274,19 @@ class ProxyRoutes:
             await send({"type": "http.response.start", "status": status, "headers": headers})
             await send({"type": "http.response.body", "body": body})
             return
+        if scope["type"] == "http":
+            kept = [
+                (name, value)
+                for name, value in scope["headers"]
+                if name.lower() != b"x-request-id" or REQUEST_ID.fullmatch(value.decode("latin-1"))
+            ]
+            scope = {**scope, "headers": kept}
         await self.app(scope, receive, send)
 
 
 def proxy_middlewares() -> list[Middleware]:
     """For Ray Serve's variable RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH."""
-    return [Middleware(ProxyRoutes)]
+    return [Middleware(ProxyGuard)]
 
 
 def route_path(scope: Scope) -> str:

@@ -199,7 +199,6 @@ def _finish(job: Job, plan: DatasetPlan, labels: Labels, sampler: SamplerConfig)
 def dataset_card(plan: DatasetPlan, labels: Labels, sampler: SamplerConfig) -> str:
     """README.md of the dataset: the YAML header `datasets` reads, and a few words."""
     names = "\n".join(f"          '{number}': {yaml_text(name)}" for number, name in enumerate(labels.names))
-    steps = sampler.num_inference_steps if sampler.timesteps is None else len(sampler.timesteps)
     label_type = f"\n      class_label:\n        names:\n{names}" if labels.names else " int64"
     return f"""---
 configs:
@@ -227,7 +226,7 @@ size_categories:
 ---
 # {plan.num_images} generated pictures of {len(plan.classes)} classes
 
-Made with ray-dit: {sampler.name}, {steps} steps, guidance {sampler.guidance_scale:g}; labels are
+Made with ray-dit: {sampler.name}, {sampler.num_steps} steps, guidance {sampler.guidance_scale:g}; labels are
 balanced. `manifest.json` lists every shard with its sha256; `ray-dit verify` checks them.
 
 ```python

@@ -6,14 +6,17 @@ import json
 import logging
 import socket
 import time
+from dataclasses import replace
 
 import httpx
 import pytest
 from conftest import serving
 from fakes import FakeBackend
 
+from ray_dit.config import SamplerConfig
 from ray_dit.errors import UserError
 from ray_dit.serving.api import create_app
+from ray_dit.serving.guard import ProxyGuard
 from ray_dit.serving.keys import VARIABLE, Keys, new_key
 from ray_dit.serving.service import Refused
 from ray_dit.serving.settings import ApiConfig, LimitsConfig
@@ -259,6 +262,36 @@ def test_one_log_line_a_request(caplog):
     )
     assert first["seconds"] >= first["first_image_s"] >= 0 and "k3y" not in json.dumps(first)
     assert second["status"] == 400 and second["request_id"].startswith("req_")
+
+
+@pytest.mark.parametrize(
+    ("own", "steps", "status"), [(None, 7, 200), (None, 8, 400), (7, None, 200), (8, None, 400)]
+)
+def test_images_times_steps_are_bounded_also_by_the_models_own_steps(own, steps, status):
+    class Slow(FakeBackend):
+        async def info(self):
+            listed = None if own is None else tuple(float(t) for t in range(own, 0, -1))
+            return replace(await super().info(), sampler=SamplerConfig(timesteps=listed))
+
+    config = ApiConfig(limits=LimitsConfig(max_total_steps=21))
+    body = {"prompt": "1", "n": 3} | ({} if steps is None else {"num_inference_steps": steps})
+    answer = ask(Slow(), config, json=body)
+    assert answer.status_code == status
+    assert status == 200 or answer.json()["error"]["message"] == "n x steps is 24; at most 21 a request"
+
+
+@pytest.mark.parametrize("given", [b"\xff\xfe", b"a" * 65, b"two words", b""])
+def test_the_proxy_is_not_shown_request_ids_that_are_none(given):
+    seen = []
+
+    async def proxy(scope, receive, send):
+        seen.append(dict(scope["headers"]))
+
+    headers = [(b"x-request-id", given), (b"host", b"here")]
+    asyncio.run(ProxyGuard(proxy)({"type": "http", "path": "/", "headers": headers}, None, None))
+    headers[0] = (b"x-request-id", b"mine-1")
+    asyncio.run(ProxyGuard(proxy)({"type": "http", "path": "/", "headers": headers}, None, None))
+    assert seen == [{b"host": b"here"}, {b"host": b"here", b"x-request-id": b"mine-1"}]
 
 
 def test_security_headers_are_everywhere():

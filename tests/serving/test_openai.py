@@ -104,6 +104,7 @@ def test_models(client):
         ({"prompt": "hen", "model": "dall-e-3"}, openai.NotFoundError, "model"),
         ({"prompt": "hen", "extra_body": {"steps": 3}}, openai.BadRequestError, "steps"),
         ({"prompt": "hen", "extra_body": {"num_inference_steps": 251}}, openai.BadRequestError, "num_inference_steps"),
+        ({"prompt": "hen", "n": 11, "extra_body": {"num_inference_steps": 1}}, openai.BadRequestError, "n"),
         ({"prompt": "hen", "n": 2, "extra_body": {"class_labels": [1, 2, 3]}}, openai.BadRequestError, "n"),
         ({"prompt": "hen", "stream": True, "extra_body": {"partial_images": 11}}, openai.BadRequestError, "partial_images"),
     ],

@@ -142,8 +142,12 @@ def test_a_killed_replica_costs_no_request(url):
     threads = [threading.Thread(target=ask) for _ in range(6)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
+    deadline = time.monotonic() + 10
+    while not _images("second") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert _images("second") > 0
     ray.kill(_replica("second"), no_restart=True)
+    assert not results  # none was done: all six have to be made again
     for thread in threads:
         thread.join(60)
     assert len(results) == 6  # none hangs
@@ -213,6 +217,8 @@ def test_the_command_serves_and_lets_requests_finish(model_uri, tmp_path):
         # what Ray Serve's proxy answers by itself, before any key is looked at: health alone
         assert httpx.get(f"http://127.0.0.1:{port}/-/routes").status_code == 404
         assert httpx.get(f"http://127.0.0.1:{port}/-/healthz").status_code == 200
+        strange = httpx.get(f"http://127.0.0.1:{port}/health", headers=[(b"X-Request-Id", b"\xff\xfe")])
+        assert strange.status_code == 200 and len(strange.headers.get_list("x-request-id")) == 1
         url = f"http://127.0.0.1:{port}/v1/images/generations"
         body = {"prompt": "hen", "n": 10, "num_inference_steps": 250, "sampler": "ddpm"}
         with ThreadPoolExecutor() as pool:
