@@ -151,20 +151,20 @@ class Cell:
 
 
 def plan(settings: Settings) -> list[Cell]:
-    """All cells, the most telling first: goal and reference, solver by solver; control; the curve; DDPM last."""
+    """All cells, the most telling first: goal and reference, solver by solver; the curve; DDPM; control."""
 
     def place(cell: Cell) -> tuple[int, ...]:
         sampler = cell.sampler
         steps = sampler.num_inference_steps
         telling = steps in (settings.goal_steps, settings.reference_steps)
-        tier = 3 if sampler.name == settings.ancestral.name else 0 if telling else 2
+        tier = 2 if sampler.name == settings.ancestral.name else 0 if telling else 1
         if cell.precision != settings.precision:
-            tier = 1
+            tier = 3
         interval = settings.guidance_intervals.index(sampler.guidance_interval)
         solvers = [solver.name for solver in settings.solvers]
         solver = solvers.index(sampler.name) if sampler.name in solvers else len(solvers)
         # the curve's cheap cells come before its dear ones
-        return (tier, steps if tier == 2 else 0, interval, solver, cell.seed, steps)
+        return (tier, steps if tier == 1 else 0, interval, solver, cell.seed, steps)
 
     cells = [
         Cell(sampler, seed, settings.precision) for sampler in settings.samplers() for seed in settings.seeds
