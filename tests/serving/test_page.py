@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 
 import pytest
 
@@ -116,7 +117,7 @@ def test_an_error_of_the_server_is_told(page):
     playwright_api.expect(page.locator(".batch")).to_have_count(0)
 
 
-def test_the_copied_command_works(page, url):
+def test_the_copied_command_works(page, url, tmp_path):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.fill("#seed", "3")
     page.click("#curl")
@@ -125,6 +126,41 @@ def test_the_copied_command_works(page, url):
     body = json.loads(re.search(r"-d '(.*?)'", command, re.S)[1])
     assert body["prompt"] == "tench, Tinca tinca" and body["seed"] == 3
     assert f"{url}/v1/images/generations" in command
+    if shutil.which("curl") is None:
+        pytest.skip("no curl here to run the command with")
+    subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=60)
+    assert sorted(os.listdir(tmp_path)) == [f"image-{i}.png" for i in range(body["n"])]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_follow_the_system_and_can_be_read(browser, url, scheme):
+    context = browser.new_context(color_scheme=scheme)
+    page = context.new_page()
+    page.goto(url)
+    # contrast of every visible text with what lies behind it, as WCAG 2.1 computes it
+    worst, background = page.evaluate("""() => {
+        const rgba = (text) => text.match(/[\\d.]+/g).map(Number);
+        const luminance = (colour) => colour.slice(0, 3).map((v) => v / 255)
+            .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+            .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+        const behind = (element) => {
+            for (let e = element; e; e = e.parentElement) {
+                const colour = rgba(getComputedStyle(e).backgroundColor);
+                if (colour[3] !== 0) return luminance(colour);
+            }
+            return 1;
+        };
+        const texts = [...document.body.querySelectorAll('*')].filter((e) => e.checkVisibility()
+            && !e.closest('[disabled]') && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()));
+        const ratios = texts.map((e) => {
+            const pair = [luminance(rgba(getComputedStyle(e).color)), behind(e)].sort((a, b) => b - a);
+            return [(pair[0] + 0.05) / (pair[1] + 0.05), e.tagName + '.' + e.className + ': ' + e.textContent.slice(0, 30)];
+        });
+        return [ratios.sort((a, b) => a[0] - b[0])[0], behind(document.body)];
+    }""")
+    context.close()
+    assert background > 0.8 if scheme == "light" else background < 0.1
+    assert worst[0] >= 4.5, worst
 
 
 def test_on_a_phone_nothing_is_wider_than_the_screen(browser, url):

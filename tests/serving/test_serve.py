@@ -121,6 +121,12 @@ def test_metrics_reach_prometheus(url, client):
         "ray_dit_busy_seconds_total",
     }
     wanted |= {"ray_dit_first_image_seconds", "ray_dit_engine_request_seconds", "ray_dit_images"}
+    wanted |= {
+        "ray_dit_request_seconds",
+        "ray_dit_cancelled_total",
+        "ray_dit_queued_requests",
+    }  # by the test above
+    wanted |= {"ray_dit_decode_seconds_total"}
     deadline = time.monotonic() + 40  # Ray collects them every few seconds
     missing = wanted
     while missing and time.monotonic() < deadline:
