@@ -318,6 +318,18 @@ def test_a_client_that_leaves_ends_its_order(stream):
         assert backend.orders == 1 and backend.open == 0
 
 
+def test_a_stream_that_waits_says_that_it_lives(monkeypatch):
+    monkeypatch.setattr("ray_dit.serving.api.KEEP_ALIVE_SECONDS", 0.05)
+    backend = FakeBackend()
+    backend.hold = True
+    with serving({"fake": backend}) as url, httpx.Client() as client:
+        with client.stream("POST", url + GENERATE, json={"prompt": "1", "stream": True}) as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == ": still here"
+            backend.hold = False
+            assert "data: [DONE]" in list(lines)
+
+
 def test_ready_and_missing_models():
     class Loading(FakeBackend):
         async def ready(self):
