@@ -4,12 +4,14 @@ An image is a row of core.sampling, with its own time step, label, guidance scal
 denoising step. Between two steps requests join, leave, are cancelled or meet their deadline. Two threads work: one
 denoises; the other decodes finished latents and previews, so that the VAE never holds up denoising.
 
-Shares are by request, not by row. The next row of a call is always one of the request that had the least of the network
-so far (fair queueing; what nobody else could use is not counted), and a call grows only as far as no request comes below the 1/N of its own speed that N requests
-are due; see ``_row_limit``. Counts called rows are of the network: a guided image takes two.
+Who takes part: a request's work is known when it comes, so each is due at once: when it came plus ``PATIENCE`` times what it
+would take alone. The images of those due first come first, and others have what room they leave. So a short request passes
+long ones, a long one is passed by no more than its patience allows, equal ones are served in turn; and images are done
+sooner on average than if all advanced together. A call grows only as far as no request comes below the 1/N of its own speed
+that N requests are due; see ``_row_limit``. Counts called rows are of the network: a guided image takes two.
 """
 
-import heapq
+import bisect
 import logging
 import threading
 import time
@@ -29,8 +31,9 @@ from ray_dit.serving.settings import EngineConfig
 
 logger = logging.getLogger(__name__)
 
-QUANTUM = 4
-"""Steps for which a choice of rows stands while nobody joins or leaves; choosing anew costs copies."""
+PATIENCE = 32
+"""A request is due after so many times the time it would take alone. With 0 it would be first come, first served; with ever
+more, the shortest first and the longest perhaps never."""
 MAX_FAILURES = 3
 """Failed calls of the network, or of the VAE, in a row after which the engine calls itself unhealthy."""
 
@@ -146,18 +149,17 @@ class Engine:
         self.max_step_rows = self.curve.best_rows()
         self.healthy = True
         self._wake = threading.Condition()
-        self._waiting: deque[Request] = deque()
+        self._waiting: list[Request] = []
+        """Those due first in front, as in ``_running``."""
         self._running: list[Request] = []
         self._closing = False
         self._changed = True
-        self._clock = 0.0
         self._bank = TableBank()
         self._tables: dict[SamplerConfig, _Plan] = {}
         """By the settings without their scale, which is the row's own."""
         self._batch = _Batch(model)
         self._chosen: list[_Row] = []
-        self._short: set[Request] = set()
-        self._age = 0
+        self._chosen_rows = 0
         self._failures = 0
         self._decoder = _Decoder(self)
         self._pacer = _Pacer(model.device)
@@ -177,7 +179,7 @@ class Engine:
             # Those for whom there are slots wait for the end of a step only.
             if len(self._waiting) >= self.config.max_queued + max(self._free_slots(), 0):
                 raise QueueFull(self._seconds_of_work())
-            self._waiting.append(request)
+            bisect.insort(self._waiting, request, key=_turn)
             self._changed = True
             self._wake.notify_all()
         return request
@@ -275,57 +277,44 @@ class Engine:
         return self.config.slots - sum(max(request.resident, 1) for request in self._running)
 
     def _admit(self) -> bool:
-        """Lets waiting requests in, in the order they came, while there are slots; whether it let any in."""
+        """Lets waiting requests in, those due first, while there are slots; whether it let any in."""
         if not self._waiting:
             return False
         free = self._free_slots()
         for _ in range(min(free, len(self._waiting))):
-            request = self._waiting.popleft()
-            request.service = self._clock
-            self._running.append(request)
+            bisect.insort(self._running, self._waiting.pop(0), key=_turn)
         return free > 0
 
     def _choose(self) -> list["_Row"]:
-        """The images of the next step, in whole or as many as ``_row_limit`` allows; see the module's first lines."""
-        self._age += 1
-        if not self._changed and self._age < QUANTUM and self._still_fits():
-            self._charge()
+        """The images of the next step, in whole or as many as ``_row_limit`` allows; see the module's first lines.
+
+        A choice stands until something changes, or guidance sets in or ends for one of them: choosing anew costs copies.
+        """
+        if not self._changed and _num_rows(self._chosen) == self._chosen_rows:
             return self._chosen
-        self._age = 0
         active = [request for request in self._running if request.rows]
-        self._chosen, self._short = self._share_out(active, self._row_limit(active))
+        self._chosen = self._those_due(active, self._row_limit(active))
+        self._chosen_rows = _num_rows(self._chosen)
         self._changed = False
-        self._charge()
         return self._chosen
 
-    def _still_fits(self) -> bool:
-        return sum(row.cost for row in self._chosen) <= self.max_step_rows  # guidance may have set in
-
-    def _share_out(self, active: Sequence["Request"], room: int) -> tuple[list["_Row"], set["Request"]]:
-        """The rows of the next call, and whose other rows found no room in it."""
+    def _those_due(self, active: Sequence["Request"], room: int) -> list["_Row"]:
+        """The images of the next call, of no more than so many rows."""
         slots = max(self._free_slots(), 0)
         kept_back = self.config.slots // 4  # for first images: else few long requests could hold every slot
-        short: set[Request] = set()
-        heap = [(request.service, request.number, 0, request) for request in active]
-        heapq.heapify(heap)
         chosen: list[_Row] = []
-        while heap and room > 0:
-            service, number, place, request = heapq.heappop(heap)
-            row = request.rows[place]
-            cost = row.cost
-            if cost > room:
-                short.add(request)
-                continue
-            if not row.begun:
-                first = request.resident == 0 and place == 0  # it has a slot kept for it
-                if not first and slots <= kept_back:
-                    continue
-                slots -= 0 if first else 1
-            chosen.append(row)
-            room -= cost
-            if place + 1 < len(request.rows):
-                heapq.heappush(heap, (service + cost, number, place + 1, request))
-        return chosen, short | {entry[3] for entry in heap}
+        for request in active:
+            for place, row in enumerate(request.rows):
+                if row.cost > room:
+                    break
+                if not row.begun:
+                    first = request.resident == 0 and place == 0  # it has a slot kept for it
+                    if not first and slots <= kept_back:
+                        break
+                    slots -= 0 if first else 1
+                chosen.append(row)
+                room -= row.cost
+        return chosen
 
     def _row_limit(self, active: Sequence["Request"]) -> int:
         """Most rows of a call: what pays, and what leaves each of N requests 1/N of the speed it would have alone.
@@ -338,24 +327,8 @@ class Engine:
         fair = self.curve.rows_within(len(active) * self.curve.seconds(smallest))
         return min(self.max_step_rows, max(fair, smallest, 2))
 
-    def _charge(self) -> None:
-        """Counts the chosen rows, and brings who got all it can use up to those who did not.
-
-        What nobody else could have used is thus no debt. The clock, where newcomers start, is the service of those who
-        wait for more.
-        """
-        for row in self._chosen:
-            row.request.service += row.cost
-        active = {row.request for row in self._chosen} | self._short
-        if not active:
-            return
-        level = min((r.service for r in self._short), default=max(r.service for r in active))
-        for request in active - self._short:
-            request.service = max(request.service, level)
-        self._clock = max(self._clock, level)
-
     def _step(self, chosen: list["_Row"]) -> None:
-        num_rows = sum(row.cost for row in chosen)
+        num_rows = _num_rows(chosen)
         started = time.perf_counter()
         try:
             rows = self._batch.gather(chosen)
@@ -446,6 +419,11 @@ class Engine:
             self._changed = True
             self._wake.notify_all()
 
+    def seconds_alone(self, demand: int, num_steps: int) -> float:
+        """About how long the network needs for so many steps of so many rows, by the profile."""
+        rows = min(demand, self.max_step_rows)
+        return num_steps * self.curve.seconds(rows) * demand / rows
+
     def _seconds_of_work(self) -> float:
         """How long the network needs for a request's share of what is waiting, about."""
         everyone = [*self._running, *self._waiting]
@@ -467,6 +445,14 @@ class _Plan:
         return len(self.guided)
 
 
+def _turn(request: "Request") -> tuple[float, int]:
+    return request.due, request.number
+
+
+def _num_rows(chosen: Sequence["_Row"]) -> int:
+    return sum(row.cost for row in chosen)
+
+
 class Request:
     """A request in an engine: what submit gives back."""
 
@@ -482,8 +468,7 @@ class Request:
         self.rows = [_Row(self, index) for index in range(len(job.labels))]
         self.undelivered = len(self.rows)
         self.begun = 0
-        self.service = 0.0
-        """Rows of the network it had, counted from where the others were when it came."""
+        self.due = self.submitted + PATIENCE * engine.seconds_alone(self.demand, plan.num_steps)
         self.reason: Reason | None = None
         """Why it is to end before its time."""
         self.queued_seconds: float | None = None

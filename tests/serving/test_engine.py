@@ -146,7 +146,7 @@ def test_a_short_request_is_not_held_up_by_a_long_one(make_engine):
     assert long.last == Failed("cancelled")
 
 
-def test_shares_are_by_request_when_rows_are_scarce(make_engine):
+def test_a_short_request_passes_a_long_one_which_has_what_it_leaves(make_engine):
     model = FakeModel(a=0.001)
     engine = make_engine(model, EngineConfig(profile_seconds=0, max_step_rows=4))
     long = Client(engine, job([2] * 10, steps=100))
@@ -154,53 +154,84 @@ def test_shares_are_by_request_when_rows_are_scarce(make_engine):
     before = len(model.calls)
     Client(engine, job([1], steps=10)).wait()
     during = model.calls[before:]
-    assert len(during) <= 10 + 3  # one row in two of each call is enough for it to go at full speed
+    assert len(during) <= 10 + 3  # it took part in each call
     assert all(2 in call for call in during)  # and the long one has the rest of each
     long.request.cancel()
 
 
-def test_two_large_requests_share_every_step(make_engine):
+def test_equal_requests_are_served_in_turn(make_engine):
     model = FakeModel(a=0.001)
     model.gate.clear()
     engine = make_engine(model, EngineConfig(profile_seconds=0, max_step_rows=4))
-    clients = [Client(engine, job([label] * 10, steps=20)) for label in (1, 2)]
+    clients = [Client(engine, job([label] * 6, steps=20)) for label in (1, 2)]
     time.sleep(0.05)
     model.gate.set()
     for client in clients:
         client.wait()
-    assert all({1, 2} <= set(call) for call in model.calls[4:100])
+    last = max(number for number, call in enumerate(model.calls) if 1 in call)
+    assert last <= 61  # as if it were alone; the first call held what was there before the gate
+    assert all(
+        call.count(1) == 2 for call in model.calls[1 : last + 1]
+    )  # a guided image has the null class too
 
 
-def test_a_newcomer_has_no_claim_on_the_time_before_it_came(make_engine):
+def test_a_long_request_is_not_passed_for_ever(make_engine, monkeypatch):
+    monkeypatch.setattr("ray_dit.serving.engine.PATIENCE", 10)
     model = FakeModel(a=0.001)
     engine = make_engine(model, EngineConfig(profile_seconds=0, max_step_rows=2))
-    old = Client(engine, job([1], steps=250))
-    _until(lambda: len(model.calls) > 100)
-    new = Client(engine, job([2], steps=100))
-    before = len(model.calls)
-    _until(lambda: len(model.calls) > before + 40)
-    calls = model.calls[before : before + 40]
-    assert 12 <= sum(1 in call for call in calls) <= 28  # they take turns
-    old.request.cancel(), new.request.cancel()
+    long = Client(engine, job([1], steps=60))
+    _until(lambda: model.calls)
+    busy = True
+
+    def keep_asking() -> None:
+        while busy:
+            Client(engine, job([2], steps=20)).wait()
+
+    others = [threading.Thread(target=keep_asking) for _ in range(3)]
+    for other in others:
+        other.start()
+    try:
+        assert isinstance(long.last, Done)
+    finally:
+        busy = False
+        for other in others:
+            other.join()
+    before_long = max(number for number, call in enumerate(model.calls) if 1 in call) - 60
+    # Passed by those who are due before it: it is after 600 ms of steps, they after 200 ms from when they came.
+    assert 150 < before_long < 700
 
 
-def test_what_nobody_else_could_use_is_no_debt(make_engine):
-    """A large request that filled calls up beside small ones is not shut out when many come."""
+def test_those_due_first_get_the_slots_that_become_free(make_engine):
+    model = FakeModel(a=0.002)
+    model.gate.clear()
+    engine = make_engine(model, EngineConfig(profile_seconds=0, slots=1))
+    first = Client(engine, job([1], steps=5))
+    _until(lambda: engine.load().running == 1)
+    long, short = Client(engine, job([2], steps=250)), Client(engine, job([3], steps=2))
+    model.gate.set()
+    first.wait(), short.wait()
+    of_short = [number for number, call in enumerate(model.calls) if 3 in call]
+    assert len(of_short) == 2 and not any(2 in call for call in model.calls[: of_short[-1]])
+    long.request.cancel()
+
+
+def test_rows_that_guidance_no_longer_needs_are_given_to_others(make_engine):
     model = FakeModel(a=0.001)
-    engine = make_engine(model, EngineConfig(profile_seconds=0, max_step_rows=8))
-    large = Client(engine, job([2] * 10, steps=250, scale=1.0))
-    small = Client(engine, job([1], steps=100, scale=1.0))
-    _until(
-        lambda: sum(1 in call for call in model.calls) >= 60
-    )  # 60 calls of one row for one, seven for the other
-    crowd = [Client(engine, job([3], steps=60, scale=1.0)) for _ in range(8)]
-    _until(lambda: sum(call.count(3) >= 6 for call in model.calls) >= 20)
-    crowded = [call for call in model.calls if call.count(3) >= 6][:20]
-    assert (
-        sum(2 in call for call in crowded) >= 10
-    )  # one of ten requests for eight rows: four calls in five are due
-    for client in (large, small, *crowd):
-        client.request.cancel()
+    model.gate.clear()
+    engine = make_engine(model, EngineConfig(profile_seconds=0, max_step_rows=2))
+    early = SamplerConfig(
+        name="ddim", num_inference_steps=20, guidance_scale=3.0, guidance_interval=(500.0, 1000.0)
+    )
+    first = Client(engine, Job(labels=(1,), sampler=early, seed=1))
+    second = Client(engine, job([2], steps=100, scale=1.0))
+    time.sleep(0.05)
+    model.gate.set()
+    first.wait()
+    together = [call for call in model.calls if 1 in call]
+    guided = int(model.table(early).guided.sum())
+    assert 5 < guided < 15
+    assert [sorted(call) for call in together] == [[1, NUM_CLASSES]] * guided + [[1, 2]] * (20 - guided)
+    second.request.cancel()
 
 
 def test_a_deadline_passes_while_all_images_are_being_decoded(make_engine):
@@ -242,7 +273,7 @@ def test_memory_that_is_short_between_calls_loses_no_image(make_engine, monkeypa
     engine = make_engine(model, EngineConfig(profile_seconds=0, max_step_rows=8))
     first = Client(engine, job([1], steps=250, scale=1.0))
     _until(lambda: model.calls)
-    whole, failures = Rows.cat, iter([True, False])
+    whole, failures = Rows.cat, iter([True])
 
     def short_once(parts):
         if next(failures, False):
