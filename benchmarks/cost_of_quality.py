@@ -151,20 +151,22 @@ class Cell:
 
 
 def plan(settings: Settings) -> list[Cell]:
-    """All cells, the most telling first: goal and reference, solver by solver; the curve; DDPM; control."""
+    """All cells, the most telling first: goal and reference, solver by solver; DDPM; the curve; DDPM with an interval; control."""
 
     def place(cell: Cell) -> tuple[int, ...]:
         sampler = cell.sampler
         steps = sampler.num_inference_steps
         telling = steps in (settings.goal_steps, settings.reference_steps)
-        tier = 2 if sampler.name == settings.ancestral.name else 0 if telling else 1
-        if cell.precision != settings.precision:
-            tier = 3
         interval = settings.guidance_intervals.index(sampler.guidance_interval)
+        tier = 0 if telling else 2
+        if sampler.name == settings.ancestral.name:
+            tier = 3 if interval else 1
+        if cell.precision != settings.precision:
+            tier = 4
         solvers = [solver.name for solver in settings.solvers]
         solver = solvers.index(sampler.name) if sampler.name in solvers else len(solvers)
         # the curve's cheap cells come before its dear ones
-        return (tier, steps if tier == 1 else 0, interval, solver, cell.seed, steps)
+        return (tier, steps if tier == 2 else 0, interval, solver, cell.seed, steps)
 
     cells = [
         Cell(sampler, seed, settings.precision) for sampler in settings.samplers() for seed in settings.seeds
