@@ -72,7 +72,7 @@ class DiTConfig(Config):
     """Channels of the latents."""
     hidden_size: PositiveInt = 1152
     """Width of a token."""
-    depth: Annotated[int, Field(ge=1, le=1000)] = 28
+    depth: Annotated[int, Field(gt=0, le=1000)] = 28
     """Number of transformer blocks."""
     num_heads: PositiveInt = 16
     """Attention heads; must divide hidden_size."""
@@ -121,11 +121,11 @@ class DiffusionConfig(Config):
 
 
 class SamplerConfig(Config):
-    """How latents are drawn: the sampler's table and the guidance."""
+    """How latents are drawn: the sampler's table and the guidance. The default is chosen by measurement: docs/sampling.md."""
 
-    name: Literal["ddpm", "ddim", "dpmpp", "unipc"] = "dpmpp"
+    name: Literal["ddpm", "ddim", "dpmpp", "unipc"] = "unipc"
     """ddpm (Ho 2020), ddim (Song 2021), dpmpp (DPM-Solver++(2M), Lu 2022), unipc (UniPC-bh2, Zhao 2023)."""
-    num_inference_steps: Annotated[int, Field(gt=0, le=1000)] = 25
+    num_inference_steps: Annotated[int, Field(gt=0, le=1000)] = 10
     """Model evaluations an image, each one or two rows (guided)."""
     guidance_scale: Annotated[float, Field(ge=0.0, le=100.0)] = 2.0
     """Classifier-free guidance; 1 is off and skips the unconditional rows."""
