@@ -602,16 +602,18 @@ def markdown(measured: Mapping[Cell, Measured], settings: Settings, truth: Truth
     )
     goal = f"at most {settings.goal_steps} steps, difference including 0 or below {settings.goal_loss:.0%}"
     lines += ["", f"## {settings.control.precision} beside {settings.precision}", ""]
-    lines += [
-        f"| cell | FD in {settings.control.precision} | FD in {settings.precision} | |",
-        "|---|--:|--:|--:|",
-    ]
+    pairs: list[str] = []
     for cell in control_cells(settings):
         one, other = measured.get(cell), measured.get(replace(cell, precision=settings.precision))
         if one and other:
             here, there = one.frechet_distance, other.frechet_distance
             name = f"{title(cell.sampler)}, seed {cell.seed}"
-            lines.append(f"| {name} | {here:.4f} | {there:.4f} | {there / here - 1:+.2%} |")
+            pairs.append(f"| {name} | {here:.4f} | {there:.4f} | {there / here - 1:+.2%} |")
+    head = [
+        f"| cell | FD in {settings.control.precision} | FD in {settings.precision} | |",
+        "|---|--:|--:|--:|",
+    ]
+    lines += [*head, *pairs] if pairs else ["Not measured yet."]
     return "\n".join([*lines, "", f"Goal: {goal}. The least distance that meets it: **{chosen}**.", ""])
 
 
