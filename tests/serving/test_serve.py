@@ -234,7 +234,8 @@ def test_the_command_serves_and_lets_requests_finish(model_uri, tmp_path):
             assert running.result().status_code == 200
         said = server.communicate(timeout=60)[1]
     lines = [json.loads(part[part.index("{") :]) for part in said.splitlines() if '"request_id"' in part]
-    assert [line["status"] for line in lines] == [200] and lines[0]["n"] == 10
+    assert [line["status"] for line in lines] == [200, 200] and lines[1]["n"] == 10
+    assert lines[0]["request_id"] == strange.headers["x-request-id"]
     assert "Traceback" not in said
 
 
