@@ -4,6 +4,7 @@ import os
 import secrets
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -11,12 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from jobs.local_s3 import free_ports
-from ray_dit.config import VAESizeConfig
+from ray_dit.config import DiTConfig, VAESizeConfig
+from ray_dit.core.dit import DiT
+from ray_dit.storage.labels import Labels
+from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
+from ray_dit.storage.store import Store
 from ray_dit.vae import VAE
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -117,6 +124,64 @@ def test_a_stage_joins_by_address_and_a_submitted_job_makes_the_same(cluster: Cl
     assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-3000:]
     assert "latents of 8 pictures in 2 classes" in submitted.stdout
     assert contents(place / "submitted") == contents(place / "joined") != {}
+
+
+def write_model(folder: Path) -> str:
+    shape = DiTConfig(input_size=4, patch_size=2, hidden_size=16, depth=1, num_heads=1, num_classes=2)
+    config = ModelConfig(model=shape, latents=LatentsConfig(image_size=8))
+    size = VAESizeConfig(block_out_channels=(4, 4), norm_num_groups=2, mid_block_add_attention=False)
+    weights, vae = DiT(shape).state_dict(), VAE.create(size).files()
+    store = Store.open(str(folder))
+    for key, data in model_objects(config, weights, Labels(("left", "right")), vae, "card").items():
+        store.put(key, data)
+    return str(folder)
+
+
+def test_the_config_file_is_deployed_and_changed_without_dropping_a_request(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    document = yaml.safe_load((ROOT / "cluster" / "serve.yaml").read_text())
+    document["http_options"]["port"] = port
+    arguments = document["applications"][0]["args"]
+    arguments |= {"model": [f"tiny={write_model(tmp_path / 'model')}"], "engine": {"profile_seconds": 0}}
+    body = {"prompt": "left", "seed": 1, "num_inference_steps": 20}
+    url, answers = f"http://127.0.0.1:{port}", []
+
+    def deploy() -> None:
+        (tmp_path / "serve.yaml").write_text(yaml.safe_dump(document))
+        deployed = cluster.run("serve", "deploy", "-a", cluster.dashboard, str(tmp_path / "serve.yaml"))
+        assert deployed.returncode == 0, deployed.stderr[-3000:]
+
+    def await_deployment(after: float = 0.0) -> float:
+        end = time.monotonic() + 120
+        while True:
+            status = yaml.safe_load(cluster.run("serve", "status", "-a", cluster.dashboard).stdout)
+            application = status["applications"]["ray-dit"]
+            if application["status"] == "RUNNING" and application["last_deployed_time_s"] > after:
+                return application["last_deployed_time_s"]
+            assert application["status"] != "DEPLOY_FAILED" and time.monotonic() < end, status
+            time.sleep(1)
+
+    def keep_asking() -> None:
+        while not stop.is_set():
+            answers.append(httpx.post(f"{url}/v1/images/generations", json=body, timeout=60))
+
+    deploy()
+    first = await_deployment()
+    assert httpx.get(f"{url}/ready").json() == {"status": "ok"}
+    stop, asking = threading.Event(), threading.Thread(target=keep_asking)
+    asking.start()
+    try:
+        arguments["engine"]["decode_batch"] = 4  # new replicas
+        deploy()
+        await_deployment(first)
+    finally:
+        stop.set()
+        asking.join(60)
+    assert len(answers) > 3 and {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["data"][0]["b64_json"] for answer in answers}) == 1
+    cluster.run("serve", "shutdown", "-y", "-a", cluster.dashboard)
 
 
 def test_a_submitted_job_that_is_refused_fails_with_the_sentence(cluster: Cluster, place: Path) -> None:
