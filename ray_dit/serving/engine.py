@@ -4,11 +4,11 @@ An image is a row of core.sampling, with its own time step, label, guidance scal
 denoising step. Between two steps requests join, leave, are cancelled or meet their deadline. Two threads work: one
 denoises; the other decodes finished latents and previews, so that the VAE never holds up denoising.
 
-Who takes part: a request's work is known when it comes, so each is due at once: when it came plus ``PATIENCE`` times what it
-would take alone. The images of those due first come first, and others have what room they leave. So a short request passes
+Who takes part: a request's work is known when it comes, and so is when it is due: ``PATIENCE`` times what it would take alone
+later. The images of those due first come first, and others have what room they leave. So a short request passes
 long ones, a long one is passed by no more than its patience allows, equal ones are served in turn; and images are done
 sooner on average than if all advanced together. A call grows only as far as no request comes below the 1/N of its own speed
-that N requests are due; see ``_row_limit``. Counts called rows are of the network: a guided image takes two.
+that each of N may expect; see ``_row_limit``. Counts called rows are of the network: a guided image takes two.
 """
 
 import bisect
