@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ray_dit.config import DiTConfig, Precision, SamplerConfig
 from ray_dit.core.diffusion import Schedule, linear_schedule
-from ray_dit.core.dit import DiT, adapt_state_dict, num_labels, with_bfloat16_products
+from ray_dit.core.dit import DiT, adapt_state_dict, null_label, with_bfloat16_products
 from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.latents import denormalize, to_uint8
 from ray_dit.core.samplers import SamplerTable, make_table
@@ -106,10 +106,8 @@ class Pipeline:
     @cached_property
     def guided_model(self) -> GuidedModel:
         """What core.sampling steps."""
-        config = self.config.model
-        null_label = config.num_classes if num_labels(config) > config.num_classes else None
         network = self.model if self.precision == "float32" else self._in_bfloat16
-        return GuidedModel(network, null_label, self.config.guidance_channels)
+        return GuidedModel(network, null_label(self.config.model), self.config.guidance_channels)
 
     def _in_bfloat16(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16):

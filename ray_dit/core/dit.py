@@ -244,6 +244,11 @@ def _sincos(width: int, positions: Int[np.ndarray, " N"]) -> Float64[np.ndarray,
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
 
 
+def null_label(config: DiTConfig) -> int | None:
+    """The null class's label, by which a model can be guided; None for one trained without labels, or never without."""
+    return config.num_classes if num_labels(config) > config.num_classes else None
+
+
 def num_labels(config: DiTConfig) -> int:
     """Rows of the label table: the classes, and the null class where labels are dropped in training."""
     return config.num_classes + (1 if config.class_dropout_prob > 0 and config.num_classes else 0)

@@ -8,7 +8,7 @@ Who takes part: a request's work is known when it comes, and so is when it is du
 later. The images of those due first come first, and others have what room they leave. So a short request passes
 long ones, a long one is passed by no more than its patience allows, equal ones are served in turn; and images are done
 sooner on average than if all advanced together. A call grows only as far as no request comes below the 1/N of its own speed
-that each of N may expect; see ``_row_limit``. Counts called rows are of the network: a guided image takes two.
+that each of N may expect; see ``row_limit``. Counts called rows are of the network: a guided image takes two.
 """
 
 import bisect
@@ -131,6 +131,23 @@ class Load:
     running: int
     queued: int
     max_step_rows: int
+
+
+def patience(demand: int, num_steps: int, curve: StepCurve, max_step_rows: int) -> float:
+    """Seconds after which a request of so many rows a step is due."""
+    rows = min(demand, max_step_rows)
+    return PATIENCE * num_steps * curve.seconds(rows) * demand / rows
+
+
+def row_limit(demands: Sequence[int], curve: StepCurve, max_step_rows: int) -> int:
+    """Most rows of a call: what pays, and what leaves each of N requests 1/N of the speed it would have alone.
+
+    Alone, a request's step takes ``curve.seconds(its rows)``; among N its step may take N times that. ``demands`` are the
+    rows each would take, of one request at least.
+    """
+    smallest = min(*demands, max_step_rows)
+    fair = curve.rows_within(len(demands) * curve.seconds(smallest))
+    return min(max_step_rows, max(fair, smallest, 2))
 
 
 class Engine:
@@ -286,14 +303,16 @@ class Engine:
         return free > 0
 
     def _choose(self) -> list["_Row"]:
-        """The images of the next step, in whole or as many as ``_row_limit`` allows; see the module's first lines.
+        """The images of the next step, in whole or as many as ``row_limit`` allows; see the module's first lines.
 
         A choice stands until something changes, or guidance sets in or ends for one of them: choosing anew costs copies.
         """
         if not self._changed and _num_rows(self._chosen) == self._chosen_rows:
             return self._chosen
         active = [request for request in self._running if request.rows]
-        self._chosen = self._those_due(active, self._row_limit(active))
+        demands = [request.demand for request in active]
+        room = row_limit(demands, self.curve, self.max_step_rows) if active else 0
+        self._chosen = self._those_due(active, room)
         self._chosen_rows = _num_rows(self._chosen)
         self._changed = False
         return self._chosen
@@ -315,17 +334,6 @@ class Engine:
                 chosen.append(row)
                 room -= row.cost
         return chosen
-
-    def _row_limit(self, active: Sequence["Request"]) -> int:
-        """Most rows of a call: what pays, and what leaves each of N requests 1/N of the speed it would have alone.
-
-        Alone, a request's step takes ``curve.seconds(its rows)``; among N its step may take N times that.
-        """
-        if not active:
-            return 0
-        smallest = min(min(request.demand, self.max_step_rows) for request in active)
-        fair = self.curve.rows_within(len(active) * self.curve.seconds(smallest))
-        return min(self.max_step_rows, max(fair, smallest, 2))
 
     def _step(self, chosen: list["_Row"]) -> None:
         num_rows = _num_rows(chosen)
@@ -419,11 +427,6 @@ class Engine:
             self._changed = True
             self._wake.notify_all()
 
-    def seconds_alone(self, demand: int, num_steps: int) -> float:
-        """About how long the network needs for so many steps of so many rows, by the profile."""
-        rows = min(demand, self.max_step_rows)
-        return num_steps * self.curve.seconds(rows) * demand / rows
-
     def _seconds_of_work(self) -> float:
         """How long the network needs for a request's share of what is waiting, about."""
         everyone = [*self._running, *self._waiting]
@@ -468,7 +471,7 @@ class Request:
         self.rows = [_Row(self, index) for index in range(len(job.labels))]
         self.undelivered = len(self.rows)
         self.begun = 0
-        self.due = self.submitted + PATIENCE * engine.seconds_alone(self.demand, plan.num_steps)
+        self.due = self.submitted + patience(self.demand, plan.num_steps, engine.curve, engine.max_step_rows)
         self.reason: Reason | None = None
         """Why it is to end before its time."""
         self.queued_seconds: float | None = None

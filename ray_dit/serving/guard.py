@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 request_logger = logging.getLogger("ray_dit.serving.requests")
 
 OPEN_PATHS = frozenset({"/health"})
-REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 CLIENT_GONE = 499
 """In logs, as nginx has it: the client went before the answer."""
 SECURITY_HEADERS = {
@@ -209,9 +209,7 @@ class Guard:
         if call.status is not None:
             return  # the answer has begun; it ends here
         call.details.setdefault("error", error.code)
-        status, headers, body = error_response(error)
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await _send_error(error, send)
 
 
 class ClientGone(Exception):
@@ -260,6 +258,16 @@ def error_response(error: ApiError) -> tuple[int, list[tuple[bytes, bytes]], byt
     return error.status, headers, body
 
 
+async def _send_error(error: ApiError, send: Send) -> None:
+    status, headers, body = error_response(error)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _nothing_there() -> ApiError:
+    return ApiError(404, "there is nothing at this address", code="not_found")
+
+
 class ProxyGuard:
     """Around Ray Serve's proxy: hides its list of applications, which it would tell anyone, and takes request ids away
     that are none, which it would echo (or break on, when they are no UTF-8): it then gives one of its own."""
@@ -268,17 +276,14 @@ class ProxyGuard:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"].rstrip("/") == "/-/routes":
-            error = ApiError(404, "there is nothing at this address", code="not_found")
-            status, headers, body = error_response(error)
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
-            return
         if scope["type"] == "http":
+            if scope["path"].rstrip("/") == "/-/routes":
+                await _send_error(_nothing_there(), send)
+                return
             kept = [
                 (name, value)
                 for name, value in scope["headers"]
-                if name.lower() != b"x-request-id" or REQUEST_ID.fullmatch(value.decode("latin-1"))
+                if name.lower() != b"x-request-id" or _is_request_id(value)
             ]
             scope = {**scope, "headers": kept}
         await self.app(scope, receive, send)
@@ -303,8 +308,12 @@ def _headers(scope: Scope) -> dict[bytes, list[bytes]]:
 
 
 def _request_id(headers: Mapping[bytes, list[bytes]]) -> str:
-    given = headers.get(b"x-request-id", [b""])[0].decode("latin-1")
-    return given if REQUEST_ID.fullmatch(given) else f"req_{uuid.uuid4().hex}"
+    given = headers.get(b"x-request-id", [b""])[0]
+    return given.decode() if _is_request_id(given) else f"req_{uuid.uuid4().hex}"
+
+
+def _is_request_id(given: bytes) -> bool:
+    return REQUEST_ID.fullmatch(given) is not None
 
 
 def _host_name(host: bytes) -> str | None:
@@ -317,7 +326,7 @@ def _check_path(scope: Scope) -> None:
     raw = scope.get("raw_path") or b""
     segments = scope["path"].split("/")
     if b"%2f" in raw.lower() or ".." in segments or "" in segments[1:-1] or "\\" in scope["path"]:
-        raise ApiError(404, "there is nothing at this address", code="not_found")
+        raise _nothing_there()
 
 
 def _too_large(most: int) -> ApiError:

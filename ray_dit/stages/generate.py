@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_dit.config import GenerateConfig, SamplerConfig
-from ray_dit.core.dit import num_labels
+from ray_dit.core.dit import null_label
 from ray_dit.errors import UserError, first_message
 from ray_dit.session import check_resources, ray_session
 from ray_dit.stages.fingerprint import parts
@@ -105,7 +105,7 @@ def _sampler(config: GenerateConfig, model: ModelConfig) -> SamplerConfig:
         sampler = config.sampler.over(model.sampler)
     except ValueError as error:
         raise UserError(f"these sampler settings do not fit together: {first_message(error)}") from error
-    if num_labels(model.model) > model.model.num_classes:
+    if null_label(model.model) is not None:
         return sampler
     if config.sampler.guidance_scale not in (None, 1.0):
         raise UserError(

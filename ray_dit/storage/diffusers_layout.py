@@ -13,7 +13,7 @@ from torch import Tensor
 from ray_dit.config import DiffusionConfig, DiTConfig
 from ray_dit.errors import UserError, first_message
 from ray_dit.storage.official import LABEL_TABLE
-from ray_dit.storage.pretrained import some_names
+from ray_dit.storage.pretrained import listed
 
 NUM_CLASSES = 1000
 """DiTPipeline takes label 1000 for the null class, whatever the model: smaller label tables are padded to it."""
@@ -194,9 +194,9 @@ def from_diffusers(theirs: Mapping[str, Tensor], config: DiTConfig, where: str) 
         "missing": [name for name in expected if name not in rest],
         "unexpected": [name for name in rest if name not in expected],
     }
-    if listed := [f"{kind}: {some_names(names)}" for kind, names in problems.items() if names]:
+    if found := listed(problems):
         raise UserError(
-            f"the weights of the transformer in {where} don't fit its {config.depth} blocks ({'; '.join(listed)}): "
+            f"the weights of the transformer in {where} don't fit its {config.depth} blocks ({found}): "
             "copy the folder again"
         )
     ours = {name: rest[their_name] for name, their_name in _renamed(config.depth)}

@@ -171,19 +171,20 @@ def check_shapes(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor
         "unexpected": [name for name in state_dict if name not in expected],
         "of another shape": wrong,
     }
-    listed = [f"{kind}: {some_names(names)}" for kind, names in problems.items() if names]
-    if listed:
-        raise UserError(
-            f"the weights in {where} don't fit the model ({'; '.join(listed)}): give the file made for it"
-        )
+    if found := listed(problems):
+        raise UserError(f"the weights in {where} don't fit the model ({found}): give the file made for it")
 
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def some_names(names: Sequence[str], most: int = 6) -> str:
-    """The first names of a list, and how many more there are."""
+def listed(problems: Mapping[str, Sequence[str]]) -> str:
+    """Names by what is wrong with them, as an error says it; "" where there are none."""
+    return "; ".join(f"{kind}: {_some_names(names)}" for kind, names in problems.items() if names)
+
+
+def _some_names(names: Sequence[str], most: int = 6) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 

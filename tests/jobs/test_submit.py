@@ -17,14 +17,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from tiny import contents, write_model, write_vae
 
 from jobs.local_s3 import free_ports
-from ray_dit.config import DiTConfig, VAESizeConfig
-from ray_dit.core.dit import DiT
-from ray_dit.storage.labels import Labels
-from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
-from ray_dit.storage.store import Store
-from ray_dit.vae import VAE
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -97,21 +92,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for number in range(4):
             picture = np.full((16, 16, 3), 30 * number, np.uint8)
             Image.fromarray(picture).save(folder / "images" / name / f"{number}.png")
-    size = VAESizeConfig(block_out_channels=(4, 4), norm_num_groups=2, mid_block_add_attention=False)
-    (folder / "vae").mkdir()
-    for name, data in VAE.create(size).files().items():
-        (folder / "vae" / name).write_bytes(data)
+    write_vae(folder / "vae")
     return folder
 
 
 def options(place: Path, output: str) -> list[str]:
     pictures = ["--images.uri", str(place / "images"), "--images.size", "16", "--images.heldout", "0"]
     return [*pictures, "--vae", str(place / "vae"), "--output", str(place / output), "--shard-size", "4"]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    paths = [path for path in folder.rglob("*") if path.is_file() and "_runs" not in path.parts]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def test_a_stage_joins_by_address_and_a_submitted_job_makes_the_same(cluster: Cluster, place: Path) -> None:
@@ -126,17 +113,6 @@ def test_a_stage_joins_by_address_and_a_submitted_job_makes_the_same(cluster: Cl
     assert contents(place / "submitted") == contents(place / "joined") != {}
 
 
-def write_model(folder: Path) -> str:
-    shape = DiTConfig(input_size=4, patch_size=2, hidden_size=16, depth=1, num_heads=1, num_classes=2)
-    config = ModelConfig(model=shape, latents=LatentsConfig(image_size=8))
-    size = VAESizeConfig(block_out_channels=(4, 4), norm_num_groups=2, mid_block_add_attention=False)
-    weights, vae = DiT(shape).state_dict(), VAE.create(size).files()
-    store = Store.open(str(folder))
-    for key, data in model_objects(config, weights, Labels(("left", "right")), vae, "card").items():
-        store.put(key, data)
-    return str(folder)
-
-
 def test_the_config_file_is_deployed_and_changed_without_dropping_a_request(
     cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -144,7 +120,8 @@ def test_the_config_file_is_deployed_and_changed_without_dropping_a_request(
     document = yaml.safe_load((ROOT / "cluster" / "serve.yaml").read_text())
     document["http_options"]["port"] = port
     arguments = document["applications"][0]["args"]
-    arguments |= {"model": [f"tiny={write_model(tmp_path / 'model')}"], "engine": {"profile_seconds": 0}}
+    write_model(tmp_path / "model", ("left", "right"))
+    arguments |= {"model": [f"tiny={tmp_path / 'model'}"], "engine": {"profile_seconds": 0}}
     body = {"prompt": "left", "seed": 1, "num_inference_steps": 20}
     url, answers = f"http://127.0.0.1:{port}", []
 

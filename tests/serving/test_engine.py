@@ -76,6 +76,15 @@ def make_engine():
         engine.close()
 
 
+def held_engine(make_engine, model: FakeModel, **settings: int) -> tuple[Engine, Client]:
+    """An engine whose first request has begun, and waits for the network until a test sets ``model.gate``."""
+    model.gate.clear()
+    engine = make_engine(model, EngineConfig(profile_seconds=0, **settings))
+    first = Client(engine, job())
+    _until(lambda: engine.load().running == 1)
+    return engine, first
+
+
 def job(labels=(1,), steps=5, scale=3.0, name="ddim", seed=7, **fields) -> Job:
     sampler = SamplerConfig(name=name, num_inference_steps=steps, guidance_scale=scale)
     return Job(labels=tuple(labels), sampler=sampler, seed=seed, **fields)
@@ -203,10 +212,7 @@ def test_a_long_request_is_not_passed_for_ever(make_engine, monkeypatch):
 
 def test_those_due_first_get_the_slots_that_become_free(make_engine):
     model = FakeModel(a=0.002)
-    model.gate.clear()
-    engine = make_engine(model, EngineConfig(profile_seconds=0, slots=1))
-    first = Client(engine, job([1], steps=5))
-    _until(lambda: engine.load().running == 1)
+    engine, first = held_engine(make_engine, model, slots=1)
     long, short = Client(engine, job([2], steps=250)), Client(engine, job([3], steps=2))
     model.gate.set()
     first.wait(), short.wait()
@@ -245,11 +251,7 @@ def test_a_deadline_passes_while_all_images_are_being_decoded(make_engine):
 
 
 def test_a_queue_holds_no_more_while_a_step_runs(make_engine):
-    model = FakeModel()
-    model.gate.clear()
-    engine = make_engine(model, EngineConfig(profile_seconds=0, slots=4, max_queued=2))
-    Client(engine, job())
-    _until(lambda: engine.load().running == 1)
+    engine, _ = held_engine(make_engine, FakeModel(), slots=4, max_queued=2)
     for _ in range(3 + 2):  # three slots are free, two may wait
         Client(engine, job())
     with pytest.raises(QueueFull):
@@ -309,11 +311,7 @@ def test_waiting_requests_enter_as_slots_free(make_engine):
 
 
 def test_a_full_queue_says_when_to_come_again(make_engine):
-    model = FakeModel()
-    model.gate.clear()
-    engine = make_engine(model, EngineConfig(profile_seconds=0, slots=1, max_queued=1))
-    Client(engine, job())
-    _until(lambda: engine.load().running == 1)
+    engine, _ = held_engine(make_engine, FakeModel(), slots=1, max_queued=1)
     Client(engine, job())
     with pytest.raises(QueueFull) as caught:
         Client(engine, job())
