@@ -42,6 +42,9 @@ bench: .venv/dev ## benchmarks; results in benchmarks/results/ (hours: see each 
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.cost_of_quality --model demo/model --images demo/images
 
+gpu-check: .venv/dev ## on a machine with a GPU: parity, repeatability, throughput, MFU, memory; results in benchmarks/results/
+	$(BIN)/python -m benchmarks.gpu_check
+
 format: .venv/dev ## format the code and sort imports
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -60,4 +63,4 @@ format: .venv/dev ## format the code and sort imports
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch .venv/demo $@
 
-.PHONY: help demo demo-s3 test check pytest browser faults bench format
+.PHONY: help demo demo-s3 test check pytest browser faults bench gpu-check format

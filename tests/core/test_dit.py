@@ -173,6 +173,14 @@ def test_wrong_latents_and_missing_labels_are_refused():
 # --- the ways it is run
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("patch_size", [1, 2, 4])
+def test_patches_embedded_by_a_product_are_those_of_the_convolution(patch_size: int):
+    embedder = DiT(changed(patch_size=patch_size), generator=seeded()).x_embedder
+    torch.nn.init.normal_(embedder.proj.bias, generator=seeded())
+    assert_near(embedder.as_product(case("x")), embedder(case("x")), 1e-6)
+
+
 def dtypes_under_autocast(model: DiT) -> dict[str, torch.dtype]:
     """The dtype of each linear and normalisation layer's output under autocast, and of the model's."""
     seen: dict[str, torch.dtype] = {}
