@@ -128,7 +128,7 @@ def _option_names(config: type[BaseModel], prefix: str = "--") -> dict[str, bool
 
 
 def _is_switch(annotation: Any) -> bool:
-    return bool in (annotation, *get_args(annotation))
+    return annotation is bool  # where None is a third value, it is `--option True` or False
 
 
 def _complaint(boxed: str) -> str:
@@ -204,6 +204,8 @@ def _options(values: Any, config: type[BaseModel], path: str, where: str, prefix
             if not isinstance(value, bool):
                 raise UserError(f"{where}.{key} in {path} must be true or false, not {value!r}")
             options.append(option if value else _negated(option))
+        elif bool in get_args(nested) and not isinstance(value, bool):
+            raise UserError(f"{where}.{key} in {path} must be true or false, not {value!r}")
         elif isinstance(value, Mapping):
             raise UserError(f"{where}.{key} in {path} must be a value, not settings of its own")
         elif isinstance(value, list):
@@ -305,10 +307,14 @@ def _generate(config: settings.GenerateConfig) -> None:
     from ray_dit.stages.generate import generate
 
     manifest = generate(config)
+    labelled = bool(manifest["classes"])
+    size = manifest.get("image_size", "SIZE")
+    judged = f"ray-dit evaluate --images.uri IMAGES --images.size {size} --dataset {config.output} --output evaluation"
     _said(
-        f"dataset of {manifest['rows']} images of {len(manifest['labels'])} classes",
+        f"dataset of {manifest['rows']} images"
+        + (f" of {len(manifest['labels'])} classes" if labelled else ""),
         config.output,
-        f"ray-dit evaluate --images.uri IMAGES --dataset {config.output} --output evaluation",
+        judged if labelled else None,
     )
 
 
@@ -328,8 +334,17 @@ def _report(config: settings.ReportConfig) -> None:
 
 def _import(config: Any) -> None:
     from ray_dit.stages.convert import import_checkpoint
+    from ray_dit.storage.pretrained import read_model
 
     import_checkpoint(config)
+    told = read_model(
+        config.output
+    ).config  # what the source told or was assumed, so that a wrong guess shows
+    channels = told.guidance_channels or told.model.in_channels
+    print(
+        f"{told.model.num_classes} classes, VAE {told.vae}, latents (z - {told.latents.shift}) * {told.latents.scale}, "
+        f"guidance on {channels} of {told.model.in_channels} channels, {told.diffusion.num_train_timesteps} time steps"
+    )
     _said(
         "model", config.output, f"ray-dit generate --model {config.output} --num-images 1000 --output dataset"
     )
@@ -358,8 +373,8 @@ def _verify(config: settings.VerifyConfig) -> None:
         print(problem)
     if problems:
         raise UserError(
-            f"{problems} of the objects in {config.uri} are missing or damaged: run the stage that made them again with "
-            "--repair"
+            f"{problems} of the objects in {config.uri} are missing or damaged: run encode or generate again with --repair; "
+            "what another stage made, restore, or delete its folder and run it again"
         )
     print(
         f"verified: {tally.objects} objects, {tally.bytes / 1e6:.1f} MB in {tally.jobs} jobs at {config.uri} are whole"

@@ -120,6 +120,21 @@ class DiffusionConfig(Config):
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
 
 
+class DiffusionOverrides(Config):
+    """Schedule settings that differ from where the weights come from; None keeps what is told there, else the default."""
+
+    num_train_timesteps: PositiveInt | None = None
+    """By default 1000."""
+    beta_start: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """By default 0.0001."""
+    beta_end: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """By default 0.02."""
+
+    def over(self, base: DiffusionConfig) -> DiffusionConfig:
+        """``base`` with these settings in place of its own."""
+        return DiffusionConfig(**base.model_dump() | self.model_dump(exclude_none=True))
+
+
 class SamplerConfig(Config):
     """How latents are drawn: the sampler's table and the guidance. The default is chosen by measurement: docs/sampling.md."""
 
@@ -139,8 +154,8 @@ class SamplerConfig(Config):
     """DDIM's noise: 0 deterministic, 1 as much as DDPM."""
     order: Literal[1, 2, 3] = 2
     """Order of dpmpp (1 or 2) and unipc (1 to 3)."""
-    variance: Literal["learned", "fixed_small", "fixed_large"] = "learned"
-    """DDPM's variance; learned needs a model with learn_sigma."""
+    variance: Literal["auto", "learned", "fixed_small", "fixed_large"] = "auto"
+    """DDPM's variance; auto is learned where the model predicts it (learn_sigma), else fixed_small."""
 
     @property
     def num_steps(self) -> int:
@@ -171,16 +186,22 @@ class SamplerOverrides(Config):
     timesteps: tuple[float, ...] | None = None
     eta: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
     order: Literal[1, 2, 3] | None = None
-    variance: Literal["learned", "fixed_small", "fixed_large"] | None = None
+    variance: Literal["auto", "learned", "fixed_small", "fixed_large"] | None = None
 
     def over(self, base: SamplerConfig) -> SamplerConfig:
         """``base`` with these settings in place of its own; ValueError if they do not fit together.
 
-        A number of steps takes the place of a list of time steps.
+        Another sampler keeps the number of steps and the guidance, and nothing that was set for the one before. A number
+        of steps or a spacing takes the place of a list of time steps.
         """
+        if self.timesteps is not None and (self.num_inference_steps, self.spacing) != (None, None):
+            raise ValueError("timesteps is a list of its own: leave num_inference_steps and spacing out")
         kept = base.model_dump()
-        if self.num_inference_steps is not None:
-            kept["timesteps"] = None
+        if self.name not in (None, base.name):
+            kept = base.model_dump(include={"guidance_scale", "guidance_interval"})
+            kept["num_inference_steps"] = base.num_steps
+        elif (self.num_inference_steps, self.spacing) != (None, None):
+            kept |= {"num_inference_steps": base.num_steps, "timesteps": None}
         return SamplerConfig(**kept | self.model_dump(exclude_none=True))
 
 
@@ -253,7 +274,11 @@ class TrainingConfig(StageConfig):
     """Folder for TensorBoard's event files (needs the extra ray-dit[tensorboard])."""
 
     @model_validator(mode="after")
-    def _log_fits(self) -> "TrainingConfig":
+    def _fits(self) -> "TrainingConfig":
+        if self.batch_size % self.num_workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}: change one of them"
+            )
         if self.checkpoint_every % self.log_every:
             raise ValueError(
                 f"checkpoint_every {self.checkpoint_every} is not a multiple of log_every {self.log_every}"
@@ -269,6 +294,15 @@ class VAESizeConfig(Config):
     layers_per_block: PositiveInt = 1
     norm_num_groups: PositiveInt = 4
     mid_block_add_attention: bool = True
+
+    @model_validator(mode="after")
+    def _divides(self) -> "VAESizeConfig":
+        odd = [channels for channels in self.block_out_channels if channels % self.norm_num_groups]
+        if odd:
+            raise ValueError(
+                f"block_out_channels {odd[0]} is not a multiple of norm_num_groups {self.norm_num_groups}"
+            )
+        return self
 
 
 class TrainVaeConfig(TrainingConfig):
@@ -306,25 +340,34 @@ class EncodeConfig(StageConfig):
 
 
 class DiTSizeConfig(Config):
-    """Size of the DiT to train; the latents' shape and the classes come from the data."""
+    """Size of the DiT to train; the latents' shape and the classes come from the data.
+
+    What is not given is that of the preset, of the model to start from (init_from), or else of DiT-S/2.
+    """
 
     preset: str | None = None
-    """A published size such as DiT-XL/2; it sets patch_size, hidden_size, depth and num_heads."""
-    patch_size: PositiveInt = 2
-    hidden_size: PositiveInt = 384
-    depth: PositiveInt = 12
-    num_heads: PositiveInt = 6
-    mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
-    class_dropout_prob: Fraction = 0.1
-    learn_sigma: bool = True
+    """A published size such as DiT-XL/2: patch_size, hidden_size, depth and num_heads."""
+    patch_size: PositiveInt | None = None
+    hidden_size: PositiveInt | None = None
+    depth: PositiveInt | None = None
+    num_heads: PositiveInt | None = None
+    mlp_ratio: Annotated[float, Field(gt=0)] | None = None
+    """By default 4."""
+    class_dropout_prob: Fraction | None = None
+    """By default 0.1."""
+    learn_sigma: bool | None = None
+    """By default True."""
 
-    def resolve(self, *, input_size: int, in_channels: int, num_classes: int) -> DiTConfig:
-        """The full shape for latents of this size and that many classes."""
-        fields = self.model_dump(exclude={"preset"})
+    def resolve(
+        self, *, input_size: int, in_channels: int, num_classes: int, base: DiTConfig | None = None
+    ) -> DiTConfig:
+        """The full shape for latents of this size and that many classes; ``base``: the model to start from."""
+        size = (base or DiTConfig.preset("DiT-S/2")).model_dump(include=set(DiTSizeConfig.model_fields))
         if self.preset is not None:
             preset = DiTConfig.preset(self.preset)
-            fields |= preset.model_dump(include={"patch_size", "hidden_size", "depth", "num_heads"})
-        return DiTConfig(**fields, input_size=input_size, in_channels=in_channels, num_classes=num_classes)
+            size |= preset.model_dump(include={"patch_size", "hidden_size", "depth", "num_heads"})
+        size |= self.model_dump(exclude={"preset"}, exclude_none=True)
+        return DiTConfig(**size, input_size=input_size, in_channels=in_channels, num_classes=num_classes)
 
 
 class TrainConfig(TrainingConfig):
@@ -336,7 +379,7 @@ class TrainConfig(TrainingConfig):
     model_output: Uri | None = None
     """Folder the finished model goes to; by default `model` inside output."""
     model: DiTSizeConfig = DiTSizeConfig()
-    diffusion: DiffusionConfig = DiffusionConfig()
+    diffusion: DiffusionOverrides = DiffusionOverrides()
     optimizer: OptimizerConfig = OptimizerConfig()
     steps: PositiveInt = 400_000
     batch_size: PositiveInt = 256
@@ -346,8 +389,7 @@ class TrainConfig(TrainingConfig):
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
     """Min-SNR weighting of the loss (Hang et al. 2023); off by default, as in the paper."""
     init_from: Uri | None = None
-    """Model folder to start from; its class count and resolution may differ. Its schedule holds where ``diffusion`` is left
-    as it is."""
+    """Model folder to start from: size and schedule are its own; class count, resolution and schedule may differ."""
     label_init_std: Annotated[float, Field(gt=0)] = 0.02
     """Standard deviation of the initial label vectors. 0.02 is the paper's, for runs of 100,000s of steps; with 1 the
     labels take hold within hundreds."""
@@ -390,6 +432,8 @@ class GenerateConfig(StageConfig):
     def _count(self) -> "GenerateConfig":
         if (self.num_images is None) == (self.per_class is None):
             raise ValueError("give one of num_images and per_class")
+        if self.classes == ():
+            raise ValueError("classes needs a name or number, or leave it out for all of them")
         return self
 
 
@@ -462,7 +506,9 @@ class GcConfig(Config):
 class ImportConfig(Config):
     """`ray-dit import-checkpoint`: published or diffusers' DiT weights as a model folder."""
 
-    PLACEMENT: ClassVar[frozenset[str]] = frozenset({"source", "output", "vae", "accept_fingerprint"})
+    PLACEMENT: ClassVar[frozenset[str]] = frozenset(
+        {"source", "output", "vae", "labels", "accept_fingerprint"}
+    )
     source: Uri
     """An official .pt, a .safetensors with the same names, or a diffusers folder (pipeline or transformer)."""
     output: Uri
@@ -470,18 +516,18 @@ class ImportConfig(Config):
     vae: VaeSource | None = None
     """VAE folder, copied in, or hub id, fetched when needed; by default the pipeline's own, else sd-vae-ft-ema."""
     scale: float | tuple[float, ...] | None = None
-    """The model's x_start is (latents - shift) * scale, one number or one a channel; by default the pipeline's
-    scaling_factor, else 0.18215, Stable Diffusion's."""
-    shift: float | tuple[float, ...] = 0.0
-    """See scale."""
-    diffusion: DiffusionConfig = DiffusionConfig()
-    """The schedule the model was trained on; left as it is, a pipeline's own comes first."""
+    """The model's x_start is (latents - shift) * scale, one number or one a channel; by default what the source tells,
+    else 0.18215, Stable Diffusion's."""
+    shift: float | tuple[float, ...] | None = None
+    """See scale; by default what the source tells, else 0."""
+    diffusion: DiffusionOverrides = DiffusionOverrides()
+    """The schedule the model was trained on, where the source does not tell it."""
     labels: str | None = None
     """imagenet, or a file of class names: labels.json, or one name a line; by default imagenet for 1000 classes."""
     num_heads: PositiveInt | None = None
     """Attention heads of a model of no preset's size; weights don't show them."""
-    guidance_channels: PositiveInt | None = 3
-    """Latent channels guidance acts on; the published figures are with 3. None: all."""
+    guidance_channels: PositiveInt | Literal["all"] | None = None
+    """Latent channels guidance acts on; by default what the source tells, else 3, as for the published figures."""
     licence: str | None = None
     """Licence of the weights, for the model card."""
     accept_fingerprint: bool = False

@@ -5,19 +5,25 @@
 files to write.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from typing import get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from pydantic import ValidationError
 from torch import Tensor
 
-from ray_dit.config import DiTConfig, Precision, SamplerConfig
+from ray_dit.config import DiTConfig, Precision, SamplerConfig, SamplerOverrides
 from ray_dit.core.diffusion import Schedule, linear_schedule
-from ray_dit.core.dit import DiT, adapt_state_dict, null_label, with_bfloat16_products
+from ray_dit.core.dit import (
+    DiT,
+    adapt_state_dict,
+    null_label,
+    refuse_other_shapes,
+    with_bfloat16_products,
+)
 from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.latents import denormalize, to_uint8
 from ray_dit.core.samplers import SamplerTable, make_table
@@ -36,6 +42,8 @@ def load(
 
     ``precision`` is that of the transformer's matrix products; all else computes in float32. Raises UserError when there is no model, or its weights don't fit its configuration.
     """
+    if precision not in get_args(Precision):
+        raise UserError(f"there is no precision {precision!r}: take one of {', '.join(get_args(Precision))}")
     folder = read_model(uri)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,14 +74,17 @@ def initial_state(
     with deviation ``label_std``. Raises UserError when anything else differs.
     """
     folder = read_model(uri)
-    old = meta_dit(folder.config.model)
+    check_adaptable(folder, config)
     state_dict = folder.state_dict()
-    check_shapes(state_dict, old.state_dict(), folder.store.uri)
+    check_shapes(state_dict, meta_dit(folder.config.model).state_dict(), folder.store.uri)
     generator = torch.Generator().manual_seed(seed)
+    return adapt_state_dict(state_dict, folder.config.model, config, generator=generator, label_std=label_std)
+
+
+def check_adaptable(folder: ModelFolder, config: DiTConfig) -> None:
+    """UserError, naming what differs, where the folder's weights can't be the start for this shape; reads no weights."""
     try:
-        return adapt_state_dict(
-            state_dict, folder.config.model, config, generator=generator, label_std=label_std
-        )
+        refuse_other_shapes(folder.config.model, config)
     except ValueError as error:
         raise UserError(f"training can't start from {folder.store.uri}: {error}") from error
 
@@ -96,6 +107,7 @@ class Pipeline:
     @cached_property
     def vae(self) -> VAE:
         """The model's VAE, loaded when first needed."""
+        self.folder.check_vae()
         return VAE.load(self.folder.vae_uri, self.device)
 
     @cached_property
@@ -132,22 +144,17 @@ class Pipeline:
     ) -> SamplerConfig:
         """Settings to sample with: given ones, or the model's own; ``steps`` and ``guidance_scale`` override theirs.
 
-        Another sampler by name takes over the model's steps and guidance. UserError where they don't go together.
+        A sampler by name is a change of the model's own (`SamplerOverrides.over`). UserError where they don't go together.
         """
-        own = self.config.sampler
-        if isinstance(sampler, str):
-            kept = own.model_dump(include={"num_inference_steps", "guidance_scale", "guidance_interval"})
-            fields = own.model_dump() if sampler == own.name else {**kept, "name": sampler}
-        else:
-            fields = (sampler or own).model_dump()
-        if steps is not None:
-            fields |= {"num_inference_steps": steps, "timesteps": None}
+        name = sampler if isinstance(sampler, str) else None
+        base = sampler if isinstance(sampler, SamplerConfig) else self.config.sampler
         if guidance_scale is not None:
             self._check_guidance(guidance_scale)
-            fields["guidance_scale"] = guidance_scale
         try:
-            return SamplerConfig.model_validate(fields)
-        except ValidationError as error:
+            return SamplerOverrides.model_validate(
+                {"name": name, "num_inference_steps": steps, "guidance_scale": guidance_scale}
+            ).over(base)
+        except ValueError as error:
             raise UserError(f"these sampler settings don't work: {first_message(error)}") from error
 
     def _check_guidance(self, guidance_scale: float) -> None:
@@ -194,10 +201,19 @@ class Pipeline:
 
     @torch.inference_mode()
     def decode(self, latents: Float[Tensor, "B C H W"]) -> UInt8[np.ndarray, "B height width 3"]:
-        """Pictures of normalised latents, RGB; of a predicted x_start too, as a preview."""
+        """Pictures of normalised latents, RGB; of a predicted x_start too, as a preview.
+
+        UserError where they are no numbers: black pictures would look like a result.
+        """
         settings = self.config.latents
         raw = denormalize(latents.to(self.device, torch.float32), settings.shift, settings.scale)
-        return to_uint8(self.vae.decode(raw)).cpu().numpy()
+        images = self.vae.decode(raw)
+        if not torch.isfinite(images).all():
+            raise UserError(
+                f"{self.folder.store.uri} made pictures that are no numbers (NaN or infinite): its weights are damaged or "
+                "its training diverged"
+            )
+        return to_uint8(images).cpu().numpy()
 
     def __call__(
         self,
@@ -215,6 +231,8 @@ class Pipeline:
         ``labels`` are numbers or names; a model without classes takes ``num_images`` instead. ``sampler``: a name such
         as "ddim", or settings; by default the model's own, as are ``steps`` and ``guidance_scale``.
         """
+        if batch_size < 1 or not 0 <= seed < 2**63:
+            raise UserError(f"batch_size {batch_size} must be at least 1, and seed {seed} in [0, 2^63)")
         numbers = self._numbers(labels, num_images)
         config = self.sampler(sampler, steps=steps, guidance_scale=guidance_scale)
         images: list[Image.Image] = []
@@ -227,9 +245,8 @@ class Pipeline:
 
     def _numbers(self, labels: Sequence[Label] | Label | None, num_images: int | None) -> list[int]:
         if labels is not None and num_images is None:
-            return [
-                self.resolve_label(label) for label in ([labels] if isinstance(labels, str | int) else labels)
-            ]
+            some = [labels] if isinstance(labels, str) or not isinstance(labels, Iterable) else labels
+            return [self.resolve_label(label) for label in some]
         if labels is None and num_images is not None and not len(self.labels):
             return [0] * num_images  # without a label table the number means nothing
         wanted = "labels=[...]" if len(self.labels) else "num_images=..."

@@ -72,9 +72,10 @@ def _connect(ray: Any, config: Placed, logs: bool) -> None:
         cpus = config.num_cpus or max(MIN_CPUS, os.cpu_count() or MIN_CPUS)
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
     else:
-        _check_reachable(config.address)
         try:
-            ray.init(address=config.address, **common)
+            address = _resolved(config.address)
+            _check_reachable(address)
+            ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"no Ray cluster could be joined at {config.address!r} ({first_message(error)}): start one with "
@@ -103,6 +104,18 @@ def check_resources(ray: Any, config: Placed, *, cpus: int, gpus: int) -> None:
 
 def _debug() -> bool:
     return bool(os.environ.get("RAY_DIT_DEBUG"))
+
+
+def _resolved(address: str) -> str:
+    """For `auto` the address that Ray would take: RAY_ADDRESS, or that of the newest cluster of this machine.
+
+    Ray writes the latter in a file that may outlive the cluster, and would wait for its answer without end.
+    """
+    if address != "auto":
+        return address
+    from ray._private.services import get_ray_address_from_environment
+
+    return get_ray_address_from_environment("auto", None) or "auto"
 
 
 def _check_reachable(address: str) -> None:

@@ -106,6 +106,18 @@ WRONG_OPTIONS = {
         ["train", "--latents", "l", "--output", "o", "--sampler.name", "dpm"],
         "invalid choice 'dpm' for argument '--sampler.name'.*dpmpp",
     ),
+    "no class": (
+        ["generate", "--model", "m", "--output", "o", "--num-images", "1", "--classes"],
+        "classes needs a name or number",
+    ),
+    "groups": (
+        ["train-vae", *IMAGES, "--output", "o", "--vae.norm-num-groups", "5"],
+        "block_out_channels 8 is not a multiple of norm_num_groups 5",
+    ),
+    "workers": (
+        ["train", "--latents", "l", "--output", "o", "--batch-size", "7", "--num-workers", "2"],
+        "batch_size 7 is not a multiple of num_workers 2",
+    ),
     "neither of two": (["generate", "--model", "m", "--output", "o"], "give one of num_images and per_class"),
     "no YAML file": (["encode", "--config"], "--config needs a file"),
 }
@@ -128,6 +140,10 @@ WRONG_YAML = {
     "value for settings": ("encode:\n  images: x\n", "encode.images in run.yaml must hold settings"),
     "settings for a value": ("encode:\n  vae: {a: 1}\n", "encode.vae in run.yaml must be a value"),
     "list for settings": ("encode: [1]\n", "encode in run.yaml must hold settings"),
+    "third value": (
+        "train: {latents: l, output: o, model: {learn_sigma: 3}}",
+        "train.model.learn_sigma in run.yaml must be true or false, not 3",
+    ),
     "no sections": ("- a\n", "run.yaml must have a section a stage"),
     "no YAML": ("encode:\n  vae: [\n", "run.yaml is not valid YAML in line 3"),
     "wrong value": (

@@ -120,6 +120,32 @@ def test_guidance_channels_of_the_model_are_used(uri: str, pipe: Pipeline) -> No
     assert not torch.equal(ours[:, 3:], all_channels[:, 3:])
 
 
+def test_pictures_that_are_no_numbers_are_refused(pipe: Pipeline) -> None:
+    latents = torch.zeros(2, *pipe.latent_shape)
+    latents[1, 0, 0, 0] = torch.nan
+    with pytest.raises(UserError, match="no numbers .NaN or infinite.: its weights are damaged"):
+        pipe.decode(latents)
+
+
+@pytest.mark.parametrize("fields", [{"batch_size": 0}, {"seed": -1}, {"seed": 2**63}])
+def test_numbers_out_of_range_are_refused(pipe: Pipeline, fields: dict[str, int]) -> None:
+    with pytest.raises(UserError, match="batch_size .* must be at least 1, and seed"):
+        pipe(labels=[0], **fields)
+
+
+def test_labels_may_be_numpys_whole_numbers_and_nothing_else(pipe: Pipeline) -> None:
+    assert np.array_equal(pixels(pipe(labels=np.arange(2))), pixels(pipe(labels=[0, 1])))
+    assert np.array_equal(pixels(pipe(labels=np.int64(1))), pixels(pipe(labels=1)))
+    for wrong in (1.0, None, 2.7):
+        with pytest.raises(UserError, match="there is no class"):
+            pipe(labels=[wrong])
+
+
+def test_a_precision_there_is_not_is_refused(uri: str) -> None:
+    with pytest.raises(UserError, match="no precision 'bf16': take one of float32, bfloat16"):
+        ray_dit.load(uri, precision="bf16")
+
+
 def test_sampler_settings(pipe: Pipeline) -> None:
     assert pipe.sampler() == SAMPLER
     assert pipe.sampler("ddim") == SamplerConfig(name="ddim", num_inference_steps=4, guidance_scale=2.0)

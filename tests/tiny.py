@@ -49,7 +49,7 @@ def write_model(folder: Path, names: tuple[str, ...], *, dropout: float = 0.1, *
     """
     import torch
 
-    known = MODEL.model_dump(exclude={"preset"}) | {"class_dropout_prob": dropout}
+    known = MODEL.model_dump(exclude={"preset"}, exclude_none=True) | {"class_dropout_prob": dropout}
     shape = DiTConfig(**known, input_size=SIZE // 2, in_channels=4, num_classes=len(names))
     model = DiT(shape)
     generator = torch.Generator().manual_seed(1)

@@ -291,6 +291,17 @@ LABEL_TABLE = "y_embedder.embedding_table.weight"
 ADAPTABLE = frozenset({"num_classes", "class_dropout_prob", "input_size"})
 
 
+def refuse_other_shapes(old: DiTConfig, new: DiTConfig) -> None:
+    """ValueError, naming the fields, if weights of shape ``old`` can't start a model of shape ``new``."""
+    fixed = [name for name in DiTConfig.model_fields if name not in ADAPTABLE]
+    differing = [name for name in fixed if getattr(old, name) != getattr(new, name)]
+    if differing:
+        changes = ", ".join(f"{name} {getattr(old, name)} -> {getattr(new, name)}" for name in differing)
+        raise ValueError(
+            f"these weights fit no model with another {changes}; only classes and input_size can change"
+        )
+
+
 def adapt_state_dict(
     state: Mapping[str, Tensor],
     old: DiTConfig,
@@ -302,16 +313,9 @@ def adapt_state_dict(
     """The weights of a model of shape ``old`` as a start for one of shape ``new``, for fine-tuning.
 
     Another class count gets a fresh label table, N(0, label_std^2); a null class alone is added or removed; another input_size gets its
-    position table; all else is kept, not copied. ValueError naming the fields if anything else differs.
+    position table; all else is kept, not copied. ValueError as `refuse_other_shapes` says.
     """
-    differing = [name for name in DiTConfig.model_fields if getattr(old, name) != getattr(new, name)]
-    refused = [
-        f"{name} {getattr(old, name)} -> {getattr(new, name)}" for name in differing if name not in ADAPTABLE
-    ]
-    if refused:
-        raise ValueError(
-            f"these weights fit no model with another {', '.join(refused)}; only classes and input_size can change"
-        )
+    refuse_other_shapes(old, new)
     adapted = dict(state)
     if old.input_size != new.input_size:
         grid = new.input_size // new.patch_size

@@ -194,7 +194,8 @@ def _ddpm(config: SamplerConfig, alphas_cumprod: Column, learn_sigma: bool) -> d
 
     β is that of the step between two nodes. A last step that ends clean adds no noise.
     """
-    if config.variance == "learned" and not learn_sigma:
+    variance = config.variance if config.variance != "auto" else "learned" if learn_sigma else "fixed_small"
+    if variance == "learned" and not learn_sigma:
         raise ValueError("variance 'learned' needs a model with learn_sigma; take fixed_small or fixed_large")
     now, after = alphas_cumprod[:-1], alphas_cumprod[1:]
     beta = 1.0 - now / after
@@ -202,8 +203,8 @@ def _ddpm(config: SamplerConfig, alphas_cumprod: Column, learn_sigma: bool) -> d
     noisy = after < 1.0
     log_min = np.log(np.where(noisy, posterior, 1.0))
     log_max = np.log(np.where(noisy, beta, 1.0))
-    log_variance = log_max if config.variance == "fixed_large" else log_min
-    learned = config.variance == "learned"
+    log_variance = log_max if variance == "fixed_large" else log_min
+    learned = variance == "learned"
     return {
         "a": (1.0 - after) * np.sqrt(1.0 - beta) / (1.0 - now),
         "b": _weights(beta * np.sqrt(after) / (1.0 - now)),

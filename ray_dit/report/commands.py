@@ -47,15 +47,16 @@ def _options(content: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) 
         if isinstance(value, Mapping):
             yield from _options(value, usual.get(name) or {}, f"{prefix}{name}.")
         elif value is not None and (name not in usual or value != usual[name]):
-            yield from _words(prefix, name, value)
+            yield from _words(prefix + name, value, isinstance(usual.get(name), bool))
 
 
-def _words(prefix: str, name: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [_option(f"{prefix}{name}" if value else f"{prefix}no_{name}")]
+def _words(name: str, value: Any, is_switch: bool) -> list[str]:
+    if is_switch:
+        head, dot, last = name.rpartition(".")
+        return [_option(name if value else f"{head}{dot}no_{last}")]
     if isinstance(value, list):
-        return [_option(prefix + name), *map(str, value)]
-    return [_option(prefix + name), str(value)]
+        return [_option(name), *map(str, value)]
+    return [_option(name), str(value)]
 
 
 def _option(name: str) -> str:

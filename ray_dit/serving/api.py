@@ -506,7 +506,7 @@ def _model_data(info: ModelInfo) -> dict[str, Any]:
         "owned_by": "ray-dit",
         "size": _size(info),
         "num_classes": len(info.labels),
-        "num_inference_steps": info.sampler.num_inference_steps,
+        "num_inference_steps": info.sampler.num_steps,
         "guidance_scale": info.sampler.guidance_scale if info.guidable else 1.0,
         "sampler": info.sampler.name,
     }

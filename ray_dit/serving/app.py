@@ -24,7 +24,7 @@ from ray.serve.handle import DeploymentHandle
 
 from ray_dit.config import Precision
 from ray_dit.errors import UserError
-from ray_dit.serving.keys import VARIABLE
+from ray_dit.serving.keys import VARIABLE, Keys
 from ray_dit.serving.scaling import IMAGES_METRIC
 from ray_dit.serving.service import Accepted, Complete, Message, ModelInfo, Order, Partial, Refused
 from ray_dit.serving.settings import ApiConfig, EngineConfig, ServeConfig
@@ -280,6 +280,8 @@ def serve(config: ServeConfig) -> None:
 
     for _, uri in config.models():
         read_model(uri)  # a clear error now, instead of replicas that fail one after another
+    if config.address == "local":
+        Keys.load(config.api.keys_file)
     _check_port(config)
     os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", PROXY_CALLBACK)  # for a private Ray
     with ray_session(config, logs=True):

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from ray_dit.errors import UserError
 
 VARIABLE = "RAY_DIT_API_KEYS"
-LINE = re.compile(r"(?P<name>[\w.@-]{1,64}):(?P<hash>[0-9a-fA-F]{64})")
+LINE = re.compile(r"(?P<name>[\w@][\w.@-]{0,63}):(?P<hash>[0-9a-fA-F]{64})")
 
 
 class Keys:
@@ -37,10 +37,9 @@ class Keys:
             try:
                 with open(path, encoding="utf-8") as file:
                     lines += file.read().splitlines()
-            except OSError as error:
-                raise UserError(
-                    f"the keys file {path} can't be read ({error.strerror}): check keys_file"
-                ) from error
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is not a text in UTF-8"
+                raise UserError(f"the keys file {path} can't be read ({reason}): check keys_file") from error
         keys = cls(_parse(lines))
         if path is not None and not len(keys):
             raise UserError(f"{path} holds no key: make one by `python -m ray_dit.serving.keys NAME`")

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from ray_dit.config import Config, NonNegativeInt, PositiveInt, Precision
+from ray_dit.config import Config, NonNegativeInt, PositiveInt, Precision, Uri
 
 Seconds = Annotated[float, Field(gt=0)]
 
@@ -56,7 +56,7 @@ class ApiConfig(Config):
     """The HTTP side: who may ask, for what, under which names of the host."""
 
     limits: LimitsConfig = LimitsConfig()
-    keys_file: str | None = None
+    keys_file: Uri | None = None
     """File of API keys, a line `name:sha256-of-the-key` each; the variable RAY_DIT_API_KEYS may hold such lines too.
     Without any key everyone who reaches the port may ask."""
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")

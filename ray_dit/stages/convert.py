@@ -5,8 +5,10 @@ and network fit, brings VAE and class names along, and writes what only changes 
 """
 
 import contextlib
+import hashlib
 import io
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,22 +22,24 @@ from pydantic import ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
-from ray_dit.config import DiffusionConfig, DiTConfig, ExportConfig, ImportConfig
+from ray_dit.config import DiTConfig, ExportConfig, ImportConfig
 from ray_dit.core.dit import position_table
 from ray_dit.errors import NotFound, UserError, first_message
 from ray_dit.pipeline import meta_dit
 from ray_dit.stages.fingerprint import parts
 from ray_dit.storage.diffusers_layout import (
+    POSITION_TABLE,
     config_from_diffusers,
     from_diffusers,
     schedule_from_diffusers,
     scheduler_config,
     to_diffusers,
     transformer_config,
+    without_padding,
 )
 from ray_dit.storage.job import Job, Manifest, canonical
 from ray_dit.storage.labels import Labels
-from ray_dit.storage.official import config_of, read_torch_file
+from ray_dit.storage.official import config_of, plain_names, read_torch_file
 from ray_dit.storage.pretrained import (
     CONFIG_KEY,
     MODEL_STAGE,
@@ -55,6 +59,7 @@ from ray_dit.vae import VAE, WEIGHTS_NAME, files_sha256, find_vae
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 OFFICIAL_VAE = "stabilityai/sd-vae-ft-ema"
 OFFICIAL_DOWNSAMPLE = 8
+OFFICIAL_GUIDANCE_CHANNELS = 3
 SD_SCALING_FACTOR = 0.18215
 PUBLISHED = {"DiT-XL-2-256x256.pt": "CC-BY-NC-4.0", "DiT-XL-2-512x512.pt": "CC-BY-NC-4.0"}
 """Licences of the published weight files, by file name."""
@@ -85,21 +90,27 @@ def import_checkpoint(config: ImportConfig) -> Manifest:
     model_config, vae_files = _with_vae(found.config, config.vae or found.vae, config.source)
     card = model_card(model_config, labels, title=f"{found.name}, imported by ray-dit")
     objects = model_objects(model_config, found.state_dict, labels, vae_files, card)
-    inputs = {"source": found.sha256, "vae": files_sha256(vae_files) if vae_files else model_config.vae}
-    fingerprint = parts(config, inputs)
+    inputs = {
+        "source": found.sha256,
+        "vae": files_sha256(vae_files) if vae_files else model_config.vae,
+        "labels": hashlib.sha256(labels.to_json()).hexdigest(),
+    }
+    fingerprint = parts(config, inputs, resolved={"model": model_config.content()})
     job = Job.open(
         Store.open(config.output), MODEL_STAGE, fingerprint, accept_fingerprint=config.accept_fingerprint
     )
     markers = [job.put(key.replace("/", "-"), key, data, {}) for key, data in objects.items()]
-    return job.manifest() or job.finish({"origin": model_config.origin}, objects=markers)
+    return job.finished() or job.finish({"origin": model_config.origin}, objects=markers)
 
 
 def _read(config: ImportConfig) -> Checkpoint:
     if config.source.endswith((*TORCH_SUFFIXES, ".safetensors")):
         return _read_file(config, *_place(config.source))
     store = Store.open(config.source)
-    for place, pipeline in ((store.child("transformer"), store), (store, None)):
+    for place, pipeline in ((store.child("transformer"), store), (store, _pipeline_of(store))):
         settings = _json(place, CONFIG_KEY)
+        if settings is not None and "format" in settings:
+            raise UserError(f"{config.source} is a model folder of ray-dit already: use it as it is")
         if settings is not None:
             return _read_diffusers(config, place, settings, pipeline)
     raise NotFound(
@@ -108,11 +119,20 @@ def _read(config: ImportConfig) -> Checkpoint:
     )
 
 
+def _pipeline_of(transformer: Store) -> Store | None:
+    """The pipeline that a folder named `transformer` lies in, if it does: it tells what weights alone don't."""
+    folder, _, name = transformer.uri.rstrip("/").rpartition("/")
+    if name != "transformer" or not folder:
+        return None
+    pipeline = Store.open(folder)
+    return pipeline if pipeline.head("model_index.json") is not None else None
+
+
 def _read_file(config: ImportConfig, store: Store, name: str) -> Checkpoint:
     """A file with the official names, whatever holds them."""
     with _local(store, name) as path:
         if name.endswith(".safetensors"):
-            state_dict = read_safetensors(Store.open(str(path.parent)), path.name)
+            state_dict = plain_names(read_safetensors(Store.open(str(path.parent)), path.name))
         else:
             state_dict = read_torch_file(path)
         sha256 = Store.open(str(path.parent)).sha256(path.name)
@@ -122,7 +142,7 @@ def _read_file(config: ImportConfig, store: Store, name: str) -> Checkpoint:
         )
     num_classes = len(_named_labels(config.labels)) if config.labels else None
     model = config_of(state_dict, config.source, num_heads=config.num_heads, num_classes=num_classes)
-    return Checkpoint(name, sha256, _model_config(config, model, name, sha256), state_dict)
+    return Checkpoint(name, sha256, _with_given(config, _as_published(model, name, sha256)), state_dict)
 
 
 def _read_diffusers(
@@ -132,25 +152,39 @@ def _read_diffusers(
     where, name = store.uri, (pipeline or store).uri.rsplit("/", 1)[-1]
     model = config_from_diffusers(settings, where)
     weights, sha256 = _diffusers_weights(store)
-    index = _json(pipeline, "model_index.json") or {} if pipeline else {}
-    vae_settings = (_json(pipeline, f"{VAE_FOLDER}/{CONFIG_KEY}") or {}) if pipeline else {}
-    scale = float(vae_settings.get("scaling_factor", SD_SCALING_FACTOR))
-    scheduler = (_json(pipeline, "scheduler/scheduler_config.json") or {}) if pipeline else {}
-    diffusion = schedule_from_diffusers(scheduler, where)
-    found = _model_config(config, model, name, sha256, scale, diffusion)
-    labels = _id2label(index.get("id2label"), model.num_classes)
-    if pipeline is not None and (side := _json(pipeline, SIDE_KEY)) is not None:
-        told, labels = _side_config(side, f"{pipeline.uri}/{SIDE_KEY}")
-        found = _with_given(told, found, config)
-    state_dict = from_diffusers(weights, found.model, where)
-    state_dict["pos_embed"] = _position_table(found.model)
-    return Checkpoint(
-        name,
-        sha256,
-        found,
-        state_dict,
-        labels,
-        pipeline.child(VAE_FOLDER).uri if pipeline and vae_settings else None,
+    _check_position_table(
+        weights.get(POSITION_TABLE), model, where, "a DiT computes its table: it can't be imported"
+    )
+    state_dict = from_diffusers(weights, meta_dit(model).state_dict(), model, where)
+    found, labels, vae = _as_published(model, name, sha256), None, None
+    if pipeline is not None:
+        found, labels, vae = _pipeline_around(pipeline, found)
+    state_dict = without_padding(state_dict, found.model) | {"pos_embed": _position_table(found.model)}
+    return Checkpoint(name, sha256, _with_given(config, found), state_dict, labels, vae)
+
+
+def _pipeline_around(pipeline: Store, found: ModelConfig) -> tuple[ModelConfig, Labels | None, str | None]:
+    """What a pipeline tells of its transformer: the model's settings, class names, and where its VAE is."""
+    vae = _json(pipeline, f"{VAE_FOLDER}/{CONFIG_KEY}")
+    vae_uri = pipeline.child(VAE_FOLDER).uri if vae else None
+    side = _json(pipeline, SIDE_KEY)
+    if side is not None:
+        return *_side_config(side, pipeline.where(SIDE_KEY)), vae_uri
+    scheduler = _json(pipeline, "scheduler/scheduler_config.json") or {}
+    scale = (vae or {}).get("scaling_factor") or SD_SCALING_FACTOR
+    if not isinstance(scale, int | float):
+        raise UserError(
+            f"{pipeline.where(f'{VAE_FOLDER}/{CONFIG_KEY}')} has scaling_factor {scale!r}: restore it"
+        )
+    changes: dict[str, Any] = {
+        "diffusion": schedule_from_diffusers(scheduler, pipeline.uri),
+        "latents": found.latents.model_copy(update={"scale": float(scale)}),
+    }
+    index = _json(pipeline, "model_index.json") or {}
+    return (
+        found.model_copy(update=changes),
+        _id2label(index.get("id2label"), found.model.num_classes),
+        vae_uri,
     )
 
 
@@ -166,60 +200,89 @@ def _json(store: Store, key: str) -> dict[str, Any] | None:
 
 
 def _diffusers_weights(store: Store) -> tuple[dict[str, Tensor], str]:
+    """The transformer's weights and their hash: one file, or the shards that an index names."""
     if store.head(WEIGHTS_NAME) is not None:
         return read_safetensors(store, WEIGHTS_NAME), store.sha256(WEIGHTS_NAME)
+    index = _json(store, f"{WEIGHTS_NAME}.index.json")
+    if index is not None:
+        return _sharded_weights(store, index)
     old_name = WEIGHTS_NAME.replace(".safetensors", ".bin")
     try:
         with _local(store, old_name) as path:
             return read_torch_file(path), store.sha256(old_name)
     except NotFound:
+        there = ", ".join(info.key for info in store.list("")) or "nothing"
         raise NotFound(
-            f"there is neither {WEIGHTS_NAME} nor {old_name} in {store.uri}: copy the folder again"
+            f"there is neither {WEIGHTS_NAME} nor {old_name} in {store.uri}, but {there}: copy or save the "
+            "transformer there again, without a variant"
         ) from None
 
 
-def _model_config(
-    config: ImportConfig,
-    model: DiTConfig,
-    name: str,
-    sha256: str,
-    scale: float = SD_SCALING_FACTOR,
-    diffusion: DiffusionConfig | None = None,
-) -> ModelConfig:
-    guided = config.guidance_channels
+def _sharded_weights(store: Store, index: dict[str, Any]) -> tuple[dict[str, Tensor], str]:
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict) or not all(_is_name(name) for name in shards.values()):
+        raise UserError(
+            f"{store.where(f'{WEIGHTS_NAME}.index.json')} has no weight_map of files beside it: restore it"
+        )
+    names = sorted(set(shards.values()))
+    weights = {key: value for name in names for key, value in read_safetensors(store, name).items()}
+    return weights, hashlib.sha256("".join(store.sha256(name) for name in names).encode()).hexdigest()
+
+
+def _is_name(name: Any) -> bool:
+    """Whether it names a file beside the one it stands in."""
+    return isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*", name) is not None
+
+
+def _as_published(model: DiTConfig, name: str, sha256: str) -> ModelConfig:
+    """The settings of the published models, for weights that come with none."""
     return ModelConfig(
         model=model,
-        diffusion=diffusion if diffusion and config.diffusion == DiffusionConfig() else config.diffusion,
-        latents=LatentsConfig(
-            shift=config.shift,
-            scale=scale if config.scale is None else config.scale,
-            image_size=model.input_size * OFFICIAL_DOWNSAMPLE,
-        ),
-        guidance_channels=guided if guided and guided < model.in_channels else None,
+        latents=LatentsConfig(scale=SD_SCALING_FACTOR, image_size=model.input_size * OFFICIAL_DOWNSAMPLE),
+        guidance_channels=OFFICIAL_GUIDANCE_CHANNELS
+        if model.in_channels > OFFICIAL_GUIDANCE_CHANNELS
+        else None,
         origin=f"{name} (sha256 {sha256})",
-        licence=config.licence or PUBLISHED.get(name, ""),
+        licence=PUBLISHED.get(name, ""),
     )
 
 
-def _with_given(told: ModelConfig, found: ModelConfig, config: ImportConfig) -> ModelConfig:
-    """What ``ray_dit.json`` told, but for what the command line says otherwise."""
-    default = {name: field.default for name, field in ImportConfig.model_fields.items()}
-    given = {name for name, value in default.items() if getattr(config, name) != value}
+def _with_given(config: ImportConfig, found: ModelConfig) -> ModelConfig:
+    """What the source told, but for what the command line says otherwise."""
+    latents = {key: value for key in ("scale", "shift") if (value := getattr(config, key)) is not None}
     changes: dict[str, Any] = {
-        name: getattr(found, name) for name in given & {"guidance_channels", "licence", "diffusion"}
+        "diffusion": config.diffusion.over(found.diffusion).model_dump(),
+        "latents": found.latents.model_dump() | latents,
     }
-    if given & {"scale", "shift"}:
-        changes["latents"] = found.latents
-    return told.model_copy(update=changes)
-
-
-def _side_config(side: Any, where: str) -> tuple[ModelConfig, Labels]:
+    if config.guidance_channels is not None:
+        changes["guidance_channels"] = None if config.guidance_channels == "all" else config.guidance_channels
+    if config.licence is not None:
+        changes["licence"] = config.licence
     try:
-        return ModelConfig.model_validate_json(json.dumps(side["config"])), Labels.from_json(
-            json.dumps(side["labels"])
-        )
-    except (ValidationError, ValueError, KeyError, TypeError) as error:
+        return ModelConfig.model_validate(found.model_dump() | changes)
+    except ValidationError as error:
+        raise UserError(f"{config.source} can't have these settings: {first_message(error)}") from error
+
+
+def _side_config(side: dict[str, Any], where: str) -> tuple[ModelConfig, Labels]:
+    try:
+        config = ModelConfig.model_validate_json(json.dumps(side["config"]))
+        labels = Labels.from_json(json.dumps(side["labels"]))
+        if len(labels) != config.model.num_classes:
+            raise ValueError(f"{len(labels)} labels for {config.model.num_classes} classes")
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where} can't be read ({first_message(error)}): restore or remove it") from error
+    return config, labels
+
+
+def _check_position_table(table: Tensor | None, model: DiTConfig, where: str, advice: str) -> None:
+    """UserError for a table that is not the computed one, to the last bits of another machine's sines."""
+    computed = _position_table(model)
+    if table is None or (
+        table.shape == computed.shape and torch.allclose(table.float(), computed, rtol=0, atol=1e-6)
+    ):
+        return
+    raise UserError(f"the position table (pos_embed) in {where} is not a DiT's, and {advice}")
 
 
 def _position_table(model: DiTConfig) -> Float[Tensor, "1 N D"]:
@@ -251,9 +314,10 @@ def _named_labels(source: str) -> Labels:
     if source == "imagenet":
         return Labels.imagenet()
     store, name = _place(source)
-    text = store.get(name).decode()
+    data = store.get(name)
     try:
-        return Labels.from_json(text) if name.endswith(".json") else Labels(tuple(text.splitlines()))
+        text = data.decode("utf-8-sig")
+        return Labels.from_json(text) if name.endswith(".json") else Labels.from_lines(text)
     except ValueError as error:
         raise UserError(
             f"{source} can't be read ({first_message(error)}): give labels.json, or a name a line"
@@ -277,7 +341,7 @@ def _with_vae(config: ModelConfig, source: str | None, where: str) -> tuple[Mode
         )
     size = config.model.input_size * vae.downsample
     latents = config.latents.model_copy(update={"image_size": size})
-    return config.model_copy(update={"latents": latents}), vae.files()
+    return config.model_copy(update={"latents": latents, "vae": VAE_FOLDER}), vae.files()
 
 
 def _place(uri: str) -> tuple[Store, str]:
@@ -331,10 +395,17 @@ def _export_official(state_dict: dict[str, Tensor], output: str) -> str:
 
 def diffusers_objects(folder: ModelFolder, state_dict: dict[str, Tensor]) -> dict[str, bytes]:
     """The files of a diffusers DiTPipeline by key, model_index.json last."""
-    config, vae = folder.config, VAE.load(folder.vae_uri)
+    config = folder.config
+    _check_position_table(
+        state_dict["pos_embed"],
+        config.model,
+        folder.store.uri,
+        "diffusers computes its own: export as official instead",
+    )
+    vae = VAE.load(folder.vae_uri)
     latents = _normalisation_in_vae(vae, config.latents)
     side = {
-        "config": config.model_copy(update={"latents": latents}).model_dump(mode="json"),
+        "config": config.model_copy(update={"latents": latents, "vae": VAE_FOLDER}).model_dump(mode="json"),
         "labels": json.loads(folder.labels.to_json()),
     }
     index = {

@@ -49,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     check(data)
     inputs = {"images": plan.sha256, "dataset": manifest_sha256(dataset)}
     job = Job.open(Store.open(config.output), STAGE, parts(config, inputs))
-    manifest = job.manifest()
+    manifest = job.finished()
     if manifest is not None:
         return manifest
     with ray_session(config) as ray:

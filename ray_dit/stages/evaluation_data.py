@@ -144,6 +144,11 @@ class EvaluationData:
 def check(data: EvaluationData) -> None:
     """UserError for inputs that cannot be compared."""
     theirs, ours = data.dataset["classes"], list(data.plan.classes)
+    if not theirs:
+        raise UserError(
+            f"{data.config.dataset} was made without classes, and evaluate judges by a classifier: measure it by "
+            "`python -m jobs.fid` instead"
+        )
     if theirs != ours:
         odd = sorted(set(theirs) ^ set(ours))
         raise UserError(
@@ -156,3 +161,4 @@ def check(data: EvaluationData) -> None:
             f"{int(data.plan.heldout.sum())} held-out and {data.num_generated} generated pictures are too few to compare: "
             "give the same --images.heldout as to encode, and generate at least 2"
         )
+    data.shard_pictures(0, np.zeros(1, dtype=np.int64))  # says so if the pictures are of another size

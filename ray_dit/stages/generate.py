@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_dit.config import GenerateConfig, SamplerConfig
+from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.dit import null_label
+from ray_dit.core.samplers import make_table
 from ray_dit.errors import UserError, first_message
 from ray_dit.session import check_resources, ray_session
 from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repair_shards
 from ray_dit.storage.job import Job, manifest_sha256, read_manifest
 from ray_dit.storage.labels import Labels
-from ray_dit.storage.pretrained import MODEL_STAGE, ModelConfig, read_model
+from ray_dit.storage.pretrained import MODEL_STAGE, ModelConfig, ModelFolder, read_model
 from ray_dit.storage.shards import array_sha256, image_shard_bytes
 from ray_dit.storage.store import Store
 
@@ -86,7 +88,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
             actors=config.actors,
             use_gpu=config.use_gpu,
         )
-    return _finish(job, plan, folder.labels, sampler)
+    return _finish(job, plan, folder, sampler)
 
 
 def plan_dataset(config: GenerateConfig, labels: Labels) -> DatasetPlan:
@@ -105,6 +107,10 @@ def _sampler(config: GenerateConfig, model: ModelConfig) -> SamplerConfig:
         sampler = config.sampler.over(model.sampler)
     except ValueError as error:
         raise UserError(f"these sampler settings do not fit together: {first_message(error)}") from error
+    try:
+        make_table(sampler, linear_schedule(model.diffusion), learn_sigma=model.model.learn_sigma)
+    except ValueError as error:
+        raise UserError(f"{config.model} can't be sampled with these settings: {error}") from error
     if null_label(model.model) is not None:
         return sampler
     if config.sampler.guidance_scale not in (None, 1.0):
@@ -180,7 +186,8 @@ def png_bytes(picture: NDArray[np.uint8]) -> bytes:
     return sink.getvalue()
 
 
-def _finish(job: Job, plan: DatasetPlan, labels: Labels, sampler: SamplerConfig) -> dict[str, Any]:
+def _finish(job: Job, plan: DatasetPlan, folder: ModelFolder, sampler: SamplerConfig) -> dict[str, Any]:
+    labels = folder.labels
     markers = list(all_markers(job, plan.num_shards))
     pixels = hashlib.sha256("".join(marker["pixels_sha256"] for marker in markers).encode()).hexdigest()
     job.put_plain("README.md", dataset_card(plan, labels, sampler).encode())
@@ -189,6 +196,7 @@ def _finish(job: Job, plan: DatasetPlan, labels: Labels, sampler: SamplerConfig)
             "rows": plan.num_images,
             "classes": list(labels.names),
             "labels": list(plan.classes),
+            "image_size": folder.config.latents.image_size,
             "sampler": sampler.model_dump(mode="json"),
             "pixels_sha256": pixels,
         },

@@ -5,6 +5,8 @@ lost actor or a repeated task costs time and nothing else. The driver holds shar
 """
 
 import json
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -173,10 +175,13 @@ def _results(
 
 
 def _quiet(ray: Any) -> None:
-    """Turns Ray Data's own bars off; the stages report progress themselves."""
+    """Turns Ray Data's own bars and words off; the stages report progress themselves."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.enable_rich_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = None  # a row is a shard; splitting one would only cost
+    for handler in logging.getLogger("ray.data").handlers:  # set up when ray.data is imported, so not before
+        if getattr(handler, "stream", None) is sys.stderr:
+            handler.setLevel(logging.ERROR)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ray_dit.config import DiffusionConfig, DiTConfig, OptimizerConfig, TrainConfig
+from ray_dit.config import DiffusionConfig, DiTConfig, DiTSizeConfig, OptimizerConfig, TrainConfig
 from ray_dit.core.batch import TrainingBatch, mirror_choice, training_batch
 from ray_dit.core.diffusion import linear_schedule, q_sample
 from ray_dit.core.dit import DiT, init_label_table
@@ -22,6 +22,7 @@ from ray_dit.core.loss import diffusion_loss
 from ray_dit.core.order import rows_at
 from ray_dit.core.samplers import make_table
 from ray_dit.errors import UserError, first_message
+from ray_dit.pipeline import Pipeline, check_adaptable, initial_state
 from ray_dit.session import ray_session
 from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.training import run_training
@@ -58,15 +59,16 @@ def train(config: TrainConfig, *, grid: Grid | None = None) -> dict[str, Any]:
     if config.init_from is not None:
         inputs["init_from"] = manifest_sha256(read_manifest(config.init_from, MODEL_STAGE))
         source = read_model(config.init_from)
-        if config.diffusion == DiffusionConfig():
-            config = config.model_copy(update={"diffusion": source.config.diffusion})
-    model_config = _model_config(config, latents, source)
+    model_config = model_config_of(config, latents, source)
+    size = model_config.model.model_dump(mode="json", include=set(DiTSizeConfig.model_fields))
+    resolved = {"model": size, "diffusion": model_config.diffusion.content()}
+    fingerprint = parts(config, inputs, resolved=resolved)
     job = Job.open(
-        Store.open(config.output), STAGE, parts(config, inputs), accept_fingerprint=config.accept_fingerprint
+        Store.open(config.output), STAGE, fingerprint, accept_fingerprint=config.accept_fingerprint
     )
     model_job = Job.open(Store.open(model_folder(config)), MODEL_STAGE, {"train": job.fingerprint})
     manifest = job.manifest()
-    if manifest is not None and model_job.manifest() is not None:
+    if manifest is not None and model_job.finished() is not None:
         return manifest
     with ray_session(config) as ray:
         trainee = DiTTrainee(
@@ -81,7 +83,7 @@ def model_folder(config: TrainConfig) -> str:
     return config.model_output or f"{config.output.rstrip('/')}/model"
 
 
-def _model_config(
+def model_config_of(
     config: TrainConfig, latents: dict[str, Any], source: ModelFolder | None = None
 ) -> ModelConfig:
     """The model folder's configuration: the DiT's full shape, how raw latents become x_start, what it comes from.
@@ -90,23 +92,25 @@ def _model_config(
     normalisation of latents where the VAE is the same.
     """
     channels, side, _ = latents["latent_shape"]
+    base = source.config.model if source else None
     try:
-        shape = config.model.resolve(input_size=side, in_channels=channels, num_classes=_num_classes(latents))
+        shape = config.model.resolve(
+            input_size=side, in_channels=channels, num_classes=_num_classes(latents), base=base
+        )
     except ValueError as error:
         raise UserError(
             f"the model does not fit the latents in {config.latents}: {first_message(error)}"
         ) from error
-    if config.sampler.name == "ddpm" and config.sampler.variance == "learned" and not shape.learn_sigma:
-        raise UserError(
-            "sampler.variance 'learned' needs model.learn_sigma: set --sampler.variance fixed_small or train the variance"
-        )
+    if source is not None:
+        check_adaptable(source, shape)
+    diffusion = config.diffusion.over(source.config.diffusion if source else DiffusionConfig())
     try:
-        make_table(config.sampler, linear_schedule(config.diffusion), learn_sigma=shape.learn_sigma)
+        make_table(config.sampler, linear_schedule(diffusion), learn_sigma=shape.learn_sigma)
     except ValueError as error:
         raise UserError(f"the model could not be sampled by its own sampler: {error}") from error
     own = ModelConfig(
         model=shape,
-        diffusion=config.diffusion,
+        diffusion=diffusion,
         latents=_normalisation(latents),
         sampler=config.sampler,
         origin="trained with ray-dit",
@@ -119,17 +123,25 @@ def _model_config(
         "licence": kept.licence,
         "origin": f"trained with ray-dit, starting from: {kept.origin or 'a model of unknown origin'}",
     }
-    if _vae_sha256(source.store) == _vae_sha256(Store.open(config.latents)):
-        changes["latents"] = kept.latents.model_copy(update={"image_size": own.latents.image_size})
+    kept_latents = kept.latents.model_copy(update={"image_size": own.latents.image_size})
+    if _same_vae(source, config.latents):
+        changes["latents"] = kept_latents
+    elif kept.vae != VAE_FOLDER and kept_latents.scale != SD_SCALING_FACTOR and kept_latents != own.latents:
+        raise UserError(
+            f"{source.store.uri} normalises its latents in a way of its own and only names its VAE ({kept.vae}), so it can't "
+            f"be told whether {config.latents} were made by it: import the model again with --vae FOLDER"
+        )
     return own.model_copy(update=changes)
 
 
-def _vae_sha256(store: Store) -> str | None:
-    """Hash of the VAE's weights in a model or latents folder; None for a model that only names its VAE."""
+def _same_vae(source: ModelFolder, latents: str) -> bool:
+    """Whether the latents were made by the very VAE in the model's folder; False for a model that only names its VAE."""
     from ray_dit.vae import WEIGHTS_NAME
 
     key = f"{VAE_FOLDER}/{WEIGHTS_NAME}"
-    return store.sha256(key) if store.head(key) is not None else None
+    if source.config.vae != VAE_FOLDER or source.store.head(key) is None:
+        return False
+    return source.store.sha256(key) == Store.open(latents).sha256(key)
 
 
 def _num_classes(latents: dict[str, Any]) -> int:
@@ -169,7 +181,7 @@ class DiTTrainee:
             raise UserError(
                 f"every row of {self.config.latents} is held out: encode with a lower --images.heldout"
             )
-        self._schedule = linear_schedule(self.config.diffusion)
+        self._schedule = linear_schedule(self.model_config.diffusion)
         latents = self.model_config.latents
         self._shift = torch.tensor(latents.shift, device=device)
         self._scale = torch.tensor(latents.scale, device=device)
@@ -196,8 +208,6 @@ class DiTTrainee:
         """A grid of samples, a row a class, from the averaged weights."""
         if self.grid is None or not self.config.grid_per_class:
             return {}
-        from ray_dit.pipeline import Pipeline
-
         classes = range(min(10, self.model_config.model.num_classes or 1))
         labels = [label for label in classes for _ in range(self.config.grid_per_class)]
         # the latents folder holds its VAE where a model folder does
@@ -281,8 +291,6 @@ def initial_model(config: TrainConfig, shape: DiTConfig) -> DiT:
     if model.y_embedder is not None:
         init_label_table(model.y_embedder.embedding_table.weight, generator, std=config.label_init_std)
     if config.init_from is not None:
-        from ray_dit.pipeline import initial_state
-
         state = initial_state(config.init_from, shape, seed=config.seed, label_std=config.label_init_std)
         model.load_state_dict(state)
     return model

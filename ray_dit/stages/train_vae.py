@@ -51,7 +51,7 @@ def train_vae(config: TrainVaeConfig) -> dict[str, Any]:
         parts(config, {"images": plan.sha256}),
         accept_fingerprint=config.accept_fingerprint,
     )
-    manifest = job.manifest()
+    manifest = job.finished()
     if manifest is not None:
         return manifest
     with ray_session(config) as ray:

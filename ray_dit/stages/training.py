@@ -66,10 +66,6 @@ def run_training(ray: Any, config: TrainingConfig, job: Job, trainee: Trainee, w
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    if config.batch_size % config.num_workers:
-        raise UserError(
-            f"batch_size {config.batch_size} is not a multiple of num_workers {config.num_workers}: change one of them"
-        )
     workers = config.num_workers
     check_resources(ray, config, cpus=workers * config.threads, gpus=workers if config.use_gpu else 0)
     board = ray.remote(num_cpus=0)(Board).remote()

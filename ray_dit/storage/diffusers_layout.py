@@ -13,7 +13,7 @@ from torch import Tensor
 from ray_dit.config import DiffusionConfig, DiTConfig
 from ray_dit.errors import UserError, first_message
 from ray_dit.storage.official import LABEL_TABLE
-from ray_dit.storage.pretrained import listed
+from ray_dit.storage.pretrained import check_shapes
 
 NUM_CLASSES = 1000
 """DiTPipeline takes label 1000 for the null class, whatever the model: smaller label tables are padded to it."""
@@ -39,6 +39,8 @@ ENDS = {
 }
 FIXED = {"norm_type": "ada_norm_zero", "activation_fn": "gelu-approximate", "attention_bias": True}
 """Settings of diffusers' transformer without which it is no DiT."""
+POSITION_TABLE = "pos_embed.pos_embed"
+"""diffusers computes it; some files hold it all the same."""
 
 
 def _renamed(depth: int) -> Iterator[tuple[str, str]]:
@@ -63,14 +65,17 @@ def to_diffusers(state_dict: Mapping[str, Tensor], config: DiTConfig) -> dict[st
     Raises UserError for a shape that diffusers' model can't have.
     """
     _check_exportable(config)
+    return _under_their_names({**state_dict, LABEL_TABLE: _padded_label_table(state_dict, config)}, config)
+
+
+def _under_their_names(state_dict: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
     theirs = {name: state_dict[ours] for ours, name in _renamed(config.depth)}
-    embedders = {**state_dict, LABEL_TABLE: _padded_label_table(state_dict, config)}
     for block in range(config.depth):
         for kind in ("weight", "bias"):
             fused, parts = _qkv(block, kind)
             theirs |= zip(parts, (part.clone() for part in state_dict[fused].chunk(3)), strict=True)
         for ours, name in EMBEDDERS.items():
-            theirs[f"transformer_blocks.{block}.norm1.emb.{name}"] = embedders[ours].clone()
+            theirs[f"transformer_blocks.{block}.norm1.emb.{name}"] = state_dict[ours].clone()
     return theirs
 
 
@@ -150,7 +155,12 @@ def schedule_from_diffusers(settings: Mapping[str, Any], where: str) -> Diffusio
             "predictions of eps can be imported"
         )
     names = ("num_train_timesteps", "beta_start", "beta_end")
-    return DiffusionConfig(**{name: settings[name] for name in names if name in settings})
+    try:
+        return DiffusionConfig(**{name: settings[name] for name in names if name in settings})
+    except ValueError as error:
+        raise UserError(
+            f"the scheduler in {where} can't be used ({first_message(error)}): restore scheduler/scheduler_config.json"
+        ) from error
 
 
 def config_from_diffusers(settings: Mapping[str, Any], where: str) -> DiTConfig:
@@ -162,10 +172,14 @@ def config_from_diffusers(settings: Mapping[str, Any], where: str) -> DiTConfig:
     wrong = [
         f"{key} is {settings.get(key)!r}" for key, value in FIXED.items() if settings.get(key, value) != value
     ]
+    if settings.get("interpolation_scale") not in (None, 1):
+        wrong.append(f"interpolation_scale is {settings['interpolation_scale']!r}")
     if wrong:
         raise UserError(f"the transformer in {where} is no DiT ({', '.join(wrong)}): give a DiT's folder")
     channels, heads = settings.get("in_channels", 4), settings.get("num_attention_heads", 16)
     try:
+        if settings.get("num_embeds_ada_norm", NUM_CLASSES) < 1:
+            raise ValueError("num_embeds_ada_norm is below 1")
         return DiTConfig(
             input_size=settings.get("sample_size", 32),
             patch_size=settings.get("patch_size", 2),
@@ -182,40 +196,25 @@ def config_from_diffusers(settings: Mapping[str, Any], where: str) -> DiTConfig:
         ) from error
 
 
-def from_diffusers(theirs: Mapping[str, Tensor], config: DiTConfig, where: str) -> dict[str, Tensor]:
-    """diffusers' weights under our names, without the position table; the inverse of `to_diffusers`.
+def from_diffusers(
+    theirs: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: DiTConfig, where: str
+) -> dict[str, Tensor]:
+    """diffusers' weights under our names, without the position table; the inverse of `to_diffusers` but for padding.
 
-    ``config`` is ours: where it has fewer classes than the label table has rows, the padding is taken off. Raises
-    UserError for parameters that are missing or unknown, and for embedders that differ between blocks.
+    ``config`` is as `config_from_diffusers` read it, and ``expected`` has the names and shapes of our model of that
+    shape. Raises UserError for parameters that are missing, unknown or of another shape, and for embedders that differ
+    between blocks.
     """
-    rest = {name: weight for name, weight in theirs.items() if name != "pos_embed.pos_embed"}
-    expected = _their_names(config.depth)
-    problems = {
-        "missing": [name for name in expected if name not in rest],
-        "unexpected": [name for name in rest if name not in expected],
-    }
-    if found := listed(problems):
-        raise UserError(
-            f"the weights of the transformer in {where} don't fit its {config.depth} blocks ({found}): "
-            "copy the folder again"
-        )
+    rest = {name: weight for name, weight in theirs.items() if name != POSITION_TABLE}
+    check_shapes(rest, _under_their_names(expected, config), where)
     ours = {name: rest[their_name] for name, their_name in _renamed(config.depth)}
     for block in range(config.depth):
         for kind in ("weight", "bias"):
             fused, parts = _qkv(block, kind)
             ours[fused] = torch.cat([rest[part] for part in parts])
-    ours |= {name: _common(rest, their_name, config.depth, where) for name, their_name in EMBEDDERS.items()}
-    _unpad_labels(ours, config)
-    return ours
-
-
-def _their_names(depth: int) -> dict[str, None]:
-    """Every parameter of diffusers' transformer but the position table, in order."""
-    names = [theirs for _, theirs in _renamed(depth)]
-    for block in range(depth):
-        names += [part for kind in ("weight", "bias") for part in _qkv(block, kind)[1]]
-        names += [f"transformer_blocks.{block}.norm1.emb.{name}" for name in EMBEDDERS.values()]
-    return dict.fromkeys(names)
+    return ours | {
+        name: _common(rest, their_name, config.depth, where) for name, their_name in EMBEDDERS.items()
+    }
 
 
 def _common(rest: Mapping[str, Tensor], name: str, depth: int, where: str) -> Tensor:
@@ -230,8 +229,11 @@ def _common(rest: Mapping[str, Tensor], name: str, depth: int, where: str) -> Te
     return copies[0]
 
 
-def _unpad_labels(ours: dict[str, Tensor], config: DiTConfig) -> None:
+def without_padding(state_dict: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
+    """The weights with a label table of the model's own classes, where `to_diffusers` made it longer."""
+    ours = dict(state_dict)
     table = ours.pop(LABEL_TABLE)
     if config.num_classes:
         null = table[-1:] if config.class_dropout_prob > 0 else table[:0]
         ours[LABEL_TABLE] = torch.cat([table[: config.num_classes], null])
+    return ours

@@ -126,6 +126,17 @@ class Job:
         """The finished job's manifest, None while it is unfinished."""
         return read_json(self.store, manifest_key(self.generation), absent=None)
 
+    def finished(self) -> Manifest | None:
+        """As ``manifest``, for jobs of few objects: UserError if one of them is missing, at a request each."""
+        manifest = self.manifest()
+        for marker in manifest_objects(self.store, manifest) if manifest else ():
+            if self.store.head(marker["key"]) is None:
+                raise UserError(
+                    f"{self.store.where(marker['key'])} is missing, though its job is finished: restore it, or delete"
+                    f" {self.store.uri} and run the stage again"
+                )
+        return manifest
+
     def marker(self, name: str) -> Marker | None:
         """The marker of the object ``name``, None while it is not done."""
         return read_json(self.store, self._marker_key(name), absent=None)
@@ -308,6 +319,8 @@ def _difference(store: Store, there: Json, ours: Json) -> str:
     shown = ", ".join(f"{name}: {_short(old, name)} -> {_short(new, name)}" for name in changed[:6])
     more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
     ways = "take another output folder, or go back to what it was begun with"
+    if all(info.key.startswith(("_job", "_runs/", "_accepted/")) for info in store.list()):
+        ways = f"nothing was made there yet, so delete it if no run is under way, or {ways}"
     if _only_libraries_differ(there, ours):
         ways = "go back to those versions, or add --accept-fingerprint to finish it with these"
     return f"{store.uri} was begun with other settings ({shown}{more}): {ways}"

@@ -2,11 +2,12 @@
 
 import difflib
 import json
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
-from typing import Any, cast
+from typing import Any, SupportsIndex, cast
 
 from ray_dit.errors import UserError
 
@@ -40,7 +41,7 @@ class Labels:
                     tier.setdefault(spelling, []).append(number)
         return tiers
 
-    def resolve(self, label: str | int) -> int:
+    def resolve(self, label: str | SupportsIndex) -> int:
         """The number of a class given by number, name, synonym or WordNet id; an exact name wins over a number.
 
         Raises UserError for an unknown class, with near matches, and for a name that several classes share.
@@ -52,8 +53,8 @@ class Labels:
                 if numbers := tier.get(label.strip().casefold(), []):
                     return self._only(label, numbers)
         try:
-            number = int(label)
-        except ValueError:
+            number = int(label) if isinstance(label, str) else operator.index(label)
+        except (ValueError, TypeError):
             raise UserError(f"there is no class {label!r}; {self._suggest(str(label))}") from None
         if not 0 <= number < len(self):
             raise UserError(
@@ -87,8 +88,16 @@ class Labels:
         data: Any = json.loads(text)
         if not isinstance(data, dict) or "names" not in data:
             raise ValueError("labels are an object with the list 'names'")
-        fields = cast(dict[str, list[str] | None], data)
-        return cls(tuple(fields["names"] or ()), tuple(fields.get("wordnet_ids") or ()))
+        fields = cast(dict[str, Any], data)
+        return cls(_strings(fields["names"]), _strings(fields.get("wordnet_ids") or []))
+
+    @classmethod
+    def from_lines(cls, text: str) -> "Labels":
+        """A name a line; blank lines at the end don't count. ValueError for one between names."""
+        names = [line.strip() for line in text.rstrip().splitlines()]
+        if "" in names:
+            raise ValueError(f"line {names.index('') + 1} is blank")
+        return cls(tuple(names))
 
     @classmethod
     def numbered(cls, num_classes: int) -> "Labels":
@@ -99,3 +108,9 @@ class Labels:
     def imagenet(cls) -> "Labels":
         """The 1,000 classes of ILSVRC 2012 in the usual order (sorted by WordNet id), named by WordNet."""
         return cls.from_json((resources.files("ray_dit") / "data" / "imagenet_labels.json").read_bytes())
+
+
+def _strings(data: Any) -> tuple[str, ...]:
+    if not isinstance(data, list) or not all(isinstance(one, str) for one in cast(list[Any], data)):
+        raise ValueError("names and WordNet ids are lists of strings")
+    return tuple(cast(list[str], data))

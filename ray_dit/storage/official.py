@@ -20,6 +20,8 @@ from ray_dit.errors import UserError, first_message
 WRAPPERS = ("ema", "model", "state_dict")
 """Keys under which training code puts the weights, the preferred first: the averaged ones are what was published."""
 LABEL_TABLE = "y_embedder.embedding_table.weight"
+PATCHES = "x_embedder.proj.weight"
+WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
 def read_torch_file(path: Path) -> dict[str, Tensor]:
@@ -39,7 +41,9 @@ def _load(path: Path) -> Any:
             return torch.load(path, mmap=_is_zip(path), **options)
         except pickle.UnpicklingError as error:
             raise UserError(_refusal(path, error)) from error
-        except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # whatever a damaged file makes torch stumble over
             reason = first_message(error).rstrip(".")
             raise UserError(
                 f"{path} is no torch checkpoint ({reason}): give the .pt file as published"
@@ -52,7 +56,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    names = sorted(set(re.findall(r"GLOBAL (\w+(?:\.\w+)+)", str(error))))
+    names = sorted(set(re.findall(r"GLOBAL (\w+(?:\.\w+)*)", str(error))))
     if not names:
         return f"{path} is no torch checkpoint: give the .pt file as published"
     return (
@@ -62,16 +66,22 @@ def _refusal(path: Path, error: Exception) -> str:
 
 
 def _weights(data: Any, path: Path) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = {}
-    for candidate in (*(_entries(data).get(key) for key in WRAPPERS), data):
-        weights = weights or {
-            str(name): value for name, value in _entries(candidate).items() if isinstance(value, Tensor)
-        }
-    if not weights:
+    candidates = [
+        {str(name): value for name, value in _entries(part).items() if isinstance(value, Tensor)}
+        for part in (*(_entries(data).get(key) for key in WRAPPERS), data)
+    ]
+    candidates = [plain_names(weights) for weights in candidates if weights]
+    if not candidates:
         raise UserError(
             f"{path} holds no weights (a state dict, or one under 'ema' or 'model'): give a DiT checkpoint"
         )
-    return {name.removeprefix("module.").removeprefix("_orig_mod."): value for name, value in weights.items()}
+    # An averaging wrapper may keep a few tensors of its own under "ema" and the weights elsewhere.
+    return next((weights for weights in candidates if PATCHES in weights), candidates[0])
+
+
+def plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names without what DDP ("module.") and torch.compile ("_orig_mod.") put before them, in any order."""
+    return {WRAPPED.sub("", name): value for name, value in weights.items()}
 
 
 def _entries(data: Any) -> Mapping[Any, Any]:
@@ -91,11 +101,11 @@ def config_of(
     ``num_heads``. One row of the label table is the null class, unless ``num_classes`` says that all are classes.
     Raises UserError naming the parameters that are missing or of an unknown shape.
     """
-    hidden_size, in_channels, patch_size, _ = _shape_of(state_dict, "x_embedder.proj.weight", 4, where)
+    hidden_size, in_channels, patch_size, _ = _shape_of(state_dict, PATCHES, 4, where)
     _, num_tokens, _ = _shape_of(state_dict, "pos_embed", 3, where)
     patch_values, _ = _shape_of(state_dict, "final_layer.linear.weight", 2, where)
     mlp_hidden, _ = _shape_of(state_dict, "blocks.0.mlp.fc1.weight", 2, where)
-    labels = state_dict[LABEL_TABLE].shape[0] if LABEL_TABLE in state_dict else 0
+    labels = _shape_of(state_dict, LABEL_TABLE, 2, where)[0] if LABEL_TABLE in state_dict else 0
     blocks = {name.split(".")[1] for name in state_dict if name.startswith("blocks.")}
     numbers = [int(block) for block in blocks if block.isdecimal() and len(block) <= 4]
     depth = 1 + max(numbers)  # and not how many there are: one that is missing will be named
@@ -123,7 +133,7 @@ def _shape_of(state_dict: Mapping[str, Tensor], name: str, dimensions: int, wher
     if name not in state_dict:
         raise UserError(f"the weights in {where} are of no DiT (missing: {name}): give a DiT checkpoint")
     shape = tuple(state_dict[name].shape)
-    if len(shape) != dimensions:
+    if len(shape) != dimensions or 0 in shape:
         raise UserError(
             f"the weights in {where} are of no DiT ({name} has shape {shape}): give a DiT checkpoint"
         )

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
-from ray_dit.errors import Conflict, NotFound, StoreFailure, UserError
+from ray_dit.errors import Conflict, NotFound, StoreFailure, UserError, first_message
 from ray_dit.storage.store import ObjectInfo, Store, checked_key
 
 
@@ -81,7 +81,10 @@ class FsspecStore(Store):
         try:
             return getattr(files, method)(path, *arguments)
         except (FileNotFoundError, IsADirectoryError) as error:
-            raise NotFound(f"{self.where(key)} does not exist") from error
+            # over http, fsspec says so whatever went wrong
+            cause = error.__cause__
+            reason = f" ({first_message(cause)})" if isinstance(cause, Exception) else ""
+            raise NotFound(f"{self.where(key)} does not exist{reason}") from error
         except OSError as error:
             raise StoreFailure(f"{self.where(key)} could not be read: {error}") from error
 

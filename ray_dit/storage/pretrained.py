@@ -5,6 +5,7 @@ checkpoints' names), labels.json, vae/ (diffusers' layout) and README.md, the mo
 shapes and bytes, but no network: whoever builds one says which shapes it wants.
 """
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pydantic import ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVariableType]
@@ -21,6 +23,7 @@ from torch import Tensor
 from ray_dit.config import Config, DiffusionConfig, DiTConfig, PositiveInt, SamplerConfig
 from ray_dit.errors import NotFound, UserError, first_message
 from ray_dit.storage.labels import Labels
+from ray_dit.storage.manifest import manifest_key, manifest_objects, read_manifest
 from ray_dit.storage.store import CHUNK, Store
 
 MODEL_STAGE = "model"
@@ -88,8 +91,23 @@ class ModelFolder:
         return self.store.child(VAE_FOLDER).uri if self.config.vae == VAE_FOLDER else self.config.vae
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights by parameter name; see `read_safetensors`."""
-        return read_safetensors(self.store, WEIGHTS_KEY)
+        """The weights by parameter name; see `read_safetensors`. UserError where they are not those that were written."""
+        return read_safetensors(self.store, WEIGHTS_KEY, sha256=self._recorded().get(WEIGHTS_KEY))
+
+    def check_vae(self) -> None:
+        """UserError unless the VAE in the folder, if there is one, holds the bytes that were written."""
+        if self.config.vae != VAE_FOLDER:
+            return
+        for key, sha256 in self._recorded().items():
+            if key.startswith(f"{VAE_FOLDER}/") and self.store.sha256(key) != sha256:
+                raise UserError(_damaged(self.store, key))
+
+    def _recorded(self) -> dict[str, str]:
+        """sha256 by key as the folder's job wrote them down; nothing for a folder that was put together by hand."""
+        if self.store.head(manifest_key(0)) is None:
+            return {}
+        manifest = read_manifest(self.store, MODEL_STAGE)
+        return {marker["key"]: marker["sha256"] for marker in manifest_objects(self.store, manifest)}
 
 
 def read_model(uri: str) -> ModelFolder:
@@ -132,35 +150,46 @@ def _kind(store: Store) -> str:
     return "something else" if any(True for _ in store.list("")) else "nothing is there"
 
 
-def read_safetensors(store: Store, key: str) -> dict[str, Tensor]:
+def read_safetensors(store: Store, key: str, *, sha256: str | None = None) -> dict[str, Tensor]:
     """Tensors of a safetensors object by name, taking its size in memory once.
 
-    Raises NotFound, and UserError when the object is damaged.
+    Raises NotFound, and UserError when the object is damaged, or its bytes are not those of ``sha256`` where given.
     """
+
+    def read(path: Path) -> dict[str, Tensor]:
+        if sha256 is not None:
+            with open(path, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    raise UserError(_damaged(store, key))
+        # pread, not a memory map: tensors then are aligned as torch's own, and outlive what happens to the file.
+        return load_file(path, backend="pread")
+
     path = store.local_path(key)
     try:
         if path is not None:
-            return _read_file(path)
+            return read(path)
         with (
             tempfile.TemporaryDirectory() as scratch
         ):  # by way of a file: bytes and tensors would be twice the size
             path = Path(scratch) / "tensors"
             with store.open_file(key) as source, open(path, "wb") as copy:
                 shutil.copyfileobj(source, copy, CHUNK)
-            return _read_file(path)
+            return read(path)
     except (FileNotFoundError, NotFound):
         raise NotFound(f"there is no {key} in {store.uri}: restore it, or make the folder again") from None
     except SafetensorError as error:
         raise UserError(f"{key} in {store.uri} is damaged ({first_message(error)}): restore it") from error
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    # pread, not a memory map: tensors then are aligned as torch's own, and outlive what happens to the file.
-    return load_file(path, backend="pread")
+def _damaged(store: Store, key: str) -> str:
+    return f"{store.where(key)} is not what was written there: restore it, or make the folder again"
 
 
 def check_shapes(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
-    """Raise UserError, naming the parameters, unless ``state_dict`` has exactly the names and shapes of ``expected``."""
+    """Raise UserError, naming the parameters, unless ``state_dict`` has exactly the names and shapes of ``expected``.
+
+    Numbers that are not floating-point, and tensors that are sparse or without data, are no weights either.
+    """
     wrong = [
         f"{name} is {_shape(state_dict[name])} instead of {_shape(expected[name])}"
         for name in expected
@@ -170,16 +199,21 @@ def check_shapes(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor
         "missing": [name for name in expected if name not in state_dict],
         "unexpected": [name for name in state_dict if name not in expected],
         "of another shape": wrong,
+        "no plain floating-point numbers": [name for name in state_dict if not _is_plain(state_dict[name])],
     }
-    if found := listed(problems):
+    if found := _listed(problems):
         raise UserError(f"the weights in {where} don't fit the model ({found}): give the file made for it")
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout == torch.strided and not tensor.is_meta
 
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "scalar"
 
 
-def listed(problems: Mapping[str, Sequence[str]]) -> str:
+def _listed(problems: Mapping[str, Sequence[str]]) -> str:
     """Names by what is wrong with them, as an error says it; "" where there are none."""
     return "; ".join(f"{kind}: {_some_names(names)}" for kind, names in problems.items() if names)
 
@@ -202,7 +236,7 @@ def model_objects(
     """
     if len(labels) != config.model.num_classes:
         raise ValueError(f"{len(labels)} labels for {config.model.num_classes} classes")
-    weights = {name: _plain(tensor) for name, tensor in state_dict.items()}
+    weights = _plain(state_dict)
     return {
         CONFIG_KEY: (config.model_dump_json(indent=2) + "\n").encode(),
         WEIGHTS_KEY: save(weights, metadata={"format": "pt"}),
@@ -212,9 +246,19 @@ def model_objects(
     }
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor.float() if tensor.is_floating_point() else tensor
+def _plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous, on the CPU, float32 where floating-point; no two in the same memory, which safetensors refuses."""
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in state_dict.items():
+        tensor = tensor.detach().cpu().contiguous()
+        tensor = tensor.float() if tensor.is_floating_point() else tensor
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
+            tensor = tensor.clone()
+        seen.add(storage.data_ptr())
+        plain[name] = tensor
+    return plain
 
 
 def model_card(config: ModelConfig, labels: Labels, *, title: str, notes: str = "") -> str:

@@ -92,11 +92,19 @@ def test_what_the_schedule_or_the_model_has_not_is_refused():
     with pytest.raises(ValueError, match=r"\[0, 999\]"):
         table("ddim", timesteps=(1200.0, 3.0))
     with pytest.raises(ValueError, match="learn_sigma"):
-        table("ddpm", learn_sigma=False)
+        table("ddpm", learn_sigma=False, variance="learned")
     with pytest.raises(ValueError, match="no integer stride"):
         table("ddim", 300, spacing="leading")
     with pytest.raises(ValueError, match="rising"):
         table_from_nodes(SamplerConfig(), np.array([9.0]), np.array([0.5, 0.5]), learn_sigma=False)
+
+
+def test_variance_is_learned_where_the_model_predicts_it():
+    for learn_sigma, variance in ((True, "learned"), (False, "fixed_small")):
+        auto = table("ddpm", learn_sigma=learn_sigma)
+        told = table("ddpm", learn_sigma=learn_sigma, variance=variance)
+        np.testing.assert_array_equal(auto.matrix(), told.matrix())
+    assert table("ddpm").learned_variance.any() and not auto.learned_variance.any()
 
 
 # --- coefficients

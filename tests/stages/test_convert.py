@@ -1,11 +1,14 @@
 """Checkpoints in and out: bit for bit through every format, and a clear refusal of what is no DiT."""
 
 import argparse
+import copy
 import functools
 import json
 import os
+import random
 import shutil
 import threading
+from collections.abc import Callable
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -94,7 +97,19 @@ def test_an_imported_model_makes_the_golden_output(model: str) -> None:
     assert (output - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("wrapped", ["ema", "model", "module.", "half", "old format", "safetensors"])
+WAYS = [
+    "ema",
+    "ema of one number",
+    "model",
+    "module.",
+    "_orig_mod.",
+    "_orig_mod.module.",
+    "half",
+    "old format",
+]
+
+
+@pytest.mark.parametrize("wrapped", [*WAYS, "safetensors", "safetensors, compiled", "tied"])
 def test_every_way_weights_are_stored(
     official: dict[str, Tensor], vae: Path, tmp_path: Path, wrapped: str
 ) -> None:
@@ -102,12 +117,22 @@ def test_every_way_weights_are_stored(
     contents = {
         "ema": {"model": other, "ema": official, "opt": {"state": {}}, "args": argparse.Namespace(lr=1e-4)},
         "model": {"model": official, "args": {"lr": 1e-4}},
-        "module.": {f"module.{name}": value for name, value in official.items()},
+        "ema of one number": {"ema": {"decay": torch.ones(())}, "model": official},
+        **{
+            prefix: {f"{prefix}{name}": value for name, value in official.items()}
+            for prefix in ("module.", "_orig_mod.", "_orig_mod.module.")
+        },
         "half": {name: value.half() for name, value in official.items()},
     }
-    path = tmp_path / ("w.safetensors" if wrapped == "safetensors" else "w.pt")
-    if wrapped == "safetensors":
-        save_file(official, path)
+    if wrapped == "tied":  # views of one tensor
+        name, twin = "blocks.0.mlp.fc1.weight", "blocks.1.mlp.fc1.weight"
+        official = {**official, twin: official[name].clone()}
+        both = torch.stack([official[name], official[twin]])
+        contents["tied"] = {**official, name: both[0], twin: both[1]}
+    path = tmp_path / ("w.safetensors" if wrapped.startswith("safetensors") else "w.pt")
+    if wrapped.startswith("safetensors"):
+        prefix = "_orig_mod." if wrapped.endswith("compiled") else ""
+        save_file({f"{prefix}{name}": value for name, value in official.items()}, path)
     else:
         torch.save(
             contents.get(wrapped, official), path, _use_new_zipfile_serialization=wrapped != "old format"
@@ -238,7 +263,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, model: str) -> None:
         imported(tmp_path / "gone.pt", tmp_path / "m")
     with pytest.raises(NotFound, match="no checkpoint at .*nowhere"):
         imported(tmp_path / "nowhere", tmp_path / "m")
-    with pytest.raises(UserError, match="not a DiT"):
+    with pytest.raises(UserError, match="is a model folder of ray-dit already"):
         imported(Path(model), tmp_path / "m")
 
 
@@ -463,8 +488,13 @@ def test_the_schedule_of_a_pipeline_is_read(exported: Path, tmp_path: Path) -> N
     path.write_text(json.dumps(known | {"num_train_timesteps": 500, "beta_end": 0.03}))
     read = read_model(imported(tmp_path / "p", tmp_path / "m")).config.diffusion
     assert read == DiffusionConfig(num_train_timesteps=500, beta_end=0.03)
-    told = DiffusionConfig(num_train_timesteps=400)
-    assert read_model(imported(tmp_path / "p", tmp_path / "t", diffusion=told)).config.diffusion == told
+    for told, expected in (({"num_train_timesteps": 1000}, (1000, 0.03)), ({"beta_end": 0.02}, (500, 0.02))):
+        folder = tmp_path / f"told-{expected[0]}"
+        found = read_model(imported(tmp_path / "p", folder, diffusion=told)).config.diffusion
+        assert (found.num_train_timesteps, found.beta_end) == expected
+    path.write_text(json.dumps(known | {"beta_end": None}))
+    with pytest.raises(UserError, match="scheduler in .* can't be used .beta_end"):
+        imported(tmp_path / "p", tmp_path / "o")
     path.write_text(json.dumps(known | {"beta_schedule": "scaled_linear", "prediction_type": "v_prediction"}))
     with pytest.raises(
         UserError, match="beta_schedule is 'scaled_linear', prediction_type is 'v_prediction'"
@@ -476,14 +506,211 @@ def test_what_weights_alone_do_not_say_can_be_told(
     official: dict[str, Tensor], exported: Path, vae: Path, tmp_path: Path
 ) -> None:
     torch.save(official, tmp_path / "tiny.pt")
-    told = {"shift": (0.1, 0.2, 0.3, 0.4), "scale": 2.0, "diffusion": DiffusionConfig(beta_end=0.03)}
+    told = {"shift": (0.1, 0.2, 0.3, 0.4), "scale": 2.0, "diffusion": {"beta_end": 0.03}}
     config = read_model(imported(tmp_path / "tiny.pt", tmp_path / "m", vae=str(vae), **told)).config
     assert (config.latents.shift, config.latents.scale) == (told["shift"], 2.0)
-    assert config.diffusion == told["diffusion"]
+    assert config.diffusion == DiffusionConfig(beta_end=0.03)
     over = {"licence": "MIT", "guidance_channels": 2, "scale": 0.7}
     config = read_model(imported(exported, tmp_path / "side", **over)).config
     assert (config.licence, config.guidance_channels, config.latents.scale) == ("MIT", 2, 0.7)
     assert config.origin == "a test"  # the rest as the pipeline tells it
+    told_default = {"guidance_channels": 3, "diffusion": {"num_train_timesteps": 1000}}
+    config = read_model(imported(exported, tmp_path / "default", **told_default)).config
+    assert (config.guidance_channels, config.diffusion.num_train_timesteps) == (3, 1000)
+    everywhere = read_model(
+        imported(tmp_path / "tiny.pt", tmp_path / "all", vae=str(vae), guidance_channels="all")
+    )
+    assert everywhere.config.guidance_channels is None
+    with pytest.raises(UserError, match="guidance_channels is 9, but the latents have 4"):
+        imported(tmp_path / "tiny.pt", tmp_path / "nine", vae=str(vae), guidance_channels=9)
+
+
+def test_a_hub_vae_that_was_exported_comes_back_as_a_folder(
+    model: str, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(model, tmp_path / "hub")
+    config = read_model(model).config
+    changed = config.model_copy(
+        update={"vae": "someone/vae", "latents": LatentsConfig(shift=0.5, scale=2.0, image_size=16)}
+    )
+    (tmp_path / "hub" / "config.json").write_text(changed.model_dump_json())
+    shutil.rmtree(tmp_path / "hub" / "vae")
+    there = VAE.load(str(vae)).module  # what the hub would send
+    monkeypatch.setattr("ray_dit.vae._from_hub", lambda hub_id: copy.deepcopy(there))
+    where = Path(export(ExportConfig(model=str(tmp_path / "hub"), output=str(tmp_path / "pipeline"))))
+    back = imported(where, tmp_path / "back")
+    assert read_model(back).config.vae == "vae"
+    before, after = (ray_dit.load(uri, device="cpu") for uri in (str(tmp_path / "hub"), back))
+    latents = torch.randn(1, *before.latent_shape, generator=torch.Generator().manual_seed(0))
+    assert abs(before.decode(latents).astype(int) - after.decode(latents)).max() <= 1
+
+
+def test_a_position_table_of_its_own_is_not_lost(
+    official: dict[str, Tensor], exported: Path, vae: Path, tmp_path: Path
+) -> None:
+    torch.save({**official, "pos_embed": official["pos_embed"] + 0.1}, tmp_path / "own.pt")
+    own = imported(tmp_path / "own.pt", tmp_path / "own", vae=str(vae))
+    with pytest.raises(UserError, match="export as official instead"):
+        export(ExportConfig(model=own, output=str(tmp_path / "pipeline")))
+    shutil.copytree(exported, tmp_path / "p")
+    path = tmp_path / "p" / "transformer" / "diffusion_pytorch_model.safetensors"
+    own_table = read_model(imported(exported, tmp_path / "plain")).state_dict()["pos_embed"]
+    for table, fits in ((own_table, True), (own_table + 0.1, False), (own_table[:, :-1], False)):
+        save_file(load_file(path) | {"pos_embed.pos_embed": table.contiguous()}, path)
+        if fits:
+            imported(tmp_path / "p", tmp_path / "same")
+        else:
+            with pytest.raises(UserError, match="pos_embed.*can't be imported"):
+                imported(tmp_path / "p", tmp_path / "other")
+
+
+def test_shards_of_a_diffusers_transformer(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "p")
+    folder = tmp_path / "p" / "transformer"
+    name = "diffusion_pytorch_model.safetensors"
+    weights = load_file(folder / name)
+    (folder / name).rename(folder / name.replace(".safetensors", ".fp16.safetensors"))
+    with pytest.raises(UserError, match=r"but .*fp16.safetensors: copy or save"):
+        imported(tmp_path / "p", tmp_path / "m")
+    halves = [dict(list(weights.items())[place::2]) for place in range(2)]
+    for number, half in enumerate(halves):
+        save_file(half, folder / f"part-{number}.safetensors")
+    where = {key: f"part-{number}.safetensors" for number, half in enumerate(halves) for key in half}
+    (folder / f"{name}.index.json").write_text(json.dumps({"weight_map": where}))
+    whole = read_model(imported(exported, tmp_path / "whole")).state_dict()
+    assert same(read_model(imported(tmp_path / "p", tmp_path / "m")).state_dict(), whole)
+    (folder / f"{name}.index.json").write_text(json.dumps({"weight_map": {"x": "../../secret.safetensors"}}))
+    with pytest.raises(UserError):
+        imported(tmp_path / "p", tmp_path / "o")
+
+
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("to_k", lambda w: w[:, :-1], "transformer_blocks.0.attn1.to_k.weight is .*instead of"),
+        ("to_q", lambda w: w[:-2], "transformer_blocks.0.attn1.to_q.weight is .*instead of"),
+        (
+            "to_q",
+            lambda w: w.to(torch.int8),
+            "floating-point numbers: transformer_blocks.0.attn1.to_q.weight",
+        ),
+    ],
+)
+def test_wrong_diffusers_weights_are_named(
+    exported: Path, tmp_path: Path, name: str, change: Callable[[Tensor], Tensor], message: str
+) -> None:
+    shutil.copytree(exported, tmp_path / "p")
+    path = tmp_path / "p" / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    key = f"transformer_blocks.0.attn1.{name}.weight"
+    save_file(weights | {key: change(weights[key]).contiguous()}, path)
+    with pytest.raises(UserError, match=message):
+        imported(tmp_path / "p", tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w.to(torch.int8),
+        lambda w: w.to(torch.complex64),
+        lambda w: w.to_sparse(),
+    ],
+)
+def test_what_is_no_plain_number_is_refused(
+    official: dict[str, Tensor], tmp_path: Path, change: Callable[[Tensor], Tensor]
+) -> None:
+    name = "blocks.1.attn.proj.weight"
+    torch.save({**official, name: change(official[name])}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=f"no plain floating-point numbers: {name}"):
+        imported(tmp_path / "w.pt", tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "file, content, message",
+    [
+        ("names.txt", b"a\n\nb\n", "line 2 is blank"),
+        ("names.txt", b"\xff\xfe\x00a", "can't be read"),
+        ("names.json", b'{"names": 5}', "lists of strings"),
+        ("names.json", b'{"names": [1, 2]}', "lists of strings"),
+    ],
+)
+def test_bad_lists_of_names_are_refused(
+    official: dict[str, Tensor], tmp_path: Path, file: str, content: bytes, message: str
+) -> None:
+    torch.save(official, tmp_path / "w.pt")
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        imported(tmp_path / "w.pt", tmp_path / "m", labels=str(tmp_path / file))
+
+
+def test_names_are_content_wherever_the_file_is(
+    official: dict[str, Tensor], vae: Path, tmp_path: Path
+) -> None:
+    torch.save(official, tmp_path / "w.pt")
+
+    def take(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        labels = str(tmp_path / name)
+        return imported(tmp_path / "w.pt", tmp_path / "m", vae=str(vae), labels=labels)
+
+    names = "\n".join("abcdefghij")
+    folder = read_model(take("names.txt", names + "\n\n\n"))
+    assert folder.labels.names == tuple("abcdefghij") and folder.config.model.num_classes == 10
+    take("elsewhere.txt", names)  # the same names, so nothing to do
+    with pytest.raises(UserError, match="labels"):
+        take("names.txt", names.replace("j", "k"))
+
+
+@pytest.mark.parametrize("scaling_factor", [None, "much"])
+def test_a_scaling_factor_that_is_no_number(exported: Path, tmp_path: Path, scaling_factor: object) -> None:
+    shutil.copytree(exported, tmp_path / "p")
+    (tmp_path / "p" / "ray_dit.json").unlink()
+    path = tmp_path / "p" / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scaling_factor": scaling_factor}))
+    if scaling_factor is None:
+        assert read_model(imported(tmp_path / "p", tmp_path / "m")).config.latents.scale == 0.18215
+    else:
+        with pytest.raises(UserError, match="has scaling_factor 'much'"):
+            imported(tmp_path / "p", tmp_path / "m")
+
+
+def test_labels_of_another_count_in_the_side_file(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "p")
+    path = tmp_path / "p" / "ray_dit.json"
+    side = json.loads(path.read_text())
+    side["labels"]["names"] = side["labels"]["names"][:2]
+    path.write_text(json.dumps(side))
+    with pytest.raises(UserError, match="2 labels for 3 classes"):
+        imported(tmp_path / "p", tmp_path / "m")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_damaged_torch_files_are_refused_in_a_sentence(
+    official: dict[str, Tensor], tmp_path: Path, seed: int
+) -> None:
+    torch.save(official, tmp_path / "w.pt", _use_new_zipfile_serialization=bool(seed % 2))
+    data = bytearray((tmp_path / "w.pt").read_bytes())
+    draw = random.Random(seed)
+    for _ in range(40):
+        data[draw.randrange(min(len(data), 2000))] = draw.randrange(256)
+    (tmp_path / "w.pt").write_bytes(data)
+    with pytest.raises(UserError):
+        imported(tmp_path / "w.pt", tmp_path / "m")
+
+
+def test_a_label_table_without_rows_is_refused(official: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({**official, "y_embedder.embedding_table.weight": torch.ones(())}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"y_embedder.embedding_table.weight has shape \(\)"):
+        imported(tmp_path / "w.pt", tmp_path / "m")
+
+
+def test_the_transformer_of_a_pipeline_brings_what_the_pipeline_tells(exported: Path, tmp_path: Path) -> None:
+    whole = read_model(imported(exported, tmp_path / "whole"))
+    alone = read_model(imported(exported / "transformer", tmp_path / "alone"))
+    assert (alone.config, alone.labels) == (whole.config, whole.labels)
+    shutil.copytree(exported / "transformer", tmp_path / "transformer")  # and with no pipeline around it
+    assert len(read_model(imported(tmp_path / "transformer", tmp_path / "bare")).labels) == 1000
 
 
 def test_models_without_classes_or_null_class_go_through_diffusers(vae: Path, tmp_path: Path) -> None:

@@ -103,6 +103,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
+def test_a_dataset_without_classes_is_sent_elsewhere(folder: Path):
+    write_dataset(folder / "dataset", [[(0, picture(0, 1)), (0, picture(0, 2))]], ())
+    with pytest.raises(UserError, match="made without classes.*jobs.fid"):
+        stage.evaluate(settings(folder))
+
+
 @pytest.mark.ray
 def test_good_and_wrong_pictures_are_told_apart_and_a_broken_run_ends_in_the_same_bytes(folder: Path):
     # A third of the generated pictures show the other class than their label says.
@@ -284,6 +290,10 @@ def test_generated_pictures_of_another_size_are_refused(folder: Path):
     data = EvaluationData(config, plan_images(config.images), stage.read_manifest(config.dataset, "generate"))
     with pytest.raises(UserError, match="8x8, .* 16x16: give --images.size 8"):
         data.generated(np.array([0]))
+    write_dataset(folder / "small", [[(n % 2, np.zeros((8, 8, 3), np.uint8)) for n in range(2)]])
+    with pytest.raises(UserError, match="give --images.size 8"):
+        stage.evaluate(config.model_copy(update={"dataset": str(folder / "small")}))
+    assert not Path(config.output).exists()
 
 
 def test_what_is_no_dataset_is_refused(folder: Path):

@@ -8,7 +8,7 @@ import pytest
 from tiny import SAMPLER, SIZE, contents, times, write_model
 
 import ray_dit
-from ray_dit.config import GenerateConfig, SamplerConfig, SamplerOverrides
+from ray_dit.config import GenerateConfig, SamplerOverrides
 from ray_dit.errors import Conflict, UserError
 from ray_dit.stages.generate import DatasetPlan, generate, plan_dataset, size_category
 from ray_dit.storage.labels import Labels
@@ -60,11 +60,13 @@ def test_a_model_that_knows_no_null_class_is_not_said_to_be_guided(place: Path) 
     assert made["sampler"]["guidance_scale"] == 1.0
 
 
-def test_a_number_of_steps_takes_the_place_of_a_list() -> None:
-    own = SamplerConfig(timesteps=(900.0, 500.0, 100.0))
-    assert SamplerOverrides(guidance_scale=2.0).over(own).timesteps == own.timesteps
-    over = SamplerOverrides(num_inference_steps=7).over(own)
-    assert (over.timesteps, over.num_inference_steps) == (None, 7)
+def test_settings_that_can_not_be_followed_leave_the_folder_free(place: Path) -> None:
+    wrong = SamplerOverrides(timesteps=(5000.0, 20.0))
+    with pytest.raises(UserError, match="can't be sampled with these settings: timesteps must lie in"):
+        generate(settings(place, "free", sampler=wrong))
+    assert not (place / "free").exists()
+    with pytest.raises(ValueError, match="classes needs a name or number"):
+        settings(place, "free", classes=())
 
 
 def test_one_actor_makes_the_bytes_of_two(place: Path, made: dict[str, Any]) -> None:

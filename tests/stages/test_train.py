@@ -12,17 +12,20 @@ from tiny import MODEL, SAMPLER, SIZE, times, write_model, write_pictures, write
 import ray_dit
 from ray_dit.config import (
     DiffusionConfig,
+    DiTSizeConfig,
     EncodeConfig,
     ImagesConfig,
     OptimizerConfig,
     SamplerConfig,
     TrainConfig,
 )
+from ray_dit.core.dit import DiT
 from ray_dit.errors import UserError
 from ray_dit.report.pictures import grid
 from ray_dit.stages.encode import encode
-from ray_dit.stages.train import train
-from ray_dit.storage.pretrained import LatentsConfig
+from ray_dit.stages.train import DiTTrainee, model_config_of, train
+from ray_dit.storage.job import Job, read_manifest
+from ray_dit.storage.pretrained import LatentsConfig, read_model
 from ray_dit.storage.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
@@ -112,9 +115,63 @@ def test_it_keeps_what_the_weights_it_starts_from_were_made_for(place: Path) -> 
     assert heir.config.model_copy(update=kept) == heir.config
     assert heir.config.origin == "trained with ray-dit, starting from: somewhere"
     assert heir.config.latents == normalisation  # the VAE is the same
-    other = settings(place, "else", **short, diffusion=DiffusionConfig(num_train_timesteps=200))
+    other = settings(
+        place, "else", **short, diffusion={"num_train_timesteps": 1000}
+    )  # which is also the default
     train(other)
-    assert ray_dit.load(str(place / "else/model")).config.diffusion.num_train_timesteps == 200
+    assert ray_dit.load(str(place / "else/model")).config.diffusion.num_train_timesteps == 1000
+
+
+def test_it_takes_the_size_of_the_model_it_starts_from_and_refuses_another_at_once(place: Path) -> None:
+    write_model(place / "narrow", ("one", "two"))
+    short = {"steps": 1, "checkpoint_every": 1, "grid_per_class": 0, "init_from": str(place / "narrow")}
+    with pytest.raises(
+        UserError, match="narrow: these weights fit no model with another hidden_size 16 -> 32"
+    ):
+        train(settings(place, "fitted", **short, model=DiTSizeConfig(hidden_size=32)))
+    assert not (place / "fitted").exists()
+    train(settings(place, "fitted", **short, model=DiTSizeConfig()))  # the corrected command
+    fitted, narrow = (read_model(str(place / where)).config.model for where in ("fitted/model", "narrow"))
+    assert fitted == narrow.model_copy(update={"num_classes": 3})
+
+
+def test_a_normalisation_of_its_own_is_not_lost_with_a_vae_that_is_only_named(place: Path) -> None:
+    own = LatentsConfig(shift=0.5, scale=0.3, image_size=SIZE)
+    write_model(place / "named", ("one", "two"), latents=own, vae="someone/vae")
+    short = {"steps": 1, "checkpoint_every": 1, "grid_per_class": 0}
+    with pytest.raises(UserError, match="import the model again with --vae FOLDER"):
+        train(settings(place, "lost", **short, init_from=str(place / "named")))
+    assert not (place / "lost").exists()
+
+
+def trainee(place: Path, **fields: Any) -> tuple[DiTTrainee, DiT]:
+    """What a worker has after its setup."""
+    config = settings(place, "none", **fields)
+    latents = read_manifest(config.latents, "encode")
+    job = Job.open(Store.open(str(place / "none-model")), "model", {"made": "by a test"})
+    own = model_config_of(config, latents, read_model(config.init_from) if config.init_from else None)
+    one = DiTTrainee(config, own, latents, job, config.optimizer, None, None)
+    model = one.setup(torch.device("cpu"), True)
+    assert isinstance(model, DiT)
+    return one, model
+
+
+def test_options_of_training_reach_loss_and_model(place: Path) -> None:
+    positions = np.arange(8)
+    plain, model = trainee(place)
+    weighted, _ = trainee(place, min_snr_gamma=1e-6)
+    # so small a gamma leaves next to nothing of the squared error; the bound is not weighted
+    assert weighted.losses(model, positions).mean() < 0.1 * plain.losses(model, positions).mean()
+    assert not model.activation_checkpointing
+    assert trainee(place, activation_checkpointing=True)[1].activation_checkpointing
+    table = trainee(place, label_init_std=1.0)[1].y_embedder.embedding_table.weight
+    assert 0.7 < table.std() < 1.3 and model.y_embedder.embedding_table.weight.std() < 0.03
+
+
+def test_the_label_table_of_other_classes_has_the_deviation_asked_for(place: Path) -> None:
+    write_model(place / "two", ("one", "two"))
+    fields = {"init_from": str(place / "two"), "model": DiTSizeConfig()}
+    assert 0.7 < trainee(place, **fields, label_init_std=1.0)[1].y_embedder.embedding_table.weight.std() < 1.3
 
 
 def test_it_starts_from_a_model_of_another_resolution(place: Path) -> None:
@@ -132,7 +189,7 @@ def test_it_starts_from_a_model_of_another_resolution(place: Path) -> None:
 
 
 def test_a_sampler_the_schedule_can_not_follow_is_refused_at_once(place: Path) -> None:
-    fields = {"diffusion": DiffusionConfig(num_train_timesteps=20), "grid_per_class": 0}
+    fields = {"diffusion": {"num_train_timesteps": 20}, "grid_per_class": 0}
     sampler = SamplerConfig(name="ddim", num_inference_steps=25)
     with pytest.raises(UserError, match="could not be sampled by its own sampler"):
         train(settings(place, "never", sampler=sampler, **fields))
@@ -150,6 +207,13 @@ def test_unlabelled_pictures_train_a_model_without_classes(place: Path) -> None:
 
 
 def test_workers_that_do_not_divide_the_batch_are_refused(place: Path) -> None:
-    with pytest.raises(UserError, match="batch_size 4 is not a multiple of num_workers 3"):
-        train(settings(place, "odd", num_workers=3))
-    assert not [info.key for info in Store.open(str(place / "odd")).list() if "checkpoint" in info.key]
+    with pytest.raises(ValueError, match="batch_size 4 is not a multiple of num_workers 3"):
+        settings(place, "odd", num_workers=3)
+
+
+def test_a_finished_run_without_its_model_says_so(place: Path, trained: dict[str, Any]) -> None:
+    weights = place / "run/model/model.safetensors"
+    weights.rename(weights.with_suffix(".away"))
+    with pytest.raises(UserError, match="model.safetensors is missing, though its job is finished"):
+        train(settings(place, "run"), grid=grid)
+    weights.with_suffix(".away").rename(weights)

@@ -75,8 +75,8 @@ class Regression:
         self.log = log
 
 
-def run(folder: Path, config: TrainingConfig = CONFIG) -> Regression:
-    trainee = Regression()
+def run(folder: Path, config: TrainingConfig = CONFIG, trainee: Regression | None = None) -> Regression:
+    trainee = trainee or Regression()
     job = Job.open(Store.open(str(folder)), "train", {"test": True})
     train_worker(config, job, trainee, Board(), Alone())
     return trainee
@@ -155,6 +155,18 @@ def initial(name: str, value: torch.Tensor) -> torch.Tensor:
     if kind in ("model", "ema"):
         return dict(Regression().setup(torch.device("cpu"), True).named_parameters())[parameter].detach()
     return value[:0] if name == "log" else torch.zeros_like(value)
+
+
+@pytest.mark.parametrize("grad_clip, shorter", [(None, False), (1e-3, True), (1e3, False)])
+def test_gradients_longer_than_asked_for_are_scaled_down(
+    tmp_path: Path, grad_clip: float | None, shorter: bool
+) -> None:
+    once = CONFIG.model_copy(update={"steps": 1})
+    run(tmp_path, once, Regression(OptimizerConfig(grad_clip=grad_clip)))
+    tensors, _ = read_checkpoint(Store.open(str(tmp_path)), 1)
+    averages = [value.flatten() for name, value in tensors.items() if name.endswith(".exp_avg")]
+    norm = torch.cat(averages).norm().item() / (1 - OptimizerConfig().betas[0])
+    assert norm == pytest.approx(1e-3, rel=1e-2) if shorter else norm > 0.1
 
 
 def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:

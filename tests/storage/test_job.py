@@ -85,8 +85,13 @@ def test_without_put_if_absent_or_the_fingerprint_check_the_suite_fails(
 
 def test_the_refusal_names_what_differs_and_what_to_do(tmp_path: Path):
     store = Store.open(str(tmp_path))
-    Job.open(store, "generate", PARTS)
+    job = Job.open(store, "generate", PARTS)
     changed = PARTS | {"config": {"seed": 1, "model": {"depth": 2, "width": 8}}, "inputs": {}}
+    with pytest.raises(
+        Conflict, match="nothing was made there yet, so delete it if no run is under way, or take"
+    ):
+        Job.open(store, "generate", changed)
+    job.put_plain("checkpoint", b"something")
     with pytest.raises(Conflict) as refused:
         Job.open(store, "generate", changed)
     assert str(refused.value) == (
@@ -96,6 +101,17 @@ def test_the_refusal_names_what_differs_and_what_to_do(tmp_path: Path):
     )
     with pytest.raises(Conflict, match="belongs to generate, not encode"):
         Job.open(store, "encode", PARTS)
+
+
+def test_a_finished_job_that_lacks_an_object_says_which(store: Store):
+    job = Job.open(store, "generate", PARTS)
+    key = put_shards(job, 0, 1)[1]["key"]
+    assert job.finished() is None
+    manifest = job.finish({})
+    assert job.finished() == manifest
+    store.delete(key)
+    with pytest.raises(UserError, match=f"{key} is missing, though its job is finished"):
+        job.finished()
 
 
 def test_the_fingerprint_is_a_function_of_the_parts(tmp_path: Path):

@@ -7,6 +7,7 @@ import torch
 
 from ray_dit.config import DiTConfig
 from ray_dit.errors import NotFound, UserError
+from ray_dit.storage.job import Job
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.pretrained import (
     LatentsConfig,
@@ -16,6 +17,7 @@ from ray_dit.storage.pretrained import (
     model_objects,
     read_model,
 )
+from ray_dit.storage.store import Store
 
 CONFIG = ModelConfig(
     model=DiTConfig(input_size=4, hidden_size=8, depth=1, num_heads=2, num_classes=2),
@@ -156,3 +158,23 @@ def test_check_shapes_lists_every_kind_of_misfit() -> None:
 def test_check_shapes_names_a_few_and_counts_the_rest() -> None:
     with pytest.raises(UserError, match=r"missing: p0, p1, p2, p3, p4, p5 and 94 more\)"):
         check_shapes({}, {f"p{i}": torch.empty(1) for i in range(100)}, "here")
+
+
+@pytest.mark.parametrize("key", ["model.safetensors", "vae/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize("place", ["{tmp_path}/model", "memory://models/recorded"])
+def test_weights_that_are_not_what_was_written_are_refused(tmp_path: Path, key: str, place: str) -> None:
+    store = Store.open(place.format(tmp_path=tmp_path) + f"-{len(key)}")
+    job = Job.open(store, "model", {"made": "by a test"})
+    for name, data in objects().items():
+        job.put(name.replace("/", "-"), name, data, {})
+    job.finish({})
+    folder = read_model(store.uri)
+    folder.check_vae()
+    assert folder.state_dict().keys() == STATE.keys()
+    damaged = bytearray(store.get(key))
+    damaged[-1] ^= 1  # weights still, and others
+    store.delete(key)
+    store.put(key, bytes(damaged))
+    with pytest.raises(UserError, match=f"{key} is not what was written there"):
+        folder.state_dict()
+        folder.check_vae()
