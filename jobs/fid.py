@@ -1,7 +1,7 @@
 """FID of a generated dataset: `python -m jobs.fid --dataset URI --reference STATISTICS.npz`.
 
 The features are those of the Inception network FID is defined by (Heusel et al. 2017), in torch-fidelity's port of the
-original TensorFlow graph, resizing included: `pip install 'ray-dit[fid]'`, which brings torchvision. Its weights (95 MB) are
+original TensorFlow graph, resizing included: `pip install -c constraints.txt -e '.[fid]'`, which brings torchvision. Its weights (95 MB) are
 fetched, or give the file by --inception. The statistics are a .npz with `mu` [2048] and `sigma` [2048, 2048] of the real
 pictures, a path or URL; by default those of ImageNet at 256 pixels that published figures are measured against.
 
@@ -99,7 +99,7 @@ def inception(weights: str = INCEPTION, device: str = "cuda") -> Features:
         )
     except ImportError as error:
         raise UserError(
-            f"FID needs torch-fidelity ({first_message(error)}): pip install 'ray-dit[fid]'"
+            f"FID needs torch-fidelity ({first_message(error)}): pip install -c constraints.txt -e '.[fid]'"
         ) from error
     try:
         with _opened(weights) as file:

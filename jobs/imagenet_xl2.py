@@ -7,8 +7,8 @@
 
 Hardware: GPUs, an actor each. 250 guided steps are 119 TFLOP a picture: 50,000 of them about 4 H100-hours at 400 TFLOP/s
 in bf16, which is --precision bfloat16 (a bound by counting, not measured); float32 takes several times that. Expected: FID
-2.27 ± 0.1 with 50,000 pictures of random labels, scale 1.5, 250 DDPM steps (Peebles & Xie 2022, table 4). These pictures
-are balanced, 50 a class, which is worth about 0.1: expect 2.17 ± 0.1. jobs.fid measures it (`pip install 'ray-dit[fid]'`;
+2.27 ± 0.1 with 50,000 pictures of random labels, scale 1.5, 250 DDPM steps (Peebles & Xie 2022, table 2). These pictures
+are balanced, 50 a class, which is worth about 0.1: expect 2.17 ± 0.1. jobs.fid measures it (`pip install -c constraints.txt -e '.[fid]'`;
 Inception weights and ImageNet's statistics are fetched, or given by --inception and --reference).
 Killed anywhere, run it again.
 """

@@ -40,11 +40,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.environ["RAY_DIT_DEBUG"] = "1"
     try:
         _dispatch(arguments)
+        sys.stdout.flush()
     except UserError as error:
         _fail(str(error), error, debug)
     except KeyboardInterrupt:
         print("\nstopped; run the same command again, it goes on where it stopped", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # `ray-dit info X | head`: who reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.filename is None and error.errno is None:
             raise
@@ -255,7 +258,7 @@ def _overview(commands: Mapping[str, Command]) -> str:
             "",
             *lines,
             "",
-            "Every command can be killed and run again: it goes on where it stopped. --debug shows tracebacks.",
+            "Every command can be killed and run again: it goes on where it stopped. --debug shows tracebacks, --version the version.",
         ]
     )
 

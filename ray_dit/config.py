@@ -176,17 +176,26 @@ class SamplerConfig(Config):
 
 
 class SamplerOverrides(Config):
-    """Sampler settings that differ from a model's own; None keeps the model's. See SamplerConfig for their meaning."""
+    """Sampler settings that differ from a model's own (`ray-dit info MODEL` shows them); None keeps the model's."""
 
     name: Literal["ddpm", "ddim", "dpmpp", "unipc"] | None = None
+    """The sampler; another than the model's keeps its steps and guidance only."""
     num_inference_steps: Annotated[int, Field(gt=0, le=1000)] | None = None
+    """Model evaluations an image, each one or two rows (guided)."""
     guidance_scale: Annotated[float, Field(ge=0.0, le=100.0)] | None = None
+    """Classifier-free guidance; 1 is off and skips the unconditional rows."""
     guidance_interval: tuple[float, float] | None = None
+    """Training time steps [low, high] inside which guidance acts; outside the scale is 1."""
     spacing: Literal["auto", "uniform", "respaced", "leading", "trailing", "logsnr"] | None = None
+    """Which time steps are visited; auto is respaced for ddpm and uniform for the others."""
     timesteps: tuple[float, ...] | None = None
+    """The exact time steps, falling; instead of spacing and num_inference_steps."""
     eta: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """DDIM's noise: 0 deterministic, 1 as much as DDPM."""
     order: Literal[1, 2, 3] | None = None
+    """Order of dpmpp (1 or 2) and unipc (1 to 3)."""
     variance: Literal["auto", "learned", "fixed_small", "fixed_large"] | None = None
+    """DDPM's variance; auto is learned where the model predicts it, else fixed_small."""
 
     def over(self, base: SamplerConfig) -> SamplerConfig:
         """``base`` with these settings in place of its own; ValueError if they do not fit together.

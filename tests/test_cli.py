@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tiny import write_model as write_tiny_model
 
 from ray_dit import cli, config
-from ray_dit.config import DiTConfig, VAESizeConfig
+from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
 from ray_dit.errors import UserError
 from ray_dit.storage import local
 from ray_dit.storage.job import Job
@@ -372,6 +373,32 @@ def test_underscores_and_equals_do_too() -> None:
     given = ["--images.uri=i", "--vae", "v", "--output", "o", "--batch_size=3", "--no-mirror"]
     encode: config.EncodeConfig = cli.parse("encode", config.EncodeConfig, given)
     assert (encode.batch_size, encode.mirror) == (3, False)
+
+
+def test_info_tells_how_a_model_samples(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_tiny_model(
+        tmp_path / "model", ("cat", "dog"), sampler=SamplerConfig(name="ddim", num_inference_steps=7)
+    )
+    cli.main(["info", str(tmp_path / "model")])
+    said = capsys.readouterr().out
+    assert "classes      cat, dog" in said and "vae = vae" in said
+    assert "sampler.name = ddim" in said and "sampler.num_inference_steps = 7" in said
+
+
+def test_who_reads_may_stop_reading(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model", ("cat", "dog"))
+    command = f"{sys.executable} -m ray_dit.cli info {tmp_path / 'model'} | true; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_what_python_finds_in_the_package() -> None:
+    import ray_dit
+
+    assert {"Pipeline", "SamplerConfig", "load"} <= set(dir(ray_dit))
+    assert ray_dit.SamplerConfig is SamplerConfig
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        ray_dit.nothing  # noqa: B018
 
 
 @pytest.mark.parametrize("recipe", sorted((Path(cli.__file__).parents[1] / "jobs").glob("*.yaml")))

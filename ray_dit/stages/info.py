@@ -9,6 +9,7 @@ from ray_dit.storage.checkpoint import checkpoint_steps
 from ray_dit.storage.job import Job
 from ray_dit.storage.maintenance import jobs
 from ray_dit.storage.manifest import job_key, read_json
+from ray_dit.storage.pretrained import MODEL_STAGE, read_model
 from ray_dit.storage.store import Store
 
 HIDDEN = {"format", "stage", "fingerprint", "parts", "listings"}
@@ -41,6 +42,11 @@ def _job_lines(folder: Store) -> Iterator[str]:
             yield f"  {name:<12} {_short(value)}"
     for name, value in sorted(_flat(there["parts"])):
         yield f"    {name} = {_short(value)}"
+    if job.stage == MODEL_STAGE and manifest is not None:
+        model = read_model(folder.uri)
+        yield f"  classes      {_short(', '.join(model.labels.names)) or 'none'}"
+        for name, value in _flat(model.config.model_dump(mode="json", exclude_none=True)):
+            yield f"    {name} = {_short(value)}"
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -107,5 +107,5 @@ def test_published_weights_are_known_by_their_hash() -> None:
 
 @pytest.mark.skipif(find_spec("torch_fidelity") is not None, reason="torch-fidelity is here")
 def test_a_missing_package_is_named() -> None:
-    with pytest.raises(UserError, match=r"FID needs torch-fidelity .*: pip install 'ray-dit\[fid\]'"):
+    with pytest.raises(UserError, match=r"FID needs torch-fidelity .*: pip install -c constraints.txt -e"):
         inception("no.pth", "cpu")
