@@ -23,7 +23,7 @@ from torch import Tensor
 from ray_dit.config import Config, DiffusionConfig, DiTConfig, PositiveInt, SamplerConfig
 from ray_dit.errors import NotFound, UserError, first_message
 from ray_dit.storage.labels import Labels
-from ray_dit.storage.manifest import manifest_key, manifest_objects, read_manifest
+from ray_dit.storage.manifest import job_key, manifest_objects, read_json, read_manifest
 from ray_dit.storage.store import CHUNK, Store
 
 MODEL_STAGE = "model"
@@ -103,8 +103,9 @@ class ModelFolder:
                 raise UserError(_damaged(self.store, key))
 
     def _recorded(self) -> dict[str, str]:
-        """sha256 by key as the folder's job wrote them down; nothing for a folder that was put together by hand."""
-        if self.store.head(manifest_key(0)) is None:
+        """sha256 by key as the job of a model wrote them down; nothing for a folder of another kind or made by hand."""
+        job = read_json(self.store, job_key(0), absent=None)
+        if job is None or job["stage"] != MODEL_STAGE:
             return {}
         manifest = read_manifest(self.store, MODEL_STAGE)
         return {marker["key"]: marker["sha256"] for marker in manifest_objects(self.store, manifest)}
