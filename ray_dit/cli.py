@@ -140,7 +140,22 @@ def _complaint(boxed: str) -> str:
     texts = [part for part in parts if part] or ["wrong options"]
     text = texts[min(1, len(texts) - 1)].removesuffix(".").replace("Error parsing ", "")
     text = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is not a whole number", text)
-    return re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", text)
+    text = re.sub(r"could not convert string to float: (.*)", r"\1 is not a number", text)
+    # of a setting that may be one of several things, tyro tells what is wrong with each; often one of them is "nothing"
+    several = re.match(r"(--\S+): no type matching (\S+) could be instantiated from \['(.*?)'", text)
+    if several and several[2].count("|") > 1:
+        return f"{several[1]}: {several[3]!r} is none of {several[2].removeprefix('{None}|')}"
+    text = re.sub(r"^(--\S+): no type matching .* Got errors: .*\]?: (?=['\w])", r"\1: ", text)
+    text = re.sub(
+        r"input length (\d+) did not match expected argument count (\d+).*",
+        r"\2 values are wanted, not \1",
+        text,
+    )
+    return re.sub(r"Expected one of \((.*)\)", lambda found: f"There are {_choices(found[1])}", text)
+
+
+def _choices(listed: str) -> str:
+    return ", ".join(sorted(choice for choice in re.findall(r"'([^']*)'", listed) if choice != "None"))
 
 
 def _refused_setting(boxed: str, given: Sequence[str]) -> str | None:

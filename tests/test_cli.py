@@ -107,6 +107,22 @@ WRONG_OPTIONS = {
         ["train", "--latents", "l", "--output", "o", "--sampler.name", "dpm"],
         "invalid choice 'dpm' for argument '--sampler.name'.*dpmpp",
     ),
+    "no whole number where none is needed": (
+        ["generate", "--model", "m", "--output", "o", "--num-images", "abc"],
+        "^--num-images: 'abc' is not a whole number; see",
+    ),
+    "one of several": (
+        ["import-checkpoint", "x", "--output", "y", "--guidance-channels", "q"],
+        r"^--guidance-channels: 'q' is none of INT\|\{all\}; see",
+    ),
+    "one of two numbers": (
+        ["generate", "--model", "m", "--output", "o", "--sampler.guidance-interval", "150"],
+        "^--sampler.guidance-interval: 2 values are wanted, not 1; see",
+    ),
+    "no choice where none is needed": (
+        ["generate", "--model", "m", "--output", "o", "--sampler.name", "euler"],
+        "invalid choice 'euler' for argument '--sampler.name'. There are ddim, ddpm, dpmpp, unipc; see",
+    ),
     "no class": (
         ["generate", "--model", "m", "--output", "o", "--num-images", "1", "--classes"],
         "classes needs a name or number",
