@@ -20,10 +20,10 @@ from ray_dit import config as settings
 from ray_dit.config import ReportConfig
 from ray_dit.core.latents import center_crop
 from ray_dit.core.order import is_heldout
-from ray_dit.errors import NotFound
+from ray_dit.errors import NotFound, UserError
 from ray_dit.report.commands import command
 from ray_dit.report.pictures import psnr
-from ray_dit.storage.job import Manifest, manifest_objects, read_manifest
+from ray_dit.storage.job import Manifest, manifest_objects, manifest_sha256, read_manifest
 from ray_dit.storage.shards import read_image_shard
 from ray_dit.storage.store import Store
 
@@ -83,6 +83,7 @@ class Contents:
 def gather(config: ReportConfig) -> Contents:
     """Reads it all; UserError or NotFound where a stage's result is missing or unfinished."""
     manifests = {stage: read_manifest(uri, stage) for stage, uri in stage_folders(config).items()}
+    _check_chain(config, manifests)
     names = tuple(manifests["encode"]["classes"])
     shown = spaced(names, MAX_CLASSES)
     vae = _reconstructions(config)
@@ -112,6 +113,18 @@ def gather(config: ReportConfig) -> Contents:
         model=model,
         manifests=manifests,
     )
+
+
+def _check_chain(config: ReportConfig, manifests: dict[str, Manifest]) -> None:
+    """UserError where a stage worked on another result than the one shown beside it."""
+    for stage, name, source in (("train", "latents", "encode"), ("evaluate", "dataset", "generate")):
+        told = manifests[stage]["parts"].get("inputs", {}).get(name)
+        if told is not None and told != manifest_sha256(manifests[source]):
+            folders = stage_folders(config)
+            raise UserError(
+                f"{folders[stage]} was not made from {folders[source]}, but from another {name}: give those that belong "
+                "together"
+            )
 
 
 def stage_folders(config: ReportConfig) -> dict[str, str]:

@@ -321,6 +321,13 @@ def test_times_add_up_over_runs_and_killed_ones_are_counted(config: ReportConfig
     assert "2 CPUs, a machine" in text
 
 
+def test_an_evaluation_of_another_dataset_is_not_shown(config: ReportConfig, tmp_path: Path):
+    job = Job.open(Store.open(str(tmp_path)), "evaluate", {"inputs": {"dataset": "of another"}})
+    job.finish({})
+    with pytest.raises(UserError, match=f"{tmp_path} was not made from .*dataset, but from another dataset"):
+        write_report(config.model_copy(update={"evaluation": str(tmp_path)}))
+
+
 def test_an_unfinished_stage_is_named(config: ReportConfig):
     with pytest.raises(UserError, match="ray-dit evaluate"):
         write_report(config.model_copy(update={"evaluation": config.output + "-nothing"}))
