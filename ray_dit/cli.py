@@ -222,7 +222,7 @@ def _options(values: Any, config: type[BaseModel], path: str, where: str, prefix
             if not isinstance(value, bool):
                 raise UserError(f"{where}.{key} in {path} must be true or false, not {value!r}")
             options.append(option if value else _negated(option))
-        elif bool in get_args(nested) and not isinstance(value, bool):
+        elif bool in get_args(nested) and not isinstance(value, bool | None):
             raise UserError(f"{where}.{key} in {path} must be true or false, not {value!r}")
         elif isinstance(value, Mapping):
             raise UserError(f"{where}.{key} in {path} must be a value, not settings of its own")
