@@ -255,7 +255,7 @@ def _plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensor = tensor.detach().cpu().contiguous()
         tensor = tensor.float() if tensor.is_floating_point() else tensor
         storage = tensor.untyped_storage()
-        if storage.data_ptr() in seen or storage.nbytes() != tensor.nbytes:
+        if storage.data_ptr() in seen:
             tensor = tensor.clone()
         seen.add(storage.data_ptr())
         plain[name] = tensor

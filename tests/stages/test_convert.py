@@ -124,11 +124,9 @@ def test_every_way_weights_are_stored(
         },
         "half": {name: value.half() for name, value in official.items()},
     }
-    if wrapped == "tied":  # views of one tensor
+    if wrapped == "tied":  # one tensor under two names
         name, twin = "blocks.0.mlp.fc1.weight", "blocks.1.mlp.fc1.weight"
-        official = {**official, twin: official[name].clone()}
-        both = torch.stack([official[name], official[twin]])
-        contents["tied"] = {**official, name: both[0], twin: both[1]}
+        official = contents["tied"] = {**official, twin: official[name]}
     path = tmp_path / ("w.safetensors" if wrapped.startswith("safetensors") else "w.pt")
     if wrapped.startswith("safetensors"):
         prefix = "_orig_mod." if wrapped.endswith("compiled") else ""
@@ -543,6 +541,15 @@ def test_a_hub_vae_that_was_exported_comes_back_as_a_folder(
     before, after = (ray_dit.load(uri, device="cpu") for uri in (str(tmp_path / "hub"), back))
     latents = torch.randn(1, *before.latent_shape, generator=torch.Generator().manual_seed(0))
     assert abs(before.decode(latents).astype(int) - after.decode(latents)).max() <= 1
+
+
+def test_a_vae_that_is_there_wins_over_a_hub_id(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "p")
+    path = tmp_path / "p" / "ray_dit.json"
+    side = json.loads(path.read_text())
+    side["config"]["vae"] = "someone/vae"
+    path.write_text(json.dumps(side))
+    assert read_model(imported(tmp_path / "p", tmp_path / "m")).config.vae == "vae"
 
 
 def test_a_position_table_of_its_own_is_not_lost(
