@@ -6,7 +6,7 @@ BIN := .venv/bin
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-demo: .venv/demo ## digits to a generated dataset and a report, in demo/ (six to seven minutes on 2 cores)
+demo: .venv/demo ## digits to a generated dataset and a report, in demo/ (five to seven minutes on 2 cores)
 	$(BIN)/python -m jobs.demo
 
 demo-s3: .venv/dev ## the same demo with all its outputs in a local S3 server, in demo-s3/
