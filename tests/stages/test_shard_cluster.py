@@ -1,9 +1,9 @@
 """The fan-out on several raylets: a node that comes late gets shards, a node that is killed loses nothing."""
 
 import json
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +33,17 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         made.shutdown()
 
 
-def once_under_way(folder: Path, shards: int, act: Callable[[], Any]) -> threading.Thread:
-    """Does something once so many shards are stored."""
+def run_and(folder: Path, after: int, act: Callable[[], Any]) -> None:
+    """Makes the shards in a thread, and does something once ``after`` of them are stored (Ray starts nodes in the main
+    thread only)."""
+    import ray
 
-    def wait_and_act() -> None:
-        while len(list((folder / "out/_markers").glob("*"))) < shards:
+    with ThreadPoolExecutor(1) as thread:
+        job = thread.submit(run, ray, folder, SHARDS, actors=3, seconds=0.5)
+        while len(list((folder / "out/_markers").glob("*"))) < after and not job.done():
             time.sleep(0.1)
         act()
-
-    thread = threading.Thread(target=wait_and_act, daemon=True)
-    thread.start()
-    return thread
+        job.result()
 
 
 def counts(folder: Path) -> list[int]:
@@ -56,18 +56,12 @@ def made(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_node_is_added_and_another_killed_while_a_job_runs(cluster: Any, tmp_path: Path) -> None:
-    import ray
-
     second = cluster.add_node(num_cpus=1)
-    adding = once_under_way(tmp_path, 6, lambda: cluster.add_node(num_cpus=1))
-    run(ray, tmp_path, SHARDS, actors=3, seconds=0.5)
-    adding.join()
+    run_and(tmp_path, 6, lambda: cluster.add_node(num_cpus=1))
     assert len(counts(tmp_path)) == 3 and min(counts(tmp_path)) > 0, "the node that came late got none"
     assert made(tmp_path) == {f"{shard:05d}": f"shard {shard}".encode() for shard in range(SHARDS)}
 
     again = tmp_path / "again"
     again.mkdir()
-    killing = once_under_way(again, 9, lambda: cluster.remove_node(second, allow_graceful=False))
-    run(ray, again, SHARDS, actors=3, seconds=0.5)
-    killing.join()
+    run_and(again, 9, lambda: cluster.remove_node(second, allow_graceful=False))
     assert made(again) == {f"{shard:05d}": f"shard {shard}".encode() for shard in range(SHARDS)}
