@@ -55,7 +55,9 @@ class _Lines:
     def __init__(self, what: str, total: int, unit: str, done: int) -> None:
         self._what, self._total, self._unit = what, total, unit
         self._last = time.monotonic()
-        self._begin: float | None = None  # of the rate: when something was first done, so that starting up is left out
+        self._begin: float | None = (
+            None  # of the rate: when something was first done, so that starting up is left out
+        )
         self._begin_done = self._shown = done
 
     def __call__(self, done: int, note: str = "") -> None:

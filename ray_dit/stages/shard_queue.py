@@ -109,7 +109,7 @@ class ShardQueue:
             shard = self._waiting.popleft()
             if shard in self._open:  # else a try that was believed lost has finished it after all
                 return self._lease(worker, shard, now)
-        late = self._late(worker, now)
+        late = self._late(now)
         return Turn() if late is None else self._lease(worker, late, now)
 
     def finish(self, worker: str, shard: int, now: float) -> bool:
@@ -163,10 +163,10 @@ class ShardQueue:
         self._shards.setdefault(shard, _Shard()).holders[worker] = now
         return Turn(shard)
 
-    def _late(self, worker: str, now: float) -> int | None:
-        """The shard held longest by one other worker, if that is longer than shards usually take.
+    def _late(self, now: float) -> int | None:
+        """The shard that one worker has held longest, if that is longer than shards usually take.
 
-        By then this worker would probably be done sooner, and whoever stores the shard first wins. Without it a slow,
+        By then another worker would probably be done sooner, and whoever stores the shard first wins. Without it a slow,
         stuck or lost worker would hold up the end of the job.
         """
         usual = self._median()
@@ -176,8 +176,8 @@ class ShardQueue:
             (since, shard)
             for shard, state in self._shards.items()
             if len(state.holders) == 1
-            for holder, since in state.holders.items()
-            if holder != worker and now - since >= usual
+            for since in state.holders.values()
+            if now - since >= usual
         ]
         return min(held)[1] if held else None
 
@@ -193,7 +193,7 @@ class ShardQueue:
         if failures >= TRIES:
             self._open.discard(shard)
             self.lost[shard] = cause
-        elif not state.holders:
+        else:
             self._waiting.append(shard)
         if len(self._failed_in_a_row) >= HOPELESS:
             self.stop(f"{HOPELESS} different shards failed one after the other, the last because of: {cause}")

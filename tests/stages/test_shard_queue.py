@@ -96,13 +96,27 @@ def test_where_nothing_is_finished_yet_each_try_may_take_twice_as_long() -> None
 
 
 def test_a_worker_that_finishes_past_its_deadline_has_finished() -> None:
-    shards = queue(2, deadline=4)
+    shards = queue(3, deadline=4)
     shards.take("a", 0)
     shards.overdue(5)
     assert shards.finish("a", 0, 6) and shards.made["a"] == 1
-    assert shards.take("b", 6).shard == 1  # 0 waited to be tried again, and is not
-    shards.finish("b", 1, 7)
-    assert shards.over
+    assert [shards.take("b", 6).shard for _ in range(2)] == [1, 2]
+    assert shards.take("a", 6).shard is None  # 0 waited to be tried again, and is not
+    assert shards.finish("b", 1, 7) and shards.finish("b", 2, 7) and shards.over
+
+
+def test_two_that_are_stuck_with_the_same_shard_are_both_ended() -> None:
+    shards = queue(2, workers="abc", deadline=4)
+    shards.take("c", 0)
+    shards.finish("c", 0, 1)
+    for now in (1, 10, 20):
+        shards.take("a", now)
+        if now < 20:
+            shards.overdue(now + 5)
+    assert shards.take("b", 22).shard == 1  # for the second time at the same time
+    workers, failures = shards.overdue(30)
+    assert workers == ["a", "b"] and [failure.failures for failure in failures] == [TRIES]
+    assert shards.over and shards.lost.keys() == {1}
 
 
 def test_a_given_up_shard_that_is_finished_after_all_is_not_lost() -> None:
@@ -176,8 +190,16 @@ def test_a_process_that_gets_ready_forgives_those_before() -> None:
     shards = queue(50)
     for number in range(10 * STARTS):
         shards.join("b", f"process {number}")
-        shards.take("b", 0)
+        if number % STARTS == 0:
+            shards.take("b", 0)
     assert shards.stopped is None
+
+
+def test_the_first_reason_to_stop_stays() -> None:
+    shards = queue(5)
+    shards.stop("no such model")
+    shards.stop("something later")
+    assert shards.over and shards.stopped == "no such model"
 
 
 def simulate(shards: ShardQueue, ready: Sequence[float], seconds: Sequence[float]) -> float:
