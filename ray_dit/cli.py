@@ -382,11 +382,11 @@ def _serve(config: Any) -> None:
 
 def _verify(config: settings.VerifyConfig) -> None:
     from ray_dit.storage.maintenance import Tally, verify
-    from ray_dit.storage.store import Store
+    from ray_dit.storage.open import open_store
 
     tally = Tally()
     problems = 0
-    for problem in verify(Store.open(config.uri), tally=tally):
+    for problem in verify(open_store(config.uri), tally=tally):
         problems += 1
         print(problem)
     if problems:
@@ -401,9 +401,9 @@ def _verify(config: settings.VerifyConfig) -> None:
 
 def _gc(config: settings.GcConfig) -> None:
     from ray_dit.storage.maintenance import gc
-    from ray_dit.storage.store import Store
+    from ray_dit.storage.open import open_store
 
-    store, removed = Store.open(config.uri), 0
+    store, removed = open_store(config.uri), 0
     for what in gc(store, older_than=config.older_than):
         removed += 1
         print(f"removed {what}")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ray_dit.config import VAESizeConfig
 from ray_dit.errors import NotFound, UserError, first_message
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import CHUNK, Store
 
 CONFIG_NAME = "config.json"
@@ -123,7 +124,7 @@ def find_vae(source: str) -> Store | None:
 
     Raises NotFound when it can be neither.
     """
-    store = Store.open(source)
+    store = open_store(source)
     for folder in (store.child("vae"), store):
         try:
             text = folder.get(CONFIG_NAME)

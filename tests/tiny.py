@@ -12,8 +12,8 @@ from ray_dit.config import DiTConfig, DiTSizeConfig, SamplerConfig, VAESizeConfi
 from ray_dit.core.dit import DiT
 from ray_dit.storage.job import Job
 from ray_dit.storage.labels import Labels
+from ray_dit.storage.open import open_store
 from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
-from ray_dit.storage.store import Store
 from ray_dit.vae import VAE
 
 SIZE = 16
@@ -34,7 +34,7 @@ def write_pictures(folder: Path, counts: Mapping[str, int], size: int = SIZE) ->
 def write_vae(folder: Path) -> VAE:
     """A folder as train-vae leaves it, and the VAE in it."""
     vae = VAE.create(VAE_SIZE)
-    job = Job.open(Store.open(str(folder)), "train-vae", {"made": "by a test"})
+    job = Job.open(open_store(str(folder)), "train-vae", {"made": "by a test"})
     for name, data in vae.files().items():
         job.put(name, name, data, {})
     job.finish({})
@@ -58,7 +58,7 @@ def write_model(folder: Path, names: tuple[str, ...], *, dropout: float = 0.1, *
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     known = {"model": shape, "latents": LatentsConfig(image_size=SIZE), "sampler": SAMPLER}
     settings = ModelConfig(**known | fields)
-    job = Job.open(Store.open(str(folder)), "model", {"made": "by a test"})
+    job = Job.open(open_store(str(folder)), "model", {"made": "by a test"})
     vae = VAE.create(VAE_SIZE).files()
     for key, data in model_objects(settings, model.state_dict(), Labels(names), vae, "card").items():
         job.put(key.replace("/", "-"), key, data, {})

@@ -24,6 +24,7 @@ from ray_dit.errors import NotFound, UserError
 from ray_dit.report.commands import command
 from ray_dit.report.pictures import psnr
 from ray_dit.storage.job import Manifest, manifest_objects, manifest_sha256, read_manifest
+from ray_dit.storage.open import open_store
 from ray_dit.storage.shards import read_image_shard
 from ray_dit.storage.store import Store
 
@@ -87,12 +88,12 @@ def gather(config: ReportConfig) -> Contents:
     names = tuple(manifests["encode"]["classes"])
     shown = spaced(names, MAX_CLASSES)
     vae = _reconstructions(config)
-    model = _json(Store.open(config.model), "config.json")
+    model = _json(open_store(config.model), "config.json")
     steps, denoising = _denoising(config.model, spaced(range(len(names)), DENOISED_CLASSES), names)
     return Contents(
         classes=shown,
         num_classes=len(names),
-        generated=_generated(Store.open(config.dataset), manifests["generate"], names, shown),
+        generated=_generated(open_store(config.dataset), manifests["generate"], names, shown),
         real=_real(config, manifests["encode"], shown),
         originals=vae[0] if vae else None,
         reconstructed=vae[1] if vae else None,
@@ -100,13 +101,13 @@ def gather(config: ReportConfig) -> Contents:
         psnr_heldout=manifests["train-vae"]["psnr_heldout"] if vae else None,
         denoising=denoising,
         preview_steps=steps,
-        loss=_json(Store.open(config.run), "loss.json"),
+        loss=_json(open_store(config.run), "loss.json"),
         vae_loss=_vae_loss(config),
-        metrics=_json(Store.open(config.evaluation), "metrics.json"),
+        metrics=_json(open_store(config.evaluation), "metrics.json"),
         times=[
             time
             for stage, uri in stage_folders(config).items()
-            for time in stage_times(stage, Store.open(uri))
+            for time in stage_times(stage, open_store(uri))
         ],
         commands=commands(config, manifests, model),
         started_as=_started_as(config),
@@ -170,7 +171,7 @@ def _generated(
 
 def _real(config: ReportConfig, encoded: Manifest, shown: Sequence[str]) -> dict[str, Images]:
     """The first held-out pictures of each class shown, training ones where none are held out."""
-    store, size = Store.open(config.images), encoded["image_size"]
+    store, size = open_store(config.images), encoded["image_size"]
     heldout = encoded["parts"]["config"]["images"]["heldout"]
     found: dict[str, Images] = {}
     for name in shown:
@@ -205,7 +206,7 @@ def _npz(uri: str | None, key: str) -> dict[str, NDArray[Any]] | None:
     if uri is None:
         return None
     try:
-        data = Store.open(uri).get(key)
+        data = open_store(uri).get(key)
     except NotFound:
         return None
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
@@ -313,7 +314,7 @@ def _started_as(config: ReportConfig) -> list[str]:
     """Command lines as they were typed, without repetitions."""
     lines: dict[str, None] = {}
     for uri in stage_folders(config).values():
-        store = Store.open(uri)
+        store = open_store(uri)
         for key in _run_keys(store):
             words = _json(store, key)["command"]
             lines[shlex.join(["python", *words] if words[0].endswith(".py") else words)] = None

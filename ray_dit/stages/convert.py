@@ -40,6 +40,7 @@ from ray_dit.storage.diffusers_layout import (
 from ray_dit.storage.job import Job, Manifest, canonical
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.official import config_of, plain_names, read_torch_file
+from ray_dit.storage.open import open_store
 from ray_dit.storage.pretrained import (
     CONFIG_KEY,
     MODEL_STAGE,
@@ -97,7 +98,7 @@ def import_checkpoint(config: ImportConfig) -> Manifest:
     }
     fingerprint = parts(config, inputs, resolved={"model": model_config.content()})
     job = Job.open(
-        Store.open(config.output), MODEL_STAGE, fingerprint, accept_fingerprint=config.accept_fingerprint
+        open_store(config.output), MODEL_STAGE, fingerprint, accept_fingerprint=config.accept_fingerprint
     )
     markers = [job.put(key.replace("/", "-"), key, data, {}) for key, data in objects.items()]
     return job.finished() or job.finish({"origin": model_config.origin}, objects=markers)
@@ -106,7 +107,7 @@ def import_checkpoint(config: ImportConfig) -> Manifest:
 def _read(config: ImportConfig) -> Checkpoint:
     if config.source.endswith((*TORCH_SUFFIXES, ".safetensors")):
         return _read_file(config, *_place(config.source))
-    store = Store.open(config.source)
+    store = open_store(config.source)
     for place, pipeline in ((store.child("transformer"), store), (store, _pipeline_of(store))):
         settings = _json(place, CONFIG_KEY)
         if settings is not None and "format" in settings:
@@ -124,7 +125,7 @@ def _pipeline_of(transformer: Store) -> Store | None:
     folder, _, name = transformer.uri.rstrip("/").rpartition("/")
     if name != "transformer" or not folder:
         return None
-    pipeline = Store.open(folder)
+    pipeline = open_store(folder)
     return pipeline if pipeline.head("model_index.json") is not None else None
 
 
@@ -132,10 +133,10 @@ def _read_file(config: ImportConfig, store: Store, name: str) -> Checkpoint:
     """A file with the official names, whatever holds them."""
     with _local(store, name) as path:
         if name.endswith(".safetensors"):
-            state_dict = plain_names(read_safetensors(Store.open(str(path.parent)), path.name))
+            state_dict = plain_names(read_safetensors(open_store(str(path.parent)), path.name))
         else:
             state_dict = read_torch_file(path)
-        sha256 = Store.open(str(path.parent)).sha256(path.name)
+        sha256 = open_store(str(path.parent)).sha256(path.name)
     if "pos_embed.proj.weight" in state_dict:
         raise UserError(
             f"{config.source} has diffusers' parameter names: give the folder with its {CONFIG_KEY}"
@@ -347,7 +348,7 @@ def _with_vae(config: ModelConfig, source: str | None, where: str) -> tuple[Mode
 def _place(uri: str) -> tuple[Store, str]:
     """The folder of an object, and its key there."""
     folder, slash, name = uri.rpartition("/")
-    return Store.open(folder or slash or "."), name
+    return open_store(folder or slash or "."), name
 
 
 @contextlib.contextmanager
@@ -375,7 +376,7 @@ def export(config: ExportConfig) -> str:
     check_shapes(state_dict, meta_dit(folder.config.model).state_dict(), folder.store.uri)
     if config.format == "official":
         return _export_official(state_dict, config.output)
-    store = Store.open(config.output)
+    store = open_store(config.output)
     for key, data in diffusers_objects(folder, state_dict).items():
         store.put(key, data)
     return store.uri

@@ -19,6 +19,7 @@ from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.images import BadImage, ImagePlan, check_bad, load_images, plan_images
 from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repair_shards, shard_name
 from ray_dit.storage.job import Job
+from ray_dit.storage.open import open_store
 from ray_dit.storage.shards import LatentShard, array_sha256, latent_shard_bytes
 from ray_dit.storage.store import Store
 
@@ -41,7 +42,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
     files = vae.files()
     inputs = {"images": plan.sha256, "vae": files_sha256(files)}
     job = Job.open(
-        Store.open(config.output), STAGE, parts(config, inputs), accept_fingerprint=config.accept_fingerprint
+        open_store(config.output), STAGE, parts(config, inputs), accept_fingerprint=config.accept_fingerprint
     )
     build = _Build(config, job.store)
     if config.repair:

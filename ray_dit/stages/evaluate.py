@@ -34,7 +34,7 @@ from ray_dit.stages.images import BadImage, check_bad, load_images, plan_images
 from ray_dit.stages.progress import progress
 from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, shard_name
 from ray_dit.storage.job import Job, canonical, manifest_sha256, read_manifest
-from ray_dit.storage.store import Store
+from ray_dit.storage.open import open_store
 
 STAGE = "evaluate"
 ACTORS = 2
@@ -48,7 +48,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     data = EvaluationData(config, plan, dataset)
     check(data)
     inputs = {"images": plan.sha256, "dataset": manifest_sha256(dataset)}
-    job = Job.open(Store.open(config.output), STAGE, parts(config, inputs))
+    job = Job.open(open_store(config.output), STAGE, parts(config, inputs))
     manifest = job.finished()
     if manifest is not None:
         return manifest

@@ -17,8 +17,8 @@ from ray_dit.core.order import order
 from ray_dit.errors import UserError
 from ray_dit.stages.images import FORMATS, ImagePlan, load_images
 from ray_dit.storage.job import manifest_objects
+from ray_dit.storage.open import open_store
 from ray_dit.storage.shards import read_image_shard
-from ray_dit.storage.store import Store
 
 REAL_PIECE = 1000
 """Real pictures a piece; generated ones come by the shard."""
@@ -51,7 +51,7 @@ class EvaluationData:
         """The generated shards' markers, each with the number of pictures ``before`` it."""
         listed: list[dict[str, Any]] = []
         before = 0
-        for marker in manifest_objects(Store.open(self.config.dataset), self.dataset):
+        for marker in manifest_objects(open_store(self.config.dataset), self.dataset):
             listed.append({"key": marker["key"], "rows": marker["rows"], "before": before})
             before += marker["rows"]
         return listed
@@ -118,7 +118,7 @@ class EvaluationData:
     def shard_pictures(self, number: int, rows: NDArray[np.int64]) -> Pictures:
         """These rows of a generated shard; UserError where they do not fit the real pictures."""
         key = self.shards[number]["key"]
-        with Store.open(self.config.dataset).open_file(key) as file:
+        with open_store(self.config.dataset).open_file(key) as file:
             shard = read_image_shard(file)
         where = f"{self.config.dataset}/{key}"
         images = [self._decoded(shard.images[row], where) for row in rows]

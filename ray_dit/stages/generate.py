@@ -22,9 +22,9 @@ from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repair_shards
 from ray_dit.storage.job import Job, manifest_sha256, read_manifest
 from ray_dit.storage.labels import Labels
+from ray_dit.storage.open import open_store
 from ray_dit.storage.pretrained import MODEL_STAGE, ModelConfig, ModelFolder, read_model
 from ray_dit.storage.shards import array_sha256, image_shard_bytes
-from ray_dit.storage.store import Store
 
 STAGE = "generate"
 
@@ -63,7 +63,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     sampler = _sampler(config, folder.config)
     resolved = {"sampler": sampler.content(), "classes": list(plan.classes), "num_images": plan.num_images}
     job = Job.open(
-        Store.open(config.output),
+        open_store(config.output),
         STAGE,
         parts(config, inputs, resolved=resolved),
         accept_fingerprint=config.accept_fingerprint,

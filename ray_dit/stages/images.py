@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ray_dit.config import ImagesConfig
 from ray_dit.errors import NotFound, UserError
+from ray_dit.storage.open import open_store
 from ray_dit.storage.shards import parquet_bytes
 from ray_dit.storage.store import Store
 
@@ -79,7 +80,7 @@ def plan_images(config: ImagesConfig) -> ImagePlan:
     """Lists the pictures; UserError for a missing or empty folder and for a class without pictures."""
     from ray_dit.core.order import is_heldout
 
-    store = Store.open(config.uri)
+    store = open_store(config.uri)
     found = [(info.key, info.size) for info in store.list() if info.key.lower().endswith(SUFFIXES)]
     found = sorted((key, size) for key, size in found if key.count("/") >= 1)
     if not found:
@@ -105,7 +106,7 @@ def load_images(
 
     Returns uint8 [N, S, S, 3], the N row numbers they belong to, and the unreadable ones, in order of ``rows``.
     """
-    store = Store.open(plan.uri)
+    store = open_store(plan.uri)
     images: list[NDArray[np.uint8]] = []
     kept: list[int] = []
     bad: list[BadImage] = []

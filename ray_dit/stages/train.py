@@ -29,6 +29,7 @@ from ray_dit.stages.training import run_training
 from ray_dit.storage.job import Job, manifest_objects, manifest_sha256, read_manifest
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.latent_rows import LatentRows, cache_folder, open_latent_rows
+from ray_dit.storage.open import open_store
 from ray_dit.storage.pretrained import (
     MODEL_STAGE,
     VAE_FOLDER,
@@ -39,7 +40,6 @@ from ray_dit.storage.pretrained import (
     model_objects,
     read_model,
 )
-from ray_dit.storage.store import Store
 
 STAGE = "train"
 SD_SCALING_FACTOR = 0.18215
@@ -64,9 +64,9 @@ def train(config: TrainConfig, *, grid: Grid | None = None) -> dict[str, Any]:
     resolved = {"model": size, "diffusion": model_config.diffusion.content()}
     fingerprint = parts(config, inputs, resolved=resolved)
     job = Job.open(
-        Store.open(config.output), STAGE, fingerprint, accept_fingerprint=config.accept_fingerprint
+        open_store(config.output), STAGE, fingerprint, accept_fingerprint=config.accept_fingerprint
     )
-    model_job = Job.open(Store.open(model_folder(config)), MODEL_STAGE, {"train": job.fingerprint})
+    model_job = Job.open(open_store(model_folder(config)), MODEL_STAGE, {"train": job.fingerprint})
     manifest = job.manifest()
     if manifest is not None and model_job.finished() is not None:
         return manifest
@@ -141,7 +141,7 @@ def _same_vae(source: ModelFolder, latents: str) -> bool:
     key = f"{VAE_FOLDER}/{WEIGHTS_NAME}"
     if source.config.vae != VAE_FOLDER or source.store.head(key) is None:
         return False
-    return source.store.sha256(key) == Store.open(latents).sha256(key)
+    return source.store.sha256(key) == open_store(latents).sha256(key)
 
 
 def _num_classes(latents: dict[str, Any]) -> int:
@@ -211,7 +211,7 @@ class DiTTrainee:
         classes = range(min(10, self.model_config.model.num_classes or 1))
         labels = [label for label in classes for _ in range(self.config.grid_per_class)]
         # the latents folder holds its VAE where a model folder does
-        folder = ModelFolder(Store.open(self.config.latents), self.model_config, self._labels())
+        folder = ModelFolder(open_store(self.config.latents), self.model_config, self._labels())
         pipeline = Pipeline(folder, cast(DiT, model))
         latents = pipeline.sample_latents(
             labels, sample_ids=range(len(labels)), seed=self.config.seed, sampler=self.config.sampler
@@ -260,7 +260,7 @@ class DiTTrainee:
 
     def _open_data(self, is_local_first: bool) -> LatentRows:
         """The first worker of a machine copies the shards to its disk; the others wait for it."""
-        store, name = Store.open(self.config.latents), manifest_sha256(self.latents)
+        store, name = open_store(self.config.latents), manifest_sha256(self.latents)
         distributed = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
         if distributed and not is_local_first:
             torch.distributed.barrier()

@@ -25,7 +25,7 @@ from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.images import ImagePlan, load_images, plan_images
 from ray_dit.stages.training import run_training
 from ray_dit.storage.job import Job
-from ray_dit.storage.store import Store
+from ray_dit.storage.open import open_store
 
 STAGE = "train-vae"
 MAX_JUDGED = 1000
@@ -46,7 +46,7 @@ def train_vae(config: TrainVaeConfig) -> dict[str, Any]:
     if not len(plan.rows(heldout=False)):
         raise UserError(f"every picture in {plan.uri} is held out: lower --images.heldout or add pictures")
     job = Job.open(
-        Store.open(config.output),
+        open_store(config.output),
         STAGE,
         parts(config, {"images": plan.sha256}),
         accept_fingerprint=config.accept_fingerprint,

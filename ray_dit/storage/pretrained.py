@@ -24,6 +24,7 @@ from ray_dit.config import Config, DiffusionConfig, DiTConfig, PositiveInt, Samp
 from ray_dit.errors import NotFound, UserError, first_message
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.manifest import job_key, manifest_objects, read_json, read_manifest
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import CHUNK, Store
 
 MODEL_STAGE = "model"
@@ -116,7 +117,7 @@ def read_model(uri: str) -> ModelFolder:
 
     Raises NotFound when there is none, and UserError when it is a folder of another kind or damaged.
     """
-    store = Store.open(uri)
+    store = open_store(uri)
     try:
         data: Any = json.loads(store.get(CONFIG_KEY))
         if not isinstance(data, dict) or "format" not in data:

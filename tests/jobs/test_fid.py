@@ -15,8 +15,8 @@ from jobs.fid import INCEPTION, checked_weights, fid, inception, pictures, refer
 from ray_dit.core.metrics import FeatureStatistics, frechet_distance
 from ray_dit.errors import UserError
 from ray_dit.storage.job import Job
+from ray_dit.storage.open import open_store
 from ray_dit.storage.shards import image_shard_bytes
-from ray_dit.storage.store import Store
 
 
 def some_pictures(count: int, size: int = 4) -> np.ndarray:
@@ -33,7 +33,7 @@ def png(picture: np.ndarray) -> bytes:
 def dataset(tmp_path: Path) -> str:
     """Seven pictures in three shards."""
     images = some_pictures(7)
-    job = Job.open(Store.open(str(tmp_path / "dataset")), "generate", {"what": "a test"})
+    job = Job.open(open_store(str(tmp_path / "dataset")), "generate", {"what": "a test"})
     markers: list[Any] = []
     for number, ids in enumerate(([0, 1, 2], [3, 4, 5], [6])):
         data = image_shard_bytes([png(images[i]) for i in ids], [0] * len(ids), ids, ("cat",))

@@ -34,6 +34,7 @@ from ray_dit.report.gather import commands, gather, spaced, stage_times
 from ray_dit.report.html import write_report
 from ray_dit.storage.job import Job, canonical
 from ray_dit.storage.labels import Labels
+from ray_dit.storage.open import open_store
 from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
 from ray_dit.storage.shards import image_shard_bytes
 from ray_dit.storage.store import Store
@@ -115,7 +116,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ReportConfig:
     """Folders as the stages leave them, of a tiny untrained model."""
     folder = tmp_path_factory.mktemp("report")
     jobs = {
-        stage: Job.open(Store.open(config.output), stage, {"config": config.content()})  # type: ignore[attr-defined]
+        stage: Job.open(open_store(config.output), stage, {"config": config.content()})  # type: ignore[attr-defined]
         for stage, config in settings(folder).items()
     }
     write_images(folder)
@@ -161,7 +162,7 @@ def write_model(folder: Path, vae: VAE) -> None:
     model = DiT(shape, generator=generator)
     for weight in model.final_layer.parameters():  # zero at first, and zero predictions would never change
         torch.nn.init.normal_(weight, std=0.5, generator=generator)
-    job = Job.open(Store.open(f"{folder}/model"), "model", {})
+    job = Job.open(open_store(f"{folder}/model"), "model", {})
     for key, data in model_objects(config, model.state_dict(), Labels(CLASSES), vae.files(), "card").items():
         job.put(key.replace("/", "-"), key, data, {})
     job.finish({})
@@ -313,7 +314,7 @@ def test_what_generate_resolved_from_the_model_needs_no_option(config: ReportCon
 
 
 def test_times_add_up_over_runs_and_killed_ones_are_counted(config: ReportConfig, html: str):
-    (time,) = stage_times("generate", Store.open(config.dataset))
+    (time,) = stage_times("generate", open_store(config.dataset))
     assert (time.seconds, time.count, time.unit, time.unfinished) == (6.0, 12, "images", 1)
     text = Page(html).text
     assert "2.0 images/s" in text
@@ -322,7 +323,7 @@ def test_times_add_up_over_runs_and_killed_ones_are_counted(config: ReportConfig
 
 
 def test_an_evaluation_of_another_dataset_is_not_shown(config: ReportConfig, tmp_path: Path):
-    job = Job.open(Store.open(str(tmp_path)), "evaluate", {"inputs": {"dataset": "of another"}})
+    job = Job.open(open_store(str(tmp_path)), "evaluate", {"inputs": {"dataset": "of another"}})
     job.finish({})
     with pytest.raises(UserError, match=f"{tmp_path} was not made from .*dataset, but from another dataset"):
         write_report(config.model_copy(update={"evaluation": str(tmp_path)}))

@@ -25,8 +25,8 @@ from ray_dit.report.pictures import grid
 from ray_dit.stages.encode import encode
 from ray_dit.stages.train import DiTTrainee, model_config_of, train
 from ray_dit.storage.job import Job, read_manifest
+from ray_dit.storage.open import open_store
 from ray_dit.storage.pretrained import LatentsConfig, read_model
-from ray_dit.storage.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
@@ -148,7 +148,7 @@ def trainee(place: Path, **fields: Any) -> tuple[DiTTrainee, DiT]:
     """What a worker has after its setup."""
     config = settings(place, "none", **fields)
     latents = read_manifest(config.latents, "encode")
-    job = Job.open(Store.open(str(place / "none-model")), "model", {"made": "by a test"})
+    job = Job.open(open_store(str(place / "none-model")), "model", {"made": "by a test"})
     own = model_config_of(config, latents, read_model(config.init_from) if config.init_from else None)
     one = DiTTrainee(config, own, latents, job, config.optimizer, None, None)
     model = one.setup(torch.device("cpu"), True)

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import seaweed
 
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
 _memory = itertools.count()
@@ -24,9 +25,9 @@ def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """An empty store of each kind."""
     match request.param:
         case "local":
-            return Store.open(str(tmp_path_factory.mktemp("store")))
+            return open_store(str(tmp_path_factory.mktemp("store")))
         case "s3":
             request.getfixturevalue("s3_environment")
-            return Store.open(seaweed.fresh_uri())
+            return open_store(seaweed.fresh_uri())
         case _:
-            return Store.open(f"memory://store-{next(_memory)}")
+            return open_store(f"memory://store-{next(_memory)}")

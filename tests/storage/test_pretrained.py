@@ -9,6 +9,7 @@ from ray_dit.config import DiTConfig
 from ray_dit.errors import NotFound, UserError
 from ray_dit.storage.job import Job
 from ray_dit.storage.labels import Labels
+from ray_dit.storage.open import open_store
 from ray_dit.storage.pretrained import (
     LatentsConfig,
     ModelConfig,
@@ -17,7 +18,6 @@ from ray_dit.storage.pretrained import (
     model_objects,
     read_model,
 )
-from ray_dit.storage.store import Store
 
 CONFIG = ModelConfig(
     model=DiTConfig(input_size=4, hidden_size=8, depth=1, num_heads=2, num_classes=2),
@@ -163,7 +163,7 @@ def test_check_shapes_names_a_few_and_counts_the_rest() -> None:
 @pytest.mark.parametrize("key", ["model.safetensors", "vae/diffusion_pytorch_model.safetensors"])
 @pytest.mark.parametrize("place", ["{tmp_path}/model", "memory://models/recorded"])
 def test_weights_that_are_not_what_was_written_are_refused(tmp_path: Path, key: str, place: str) -> None:
-    store = Store.open(place.format(tmp_path=tmp_path) + f"-{len(key)}")
+    store = open_store(place.format(tmp_path=tmp_path) + f"-{len(key)}")
     job = Job.open(store, "model", {"made": "by a test"})
     for name, data in objects().items():
         job.put(name.replace("/", "-"), name, data, {})
