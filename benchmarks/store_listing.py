@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ray_dit.storage.job import Job, Marker, manifest_objects
-from ray_dit.storage.maintenance import Tally, verify
+from ray_dit.ledger.job import Job, Marker, manifest_objects
+from ray_dit.ledger.maintenance import Tally, verify
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store, ahead
 

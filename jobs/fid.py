@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ray_dit.core.metrics import FeatureStatistics, frechet_distance
 from ray_dit.errors import UserError, first_message
-from ray_dit.storage.job import manifest_objects, read_manifest
+from ray_dit.ledger.job import manifest_objects, read_manifest
 from ray_dit.storage.open import open_store
 from ray_dit.storage.shards import read_image_shard
 

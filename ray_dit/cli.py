@@ -381,7 +381,7 @@ def _serve(config: Any) -> None:
 
 
 def _verify(config: settings.VerifyConfig) -> None:
-    from ray_dit.storage.maintenance import Tally, verify
+    from ray_dit.ledger.maintenance import Tally, verify
     from ray_dit.storage.open import open_store
 
     tally = Tally()
@@ -400,7 +400,7 @@ def _verify(config: settings.VerifyConfig) -> None:
 
 
 def _gc(config: settings.GcConfig) -> None:
-    from ray_dit.storage.maintenance import gc
+    from ray_dit.ledger.maintenance import gc
     from ray_dit.storage.open import open_store
 
     store, removed = open_store(config.uri), 0

@@ -25,6 +25,7 @@ from torch import Tensor
 from ray_dit.config import DiTConfig, ExportConfig, ImportConfig
 from ray_dit.core.dit import position_table
 from ray_dit.errors import NotFound, UserError, first_message
+from ray_dit.ledger.job import Job, Manifest, canonical
 from ray_dit.pipeline import meta_dit
 from ray_dit.stages.fingerprint import parts
 from ray_dit.storage.diffusers_layout import (
@@ -37,7 +38,6 @@ from ray_dit.storage.diffusers_layout import (
     transformer_config,
     without_padding,
 )
-from ray_dit.storage.job import Job, Manifest, canonical
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.official import config_of, plain_names, read_torch_file
 from ray_dit.storage.open import open_store

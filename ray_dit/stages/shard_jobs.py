@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from ray_dit.config import EncodeConfig, GenerateConfig
 from ray_dit.errors import UserError
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.maintenance import repair
 from ray_dit.session import ray_session
 from ray_dit.stages.progress import progress
-from ray_dit.storage.job import Job
-from ray_dit.storage.maintenance import repair
 from ray_dit.storage.store import Store
 
 SHARDS_A_BLOCK = 100

@@ -21,6 +21,7 @@ from torch import nn
 from ray_dit.config import OptimizerConfig, TrainingConfig
 from ray_dit.core.train_step import ema_decay, learning_rate, make_optimizer, update_ema
 from ray_dit.errors import UserError
+from ray_dit.ledger.job import Job
 from ray_dit.session import check_resources
 from ray_dit.stages.progress import progress
 from ray_dit.storage.checkpoint import (
@@ -31,7 +32,6 @@ from ray_dit.storage.checkpoint import (
     read_checkpoint,
     with_prefix,
 )
-from ray_dit.storage.job import Job
 
 KEEP_CHECKPOINTS = 2
 MAX_WORKER_FAILURES = 3

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from ray_dit.config import Config, DiffusionConfig, DiTConfig, PositiveInt, SamplerConfig
 from ray_dit.errors import NotFound, UserError, first_message
+from ray_dit.ledger.manifest import job_key, manifest_objects, read_json, read_manifest
 from ray_dit.storage.labels import Labels
-from ray_dit.storage.manifest import job_key, manifest_objects, read_json, read_manifest
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import CHUNK, Store
 

@@ -8,7 +8,7 @@ import sys
 
 from killer import arm
 
-from ray_dit.storage.job import Job
+from ray_dit.ledger.job import Job
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 

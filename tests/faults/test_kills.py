@@ -15,9 +15,9 @@ from killer import SignalAt
 from proxy import FaultProxy
 from small_job import PARTS, small_job
 
-from ray_dit.storage.job import Job
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.maintenance import gc, verify
 from ray_dit.storage.local import TEMP
-from ray_dit.storage.maintenance import gc, verify
 from ray_dit.storage.open import open_store
 from ray_dit.storage.s3 import S3Store
 from ray_dit.storage.store import Store

@@ -14,7 +14,7 @@ from PIL import Image
 from jobs.fid import INCEPTION, checked_weights, fid, inception, pictures, reference_statistics
 from ray_dit.core.metrics import FeatureStatistics, frechet_distance
 from ray_dit.errors import UserError
-from ray_dit.storage.job import Job
+from ray_dit.ledger.job import Job
 from ray_dit.storage.open import open_store
 from ray_dit.storage.shards import image_shard_bytes
 

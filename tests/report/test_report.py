@@ -30,9 +30,9 @@ from ray_dit.config import (
 )
 from ray_dit.core.dit import DiT
 from ray_dit.errors import UserError
+from ray_dit.ledger.job import Job, canonical
 from ray_dit.report.gather import commands, gather, spaced, stage_times
 from ray_dit.report.html import write_report
-from ray_dit.storage.job import Job, canonical
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.open import open_store
 from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects

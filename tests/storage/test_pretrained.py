@@ -7,7 +7,7 @@ import torch
 
 from ray_dit.config import DiTConfig
 from ray_dit.errors import NotFound, UserError
-from ray_dit.storage.job import Job
+from ray_dit.ledger.job import Job
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.open import open_store
 from ray_dit.storage.pretrained import (

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ray_dit.errors import Conflict, NotFound, UserError
-from ray_dit.storage import runs
-from ray_dit.storage.job import (
+from ray_dit.ledger import runs
+from ray_dit.ledger.job import (
     HashAlarm,
     Job,
     Marker,
@@ -18,8 +18,8 @@ from ray_dit.storage.job import (
     read_json,
     read_manifest,
 )
+from ray_dit.ledger.maintenance import Problem, Tally, abandon, gc, repair, verify
 from ray_dit.storage.local import LocalStore
-from ray_dit.storage.maintenance import Problem, Tally, abandon, gc, repair, verify
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 from tests.storage.test_store import OverwritingStore
@@ -52,7 +52,7 @@ def finished(store: Store, numbers: range = range(3)) -> Job:
 
 def other_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on this process counts as another kind of machine."""
-    monkeypatch.setattr("ray_dit.storage.job.machine_kind", lambda: "another machine")
+    monkeypatch.setattr("ray_dit.ledger.job.machine_kind", lambda: "another machine")
 
 
 # Fingerprints
@@ -247,7 +247,7 @@ def test_between_kinds_of_machines_the_first_stays(store: Store, monkeypatch: py
     assert job.put("00000", "data/00000", b"second", {"rows": 1}) == first
     assert store.get("data/00000") == b"first"
     job.put_plain("README.md", b"one")
-    monkeypatch.setattr("ray_dit.storage.job.machine_kind", runs.machine_kind)
+    monkeypatch.setattr("ray_dit.ledger.job.machine_kind", runs.machine_kind)
     job.put_plain("README.md", b"two")
     assert store.get("README.md") == b"one"
 
