@@ -354,9 +354,9 @@ def random_model(folder: Path, preset: str) -> str:
     """A model folder with random weights: DiT-S/2 at 256 pixels, or the small stand-in the simulated device needs."""
     from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
     from ray_dit.core.dit import DiT
-    from ray_dit.storage.labels import Labels
+    from ray_dit.formats.labels import Labels
+    from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
     from ray_dit.storage.open import open_store
-    from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
     from ray_dit.vae import VAE
 
     if preset == "dit-s2":

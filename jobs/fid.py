@@ -26,9 +26,9 @@ from torch import Tensor
 
 from ray_dit.core.metrics import FeatureStatistics, frechet_distance
 from ray_dit.errors import UserError, first_message
+from ray_dit.formats.images.parquet import read_image_shard
 from ray_dit.ledger.job import manifest_objects, read_manifest
 from ray_dit.storage.open import open_store
-from ray_dit.storage.shards import read_image_shard
 
 IMAGENET_256 = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"

@@ -351,8 +351,8 @@ def _report(config: settings.ReportConfig) -> None:
 
 
 def _import(config: Any) -> None:
+    from ray_dit.folders.model import read_model
     from ray_dit.stages.convert import import_checkpoint
-    from ray_dit.storage.pretrained import read_model
 
     import_checkpoint(config)
     told = read_model(

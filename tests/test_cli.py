@@ -17,11 +17,11 @@ from tiny import write_model as write_tiny_model
 from ray_dit import cli, config
 from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
 from ray_dit.errors import UserError
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
 from ray_dit.ledger.job import Job
 from ray_dit.storage import local
-from ray_dit.storage.labels import Labels
 from ray_dit.storage.open import open_store
-from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
 
 IMAGES = ["--images.uri", "images", "--images.size", "16"]
 ENCODE = ["encode", *IMAGES, "--vae", "vae", "--output", "out"]

@@ -10,10 +10,10 @@ from PIL import Image
 
 from ray_dit.config import DiTConfig, DiTSizeConfig, SamplerConfig, VAESizeConfig
 from ray_dit.core.dit import DiT
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
 from ray_dit.ledger.job import Job
-from ray_dit.storage.labels import Labels
 from ray_dit.storage.open import open_store
-from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
 from ray_dit.vae import VAE
 
 SIZE = 16

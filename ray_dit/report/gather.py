@@ -21,11 +21,11 @@ from ray_dit.config import ReportConfig
 from ray_dit.core.latents import center_crop
 from ray_dit.core.order import is_heldout
 from ray_dit.errors import NotFound, UserError
+from ray_dit.formats.images.parquet import read_image_shard
 from ray_dit.ledger.job import Manifest, manifest_objects, manifest_sha256, read_manifest
 from ray_dit.report.commands import command
 from ray_dit.report.pictures import psnr
 from ray_dit.storage.open import open_store
-from ray_dit.storage.shards import read_image_shard
 from ray_dit.storage.store import Store
 
 MAX_CLASSES = 20

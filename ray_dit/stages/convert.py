@@ -25,10 +25,8 @@ from torch import Tensor
 from ray_dit.config import DiTConfig, ExportConfig, ImportConfig
 from ray_dit.core.dit import position_table
 from ray_dit.errors import NotFound, UserError, first_message
-from ray_dit.ledger.job import Job, Manifest, canonical
-from ray_dit.pipeline import meta_dit
-from ray_dit.stages.fingerprint import parts
-from ray_dit.storage.diffusers_layout import (
+from ray_dit.folders.model import ModelFolder, read_model, read_safetensors
+from ray_dit.formats.foreign.diffusers_layout import (
     POSITION_TABLE,
     config_from_diffusers,
     from_diffusers,
@@ -38,22 +36,22 @@ from ray_dit.storage.diffusers_layout import (
     transformer_config,
     without_padding,
 )
-from ray_dit.storage.labels import Labels
-from ray_dit.storage.official import config_of, plain_names, read_torch_file
-from ray_dit.storage.open import open_store
-from ray_dit.storage.pretrained import (
+from ray_dit.formats.foreign.official import config_of, plain_names, read_torch_file
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import (
     CONFIG_KEY,
     MODEL_STAGE,
     VAE_FOLDER,
     LatentsConfig,
     ModelConfig,
-    ModelFolder,
-    check_shapes,
     model_card,
     model_objects,
-    read_model,
-    read_safetensors,
 )
+from ray_dit.formats.weights import check_shapes
+from ray_dit.ledger.job import Job, Manifest, canonical
+from ray_dit.pipeline import meta_dit
+from ray_dit.stages.fingerprint import parts
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import CHUNK, Store
 from ray_dit.vae import VAE, WEIGHTS_NAME, files_sha256, find_vae
 

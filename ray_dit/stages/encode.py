@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from ray_dit.config import EncodeConfig
 from ray_dit.core.latents import to_float
 from ray_dit.errors import UserError
+from ray_dit.formats.deterministic import array_sha256
+from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.ledger.job import Job
 from ray_dit.session import check_resources, ray_session
 from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.images import BadImage, ImagePlan, check_bad, load_images, plan_images
 from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repair_shards, shard_name
 from ray_dit.storage.open import open_store
-from ray_dit.storage.shards import LatentShard, array_sha256, latent_shard_bytes
 from ray_dit.storage.store import Store
 
 STAGE = "encode"

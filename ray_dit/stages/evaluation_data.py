@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from ray_dit.config import EvaluateConfig
 from ray_dit.core.order import order
 from ray_dit.errors import UserError
+from ray_dit.formats.images.parquet import read_image_shard
 from ray_dit.ledger.job import manifest_objects
 from ray_dit.stages.images import FORMATS, ImagePlan, load_images
 from ray_dit.storage.open import open_store
-from ray_dit.storage.shards import read_image_shard
 
 REAL_PIECE = 1000
 """Real pictures a piece; generated ones come by the shard."""

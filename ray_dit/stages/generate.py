@@ -17,14 +17,16 @@ from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.dit import null_label
 from ray_dit.core.samplers import make_table
 from ray_dit.errors import UserError, first_message
+from ray_dit.folders.model import ModelFolder, read_model
+from ray_dit.formats.deterministic import array_sha256
+from ray_dit.formats.images.parquet import image_shard_bytes
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import MODEL_STAGE, ModelConfig
 from ray_dit.ledger.job import Job, manifest_sha256, read_manifest
 from ray_dit.session import check_resources, ray_session
 from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repair_shards
-from ray_dit.storage.labels import Labels
 from ray_dit.storage.open import open_store
-from ray_dit.storage.pretrained import MODEL_STAGE, ModelConfig, ModelFolder, read_model
-from ray_dit.storage.shards import array_sha256, image_shard_bytes
 
 STAGE = "generate"
 

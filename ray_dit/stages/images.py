@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from ray_dit.config import ImagesConfig
 from ray_dit.errors import NotFound, UserError
+from ray_dit.formats.deterministic import parquet_bytes
 from ray_dit.storage.open import open_store
-from ray_dit.storage.shards import parquet_bytes
 from ray_dit.storage.store import Store
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

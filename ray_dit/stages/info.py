@@ -5,12 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray_dit.errors import NotFound
+from ray_dit.folders.checkpoints import checkpoint_steps
+from ray_dit.folders.model import read_model
+from ray_dit.formats.model_folder import MODEL_STAGE
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import jobs
 from ray_dit.ledger.manifest import job_key, read_json
-from ray_dit.storage.checkpoint import checkpoint_steps
 from ray_dit.storage.open import open_store
-from ray_dit.storage.pretrained import MODEL_STAGE, read_model
 from ray_dit.storage.store import Store
 
 HIDDEN = {"format", "stage", "fingerprint", "parts", "listings"}

@@ -22,24 +22,23 @@ from ray_dit.core.loss import diffusion_loss
 from ray_dit.core.order import rows_at
 from ray_dit.core.samplers import make_table
 from ray_dit.errors import UserError, first_message
+from ray_dit.folders.latents import LatentRows, cache_folder, open_latent_rows
+from ray_dit.folders.model import ModelFolder, read_model
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import (
+    MODEL_STAGE,
+    VAE_FOLDER,
+    LatentsConfig,
+    ModelConfig,
+    model_card,
+    model_objects,
+)
 from ray_dit.ledger.job import Job, manifest_objects, manifest_sha256, read_manifest
 from ray_dit.pipeline import Pipeline, check_adaptable, initial_state
 from ray_dit.session import ray_session
 from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.training import run_training
-from ray_dit.storage.labels import Labels
-from ray_dit.storage.latent_rows import LatentRows, cache_folder, open_latent_rows
 from ray_dit.storage.open import open_store
-from ray_dit.storage.pretrained import (
-    MODEL_STAGE,
-    VAE_FOLDER,
-    LatentsConfig,
-    ModelConfig,
-    ModelFolder,
-    model_card,
-    model_objects,
-    read_model,
-)
 
 STAGE = "train"
 SD_SCALING_FACTOR = 0.18215

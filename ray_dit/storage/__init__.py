@@ -1,1 +1,1 @@
-"""Objects under URIs, in a folder, on S3 or wherever fsspec reaches; and what lies in them as bytes."""
+"""Objects under URIs: in a folder, on S3 or wherever fsspec reaches; knows nothing of what lies in them."""

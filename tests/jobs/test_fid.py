@@ -14,9 +14,9 @@ from PIL import Image
 from jobs.fid import INCEPTION, checked_weights, fid, inception, pictures, reference_statistics
 from ray_dit.core.metrics import FeatureStatistics, frechet_distance
 from ray_dit.errors import UserError
+from ray_dit.formats.images.parquet import image_shard_bytes
 from ray_dit.ledger.job import Job
 from ray_dit.storage.open import open_store
-from ray_dit.storage.shards import image_shard_bytes
 
 
 def some_pictures(count: int, size: int = 4) -> np.ndarray:

@@ -30,13 +30,13 @@ from ray_dit.config import (
 )
 from ray_dit.core.dit import DiT
 from ray_dit.errors import UserError
+from ray_dit.formats.images.parquet import image_shard_bytes
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
 from ray_dit.ledger.job import Job, canonical
 from ray_dit.report.gather import commands, gather, spaced, stage_times
 from ray_dit.report.html import write_report
-from ray_dit.storage.labels import Labels
 from ray_dit.storage.open import open_store
-from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
-from ray_dit.storage.shards import image_shard_bytes
 from ray_dit.storage.store import Store
 from ray_dit.vae import VAE
 

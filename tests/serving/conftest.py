@@ -16,13 +16,13 @@ from jaxtyping import config as jaxtyping_config
 
 from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
 from ray_dit.core.dit import DiT
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
 from ray_dit.pipeline import Pipeline, load
 from ray_dit.serving.api import create_app
 from ray_dit.serving.service import Backend, ModelService
 from ray_dit.serving.settings import ApiConfig, EngineConfig
-from ray_dit.storage.labels import Labels
 from ray_dit.storage.open import open_store
-from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
 from ray_dit.vae import VAE
 
 NAMES = ("tench, Tinca tinca", "goldfish", "great white shark", "crane, bird", "crane, machine", "hen")

@@ -14,13 +14,13 @@ from safetensors.torch import load
 from ray_dit.config import ClassifierConfig, EvaluateConfig, ImagesConfig
 from ray_dit.core.metrics import FeatureStatistics
 from ray_dit.errors import UserError
+from ray_dit.formats.images.parquet import image_shard_bytes
 from ray_dit.ledger.job import Job
 from ray_dit.session import ray_session
 from ray_dit.stages import evaluate as stage
 from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData
 from ray_dit.stages.images import plan_images
 from ray_dit.storage.open import open_store
-from ray_dit.storage.shards import image_shard_bytes
 
 SIZE = 16
 CLASSES = ("bottom", "top")

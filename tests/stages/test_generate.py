@@ -10,9 +10,9 @@ from tiny import SAMPLER, SIZE, contents, times, write_model
 import ray_dit
 from ray_dit.config import GenerateConfig, SamplerOverrides
 from ray_dit.errors import Conflict, UserError
+from ray_dit.formats.images.parquet import read_image_shard
+from ray_dit.formats.labels import Labels
 from ray_dit.stages.generate import DatasetPlan, generate, plan_dataset, size_category
-from ray_dit.storage.labels import Labels
-from ray_dit.storage.shards import read_image_shard
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 

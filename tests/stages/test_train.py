@@ -21,12 +21,13 @@ from ray_dit.config import (
 )
 from ray_dit.core.dit import DiT
 from ray_dit.errors import UserError
+from ray_dit.folders.model import read_model
+from ray_dit.formats.model_folder import LatentsConfig
 from ray_dit.ledger.job import Job, read_manifest
 from ray_dit.report.pictures import grid
 from ray_dit.stages.encode import encode
 from ray_dit.stages.train import DiTTrainee, model_config_of, train
 from ray_dit.storage.open import open_store
-from ray_dit.storage.pretrained import LatentsConfig, read_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 

@@ -12,9 +12,10 @@ from safetensors.torch import load, save
 from torch import nn
 
 from ray_dit.config import OptimizerConfig, TrainingConfig
+from ray_dit.folders.checkpoints import checkpoint_key, checkpoint_steps, read_checkpoint
+from ray_dit.formats.checkpoint import checkpoint_bytes
 from ray_dit.ledger.job import HashAlarm, Job
 from ray_dit.stages.training import train_worker
-from ray_dit.storage.checkpoint import checkpoint_bytes, checkpoint_key, checkpoint_steps, read_checkpoint
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
