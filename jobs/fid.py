@@ -21,9 +21,9 @@ from zipfile import BadZipFile
 import fsspec
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from ray_dit.core.media import decode
 from ray_dit.core.metrics import FeatureStatistics, frechet_distance
 from ray_dit.errors import UserError, first_message
 from ray_dit.formats.images.parquet import read_image_shard
@@ -58,8 +58,7 @@ def pictures(dataset: str) -> Iterator[Tensor]:
         with store.open_file(marker["key"]) as file:
             shard = read_image_shard(file)
         for data in shard.images:
-            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-                yield torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+            yield torch.from_numpy(decode(data)).permute(2, 0, 1)
 
 
 def batches(images: Iterator[Tensor], batch_size: int) -> Iterator[Tensor]:

@@ -309,10 +309,9 @@ def _encode(config: settings.EncodeConfig) -> None:
 
 
 def _train(config: settings.TrainConfig) -> None:
-    from ray_dit.report.pictures import grid
     from ray_dit.stages.train import model_folder, train
 
-    manifest = train(config, grid=grid)
+    manifest = train(config)
     model = model_folder(config)
     _said(
         f"model after {manifest['steps']} steps, loss {manifest['loss']:.4f}",

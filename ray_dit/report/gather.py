@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import PIL.Image
 import torch
 from numpy.typing import NDArray
 
 from ray_dit import config as settings
 from ray_dit.config import ReportConfig
-from ray_dit.core.latents import center_crop
+from ray_dit.core.media import UnreadableImage, decode, psnr
 from ray_dit.core.order import is_heldout
 from ray_dit.errors import NotFound, UserError
 from ray_dit.formats.images.parquet import read_image_shard
 from ray_dit.ledger.job import Manifest, manifest_objects, manifest_sha256, read_manifest
 from ray_dit.report.commands import command
-from ray_dit.report.pictures import psnr
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
@@ -165,7 +163,7 @@ def _generated(
         for data, label in zip(shard.images, shard.labels, strict=True):
             images = found.get(names[label])
             if images is not None and len(images) < PER_CLASS:
-                images.append(np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB")))
+                images.append(decode(data))
     return {name: np.stack(images) for name, images in found.items() if images}
 
 
@@ -186,9 +184,8 @@ def _real(config: ReportConfig, encoded: Manifest, shown: Sequence[str]) -> dict
 def _readable(store: Store, keys: Sequence[str], size: int) -> Iterator[Images]:
     for key in keys:
         try:
-            with PIL.Image.open(io.BytesIO(store.get(key))) as image:
-                yield center_crop(image, size)
-        except Exception:  # Pillow raises nearly anything; encode has listed what cannot be read
+            yield decode(store.get(key), size)
+        except UnreadableImage:  # encode has listed it
             continue
 
 

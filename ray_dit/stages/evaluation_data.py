@@ -3,21 +3,20 @@
 Real pictures come from the image folder, generated ones from the dataset's shards; knows no classifier and no metric.
 """
 
-import io
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
 from ray_dit.config import EvaluateConfig
+from ray_dit.core.media import UnreadableImage, decode
 from ray_dit.core.order import order
 from ray_dit.errors import UserError
 from ray_dit.formats.images.parquet import read_image_shard
 from ray_dit.ledger.job import manifest_objects
-from ray_dit.stages.images import FORMATS, ImagePlan, load_images
+from ray_dit.stages.images import ImagePlan, load_images
 from ray_dit.storage.open import open_store
 
 REAL_PIECE = 1000
@@ -126,9 +125,8 @@ class EvaluationData:
 
     def _decoded(self, data: bytes, where: str) -> NDArray[np.uint8]:
         try:
-            with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except Exception as error:  # Pillow raises nearly anything on broken bytes
+            pixels = decode(data)
+        except UnreadableImage as error:
             raise UserError(
                 f"{where} holds a broken picture ({error}): check it with `ray-dit verify`"
             ) from error

@@ -5,7 +5,6 @@ batch it belongs to, always of the same size, so its bytes do not depend on who 
 """
 
 import hashlib
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from ray_dit.config import GenerateConfig, SamplerConfig
 from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.dit import null_label
+from ray_dit.core.media import png
 from ray_dit.core.samplers import make_table
 from ray_dit.errors import UserError, first_message
 from ray_dit.folders.model import ModelFolder, read_model
@@ -156,7 +156,7 @@ class Painter:
                 for first in range(0, len(ids), self._config.batch_size)
             ]
         )
-        files = [png_bytes(picture) for picture in pictures]
+        files = [png(picture) for picture in pictures]
         data = image_shard_bytes(files, labels.tolist(), ids.tolist(), self._pipeline.labels.names)
         facts = {
             "rows": len(ids),
@@ -177,15 +177,6 @@ class Painter:
             sampler=self._sampler,
         )
         return self._pipeline.decode(latents)[: len(ids)]
-
-
-def png_bytes(picture: NDArray[np.uint8]) -> bytes:
-    """PNG of a uint8 [H, W, 3] picture; no clock and no text in it."""
-    import PIL.Image
-
-    sink = io.BytesIO()
-    PIL.Image.fromarray(picture).save(sink, format="PNG")
-    return sink.getvalue()
 
 
 def _finish(job: Job, plan: DatasetPlan, folder: ModelFolder, sampler: SamplerConfig) -> dict[str, Any]:

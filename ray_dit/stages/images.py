@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ray_dit.config import ImagesConfig
+from ray_dit.core.media import UnreadableImage, decode
+from ray_dit.core.order import is_heldout
 from ray_dit.errors import NotFound, UserError
 from ray_dit.formats.deterministic import parquet_bytes
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-"""What Pillow may open, whatever a file's name claims."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,6 @@ class BadImage:
 
 def plan_images(config: ImagesConfig) -> ImagePlan:
     """Lists the pictures; UserError for a missing or empty folder and for a class without pictures."""
-    from ray_dit.core.order import is_heldout
-
     store = open_store(config.uri)
     found = [(info.key, info.size) for info in store.list() if info.key.lower().endswith(SUFFIXES)]
     found = sorted((key, size) for key, size in found if key.count("/") >= 1)
@@ -113,37 +111,13 @@ def load_images(
     for row in rows:
         data = store.get(plan.keys[row])
         try:
-            images.append(decode_image(data, plan.size))
+            images.append(decode(data, plan.size))
             kept.append(int(row))
-        except BadPicture as error:
+        except UnreadableImage as error:
             bad.append(BadImage(plan.keys[row], str(error)))
     shape = (len(images), plan.size, plan.size, 3)
     stacked = np.stack(images) if images else np.zeros(shape, np.uint8)
     return stacked, np.array(kept, dtype=np.int64), bad
-
-
-class BadPicture(ValueError):
-    """The bytes are not a picture that can be decoded to the end."""
-
-
-def decode_image(data: bytes, size: int) -> NDArray[np.uint8]:
-    """Decodes and centre-crops one picture to uint8 [size, size, 3]; BadPicture with the reason otherwise."""
-    import PIL.Image
-
-    from ray_dit.core.latents import center_crop
-
-    try:
-        with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > (PIL.Image.MAX_IMAGE_PIXELS or 89_478_485):
-                raise BadPicture(f"{image.width}x{image.height} pixels are more than Pillow's safety limit")
-            image.load()
-            return center_crop(image.convert("RGB"), size)
-    except BadPicture:
-        raise
-    except PIL.UnidentifiedImageError as error:  # its own text names an address in memory
-        raise BadPicture(f"not a picture in one of the formats {', '.join(FORMATS)}") from error
-    except Exception as error:  # Pillow raises nearly anything on broken bytes
-        raise BadPicture(f"{type(error).__name__}: {error}") from error
 
 
 def check_bad(bad: int, total: int, max_bad: float, where: str, first: Sequence[BadImage]) -> None:

@@ -5,7 +5,7 @@ serve need and nothing else.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from ray_dit.core.batch import TrainingBatch, mirror_choice, training_batch
 from ray_dit.core.diffusion import linear_schedule, q_sample
 from ray_dit.core.dit import DiT, init_label_table
 from ray_dit.core.loss import diffusion_loss
+from ray_dit.core.media import grid
 from ray_dit.core.order import rows_at
 from ray_dit.core.samplers import make_table
 from ray_dit.errors import UserError, first_message
@@ -43,15 +44,9 @@ from ray_dit.storage.open import open_store
 STAGE = "train"
 SD_SCALING_FACTOR = 0.18215
 
-Grid = Callable[[NDArray[np.uint8], int], bytes]
-"""PNG bytes of a grid of pictures uint8 [N, H, W, 3] with so many columns; handed in by the caller."""
 
-
-def train(config: TrainConfig, *, grid: Grid | None = None) -> dict[str, Any]:
-    """Trains the DiT, or goes on where an earlier run stopped; returns the run's manifest.
-
-    ``grid`` draws the sample grids; without it none are made.
-    """
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Trains the DiT, or goes on where an earlier run stopped; returns the run's manifest."""
     latents = read_manifest(config.latents, "encode")
     inputs = {"latents": manifest_sha256(latents)}
     source: ModelFolder | None = None
@@ -70,9 +65,7 @@ def train(config: TrainConfig, *, grid: Grid | None = None) -> dict[str, Any]:
     if manifest is not None and model_job.finished() is not None:
         return manifest
     with ray_session(config) as ray:
-        trainee = DiTTrainee(
-            config, model_config, latents, model_job, config.optimizer, config.ema_decay, grid
-        )
+        trainee = DiTTrainee(config, model_config, latents, model_job, config.optimizer, config.ema_decay)
         run_training(ray, config, job, trainee, "train")
     return job.manifest() or {}
 
@@ -170,7 +163,6 @@ class DiTTrainee:
     model_job: Job
     optimizer: OptimizerConfig
     ema_decay: float | None
-    grid: Grid | None
 
     def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
         self._device = device
@@ -204,8 +196,8 @@ class DiTTrainee:
         ).loss
 
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
-        """A grid of samples, a row a class, from the averaged weights."""
-        if self.grid is None or not self.config.grid_per_class:
+        """A grid of samples, one row per class, from the averaged weights."""
+        if not self.config.grid_per_class:
             return {}
         classes = range(min(10, self.model_config.model.num_classes or 1))
         labels = [label for label in classes for _ in range(self.config.grid_per_class)]
@@ -215,9 +207,7 @@ class DiTTrainee:
         latents = pipeline.sample_latents(
             labels, sample_ids=range(len(labels)), seed=self.config.seed, sampler=self.config.sampler
         )
-        return {
-            f"samples/step-{step:08d}.png": self.grid(pipeline.decode(latents), self.config.grid_per_class)
-        }
+        return {f"samples/step-{step:08d}.png": grid(pipeline.decode(latents), self.config.grid_per_class)}
 
     def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
         """Writes the model folder, then closes the run."""

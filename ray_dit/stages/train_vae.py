@@ -5,7 +5,6 @@ layout with the peak signal-to-noise ratio on held-out pictures in its manifest.
 """
 
 import io
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 
 from ray_dit.config import OptimizerConfig, TrainVaeConfig
 from ray_dit.core.latents import sample_moments, to_float, to_uint8
+from ray_dit.core.media import psnr
 from ray_dit.core.order import rows_at
 from ray_dit.core.rng import Stream, normal
 from ray_dit.errors import UserError
@@ -117,11 +117,11 @@ class VAETrainee:
         vae = VAE(model.module)
         for name, data in vae.files().items():
             job.put(name, name, data, {})
-        psnr, judged, originals, reconstructed = self._judge(vae)
+        decibels, judged, originals, reconstructed = self._judge(vae)
         job.put_plain("reconstructions.npz", npz_bytes(original=originals, reconstructed=reconstructed))
         job.put_plain("log.npz", npz_bytes(log=log))
         job.finish(
-            {"psnr_heldout": psnr, "num_heldout": judged, "steps": self.config.steps, "loss": log[-1, 1]}
+            {"psnr_heldout": decibels, "num_heldout": judged, "steps": self.config.steps, "loss": log[-1, 1]}
         )
 
     def _latent_size(self) -> int:
@@ -139,8 +139,7 @@ class VAETrainee:
                 for first in range(0, len(images), self.config.batch_size)
             ]
         )
-        error = np.square(decoded.astype(np.float64) - images).mean(axis=(1, 2, 3))
-        decibels = 20 * math.log10(255) - 10 * np.log10(np.maximum(error, 1e-10))
+        decibels = psnr(decoded, images, smallest_error=1e-10)  # JSON has no infinity
         shown = _spread(np.arange(len(images)), SHOWN)
         return round(float(decibels.mean()), 4), len(images), images[shown], decoded[shown]
 
