@@ -5,8 +5,6 @@ Knows no network: whoever builds one says which shapes it wants (``formats.weigh
 
 import hashlib
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,9 @@ from ray_dit.formats.model_folder import (
 )
 from ray_dit.formats.weights import load_weights
 from ray_dit.ledger.manifest import job_key, manifest_objects, read_json, read_manifest
+from ray_dit.storage.local_file import local_file
 from ray_dit.storage.open import open_store
-from ray_dit.storage.store import CHUNK, Store
+from ray_dit.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -118,16 +117,8 @@ def read_safetensors(store: Store, key: str, *, sha256: str | None = None) -> di
                     raise UserError(_damaged(store, key))
         return load_weights(path)
 
-    path = store.local_path(key)
     try:
-        if path is not None:
-            return read(path)
-        with (
-            tempfile.TemporaryDirectory() as scratch
-        ):  # by way of a file: bytes and tensors would be twice the size
-            path = Path(scratch) / "tensors"
-            with store.open_file(key) as source, open(path, "wb") as copy:
-                shutil.copyfileobj(source, copy, CHUNK)
+        with local_file(store, key) as path:  # by way of a file: bytes and tensors would be twice the size
             return read(path)
     except (FileNotFoundError, NotFound):
         raise NotFound(f"there is no {key} in {store.uri}: restore it, or make the folder again") from None

@@ -4,16 +4,11 @@ Names and shapes are storage's affair (`official`, `diffusers_layout`). This mod
 and network fit, brings VAE and class names along, and writes what only changes if the source does.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,8 +46,9 @@ from ray_dit.formats.weights import check_shapes
 from ray_dit.ledger.job import Job, Manifest, canonical
 from ray_dit.pipeline import meta_dit
 from ray_dit.stages.fingerprint import parts
+from ray_dit.storage.local_file import local_file
 from ray_dit.storage.open import open_store
-from ray_dit.storage.store import CHUNK, Store
+from ray_dit.storage.store import Store
 from ray_dit.vae import VAE, WEIGHTS_NAME, files_sha256, find_vae
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -129,7 +125,7 @@ def _pipeline_of(transformer: Store) -> Store | None:
 
 def _read_file(config: ImportConfig, store: Store, name: str) -> Checkpoint:
     """A file with the official names, whatever holds them."""
-    with _local(store, name) as path:
+    with local_file(store, name) as path:
         if name.endswith(".safetensors"):
             state_dict = plain_names(read_safetensors(open_store(str(path.parent)), path.name))
         else:
@@ -207,7 +203,7 @@ def _diffusers_weights(store: Store) -> tuple[dict[str, Tensor], str]:
         return _sharded_weights(store, index)
     old_name = WEIGHTS_NAME.replace(".safetensors", ".bin")
     try:
-        with _local(store, old_name) as path:
+        with local_file(store, old_name) as path:
             return read_torch_file(path), store.sha256(old_name)
     except NotFound:
         there = ", ".join(info.key for info in store.list("")) or "nothing"
@@ -347,21 +343,6 @@ def _place(uri: str) -> tuple[Store, str]:
     """The folder of an object, and its key there."""
     folder, slash, name = uri.rpartition("/")
     return open_store(folder or slash or "."), name
-
-
-@contextlib.contextmanager
-def _local(store: Store, key: str) -> Iterator[Path]:
-    """The object as a file: its own, or a copy while the context lasts. NotFound."""
-    path = store.local_path(key)
-    if path is not None:
-        store.open_file(key).close()
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / key
-        with store.open_file(key) as source, open(copy, "wb") as target:
-            shutil.copyfileobj(source, target, CHUNK)
-        yield copy
 
 
 def export(config: ExportConfig) -> str:
