@@ -26,7 +26,7 @@ from torch import Tensor
 from ray_dit.core.media import decode
 from ray_dit.core.metrics import FeatureStatistics, frechet_distance
 from ray_dit.errors import UserError, first_message
-from ray_dit.formats.images.parquet import read_image_shard
+from ray_dit.folders.dataset import read_shard
 from ray_dit.ledger.job import manifest_objects, read_manifest
 from ray_dit.storage.open import open_store
 
@@ -55,9 +55,7 @@ def pictures(dataset: str) -> Iterator[Tensor]:
     """Every picture of a generated dataset, uint8 [3, H, W], in order; one shard in memory."""
     store = open_store(dataset)
     for marker in manifest_objects(store, read_manifest(dataset, "generate")):
-        with store.open_file(marker["key"]) as file:
-            shard = read_image_shard(file)
-        for data in shard.images:
+        for data in read_shard(store, marker["key"]).images:
             yield torch.from_numpy(decode(data)).permute(2, 0, 1)
 
 

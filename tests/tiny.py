@@ -1,7 +1,7 @@
 """Pictures, a VAE and a model small enough for tests of the stages; untrained, since only their numbers are compared."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ from PIL import Image
 
 from ray_dit.config import DiTConfig, DiTSizeConfig, SamplerConfig, VAESizeConfig
 from ray_dit.core.dit import DiT
+from ray_dit.formats.image_format import ImageShard
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
+from ray_dit.formats.registry import output_format
 from ray_dit.ledger.job import Job
 from ray_dit.storage.open import open_store
 from ray_dit.vae import VAE
@@ -64,6 +66,15 @@ def write_model(folder: Path, names: tuple[str, ...], *, dropout: float = 0.1, *
         job.put(key.replace("/", "-"), key, data, {})
     job.finish({})
     return model
+
+
+def shard_bytes(
+    images: Sequence[bytes], labels: Sequence[int], ids: Sequence[int], classes: Sequence[str]
+) -> bytes:
+    """An object of a dataset as generate writes it."""
+    shard = ImageShard(images, np.array(labels), np.array(ids), tuple(classes))
+    ((_, data),) = output_format("parquet").write(shard, "shard").items()
+    return data
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from ray_dit import config as settings
 from ray_dit.config import ReportConfig
-from ray_dit.core.media import UnreadableImage, decode, psnr
-from ray_dit.core.order import is_heldout
+from ray_dit.core.media import decode, psnr
 from ray_dit.errors import NotFound, UserError
-from ray_dit.formats.images.parquet import read_image_shard
+from ray_dit.folders.dataset import read_shard
+from ray_dit.folders.images import PLAN_KEY, ImagePlan, load_images
 from ray_dit.ledger.job import Manifest, manifest_objects, manifest_sha256, read_manifest
 from ray_dit.report.commands import command
 from ray_dit.storage.open import open_store
@@ -92,7 +92,7 @@ def gather(config: ReportConfig) -> Contents:
         classes=shown,
         num_classes=len(names),
         generated=_generated(open_store(config.dataset), manifests["generate"], names, shown),
-        real=_real(config, manifests["encode"], shown),
+        real=_real(config, shown),
         originals=vae[0] if vae else None,
         reconstructed=vae[1] if vae else None,
         psnr=psnr(*vae) if vae else None,
@@ -158,8 +158,7 @@ def _generated(
     for marker in itertools.islice(manifest_objects(store, manifest), MAX_SHARDS_READ):
         if all(len(images) >= PER_CLASS for images in found.values()):
             break
-        with store.open_file(marker["key"]) as file:
-            shard = read_image_shard(file)
+        shard = read_shard(store, marker["key"])
         for data, label in zip(shard.images, shard.labels, strict=True):
             images = found.get(names[label])
             if images is not None and len(images) < PER_CLASS:
@@ -167,25 +166,24 @@ def _generated(
     return {name: np.stack(images) for name, images in found.items() if images}
 
 
-def _real(config: ReportConfig, encoded: Manifest, shown: Sequence[str]) -> dict[str, Images]:
+def _real(config: ReportConfig, shown: Sequence[str]) -> dict[str, Images]:
     """The first held-out pictures of each class shown, training ones where none are held out."""
-    store, size = open_store(config.images), encoded["image_size"]
-    heldout = encoded["parts"]["config"]["images"]["heldout"]
+    plan = ImagePlan.from_bytes(open_store(config.latents).get(PLAN_KEY), config.images)
     found: dict[str, Images] = {}
     for name in shown:
-        keys = [info.key for info in itertools.islice(store.list(f"{name}/"), 100 * PER_CLASS)]
-        keys = [key for key in keys if is_heldout(key, heldout)] or keys
-        images = list(itertools.islice(_readable(store, keys, size), PER_CLASS))
+        rows = np.flatnonzero(plan.labels == plan.classes.index(name))
+        held = rows[plan.heldout[rows]]
+        images = list(itertools.islice(_readable(plan, held if len(held) else rows), PER_CLASS))
         if images:
             found[name] = np.stack(images)
     return found
 
 
-def _readable(store: Store, keys: Sequence[str], size: int) -> Iterator[Images]:
-    for key in keys:
+def _readable(plan: ImagePlan, rows: NDArray[np.int64]) -> Iterator[Images]:
+    for row in rows:
         try:
-            yield decode(store.get(key), size)
-        except UnreadableImage:  # encode has listed it
+            yield from load_images(plan, [row])[0]  # encode has listed those that cannot be read
+        except NotFound:  # removed since
             continue
 
 

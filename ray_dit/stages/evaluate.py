@@ -27,11 +27,11 @@ from ray_dit.core.metrics import (
     per_class_accuracy,
 )
 from ray_dit.errors import UserError
+from ray_dit.folders.images import BadImage, check_bad, load_images, plan_images
 from ray_dit.ledger.job import Job, canonical, manifest_sha256, read_manifest
 from ray_dit.session import ray_session
 from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData, check
 from ray_dit.stages.fingerprint import parts
-from ray_dit.stages.images import BadImage, check_bad, load_images, plan_images
 from ray_dit.stages.progress import progress
 from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, shard_name
 from ray_dit.storage.open import open_store

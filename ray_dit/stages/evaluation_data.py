@@ -14,9 +14,9 @@ from ray_dit.config import EvaluateConfig
 from ray_dit.core.media import UnreadableImage, decode
 from ray_dit.core.order import order
 from ray_dit.errors import UserError
-from ray_dit.formats.images.parquet import read_image_shard
+from ray_dit.folders.dataset import read_shard
+from ray_dit.folders.images import ImagePlan, load_images
 from ray_dit.ledger.job import manifest_objects
-from ray_dit.stages.images import ImagePlan, load_images
 from ray_dit.storage.open import open_store
 
 REAL_PIECE = 1000
@@ -117,8 +117,7 @@ class EvaluationData:
     def shard_pictures(self, number: int, rows: NDArray[np.int64]) -> Pictures:
         """These rows of a generated shard; UserError where they do not fit the real pictures."""
         key = self.shards[number]["key"]
-        with open_store(self.config.dataset).open_file(key) as file:
-            shard = read_image_shard(file)
+        shard = read_shard(open_store(self.config.dataset), key)
         where = f"{self.config.dataset}/{key}"
         images = [self._decoded(shard.images[row], where) for row in rows]
         return np.stack(images), shard.labels[rows]

@@ -19,9 +19,10 @@ from ray_dit.core.samplers import make_table
 from ray_dit.errors import UserError, first_message
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.deterministic import array_sha256
-from ray_dit.formats.images.parquet import image_shard_bytes
+from ray_dit.formats.image_format import ImageShard
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import MODEL_STAGE, ModelConfig
+from ray_dit.formats.registry import output_format
 from ray_dit.ledger.job import Job, manifest_sha256, read_manifest
 from ray_dit.session import check_resources, ray_session
 from ray_dit.stages.fingerprint import parts
@@ -29,6 +30,8 @@ from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repa
 from ray_dit.storage.open import open_store
 
 STAGE = "generate"
+FORMAT = "parquet"
+"""The format datasets are written in."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class DatasetPlan:
         """Classes of the pictures with these numbers: in turn, so that every shard is balanced."""
         return np.array(self.classes, dtype=np.int64)[ids % len(self.classes)]
 
-    def key(self, shard: int) -> str:
-        """Where a shard lies."""
-        return f"data/train-{shard:05d}-of-{self.num_shards:05d}.parquet"
+    def name(self, shard: int) -> str:
+        """Where a shard lies, without the suffix of its format."""
+        return f"data/train-{shard:05d}-of-{self.num_shards:05d}"
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
@@ -157,14 +160,16 @@ class Painter:
             ]
         )
         files = [png(picture) for picture in pictures]
-        data = image_shard_bytes(files, labels.tolist(), ids.tolist(), self._pipeline.labels.names)
+        images = ImageShard(files, labels, ids, self._pipeline.labels.names)
+        # one object per shard, since a marker is that of one object
+        ((key, data),) = output_format(FORMAT).write(images, self._plan.name(shard)).items()
         facts = {
             "rows": len(ids),
             "pixels_sha256": array_sha256(pictures),
             "first_id": int(ids[0]),
             "classes": {str(label): int((labels == label).sum()) for label in np.unique(labels)},
         }
-        return self._plan.key(shard), data, facts
+        return key, data, facts
 
     def _batch(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Pictures uint8 [N, H, W, 3] of one canonical batch, filled up with the numbers that would follow."""

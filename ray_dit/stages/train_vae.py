@@ -20,10 +20,10 @@ from ray_dit.core.media import psnr
 from ray_dit.core.order import rows_at
 from ray_dit.core.rng import Stream, normal
 from ray_dit.errors import UserError
+from ray_dit.folders.images import ImagePlan, load_images, plan_images
 from ray_dit.ledger.job import Job
 from ray_dit.session import ray_session
 from ray_dit.stages.fingerprint import parts
-from ray_dit.stages.images import ImagePlan, load_images, plan_images
 from ray_dit.stages.training import run_training
 from ray_dit.storage.open import open_store
 

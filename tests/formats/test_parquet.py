@@ -1,27 +1,24 @@
-"""Image shards as Parquet: rows come back, and others' libraries read them."""
+"""Image shards as Parquet: what `datasets` sees in them, and what decides their bytes."""
 
 import io
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+import pyarrow.parquet as pq
+import tiny
 
-from ray_dit.formats.images.parquet import image_shard_bytes, read_image_shard
+from ray_dit.core.media import png
 
 
 def pictures(count: int) -> list[bytes]:
-    files: list[bytes] = []
-    for number in range(count):
-        sink = io.BytesIO()
-        Image.new("RGB", (4, 4), (number, 0, 0)).save(sink, format="PNG")
-        files.append(sink.getvalue())
-    return files
+    return [png(np.full((4, 4, 3), (number, 0, 0), np.uint8)) for number in range(count)]
 
 
 def test_datasets_sees_images_and_class_names(tmp_path: Path) -> None:
     import datasets
 
     (tmp_path / "train-0.parquet").write_bytes(
-        image_shard_bytes(pictures(3), [0, 1, 1], [7, 8, 9], ["cat", "dog"])
+        tiny.shard_bytes(pictures(3), [0, 1, 1], [7, 8, 9], ["cat", "dog"])
     )
     data = datasets.load_dataset(
         "parquet", data_files=str(tmp_path / "*.parquet"), split="train", cache_dir=str(tmp_path / "cache")
@@ -33,7 +30,13 @@ def test_datasets_sees_images_and_class_names(tmp_path: Path) -> None:
     assert data["label"][:] == [0, 1, 1] and data["id"][:] == [7, 8, 9]
 
 
-def test_images_come_back() -> None:
-    files = pictures(2)
-    shard = read_image_shard(image_shard_bytes(files, [1, 0], [0, 1], ["a", "b"]))
-    assert shard.images == files and shard.labels.tolist() == [1, 0] and shard.ids.tolist() == [0, 1]
+def test_one_row_group_nothing_compressed_and_names_by_number() -> None:
+    file = pq.ParquetFile(io.BytesIO(tiny.shard_bytes(pictures(3), [0, 1, 1], [7, 8, 9], ["cat", "dog"])))
+    assert file.num_row_groups == 1
+    column = file.metadata.row_group(0).column(0)
+    assert column.compression == "UNCOMPRESSED" and not column.has_dictionary_page
+    assert [row["path"] for row in file.read()["image"].to_pylist()] == [
+        "000000007.png",
+        "000000008.png",
+        "000000009.png",
+    ]

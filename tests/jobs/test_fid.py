@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import shard_bytes
 
 from jobs.fid import INCEPTION, checked_weights, fid, inception, pictures, reference_statistics
 from ray_dit.core.metrics import FeatureStatistics, frechet_distance
 from ray_dit.errors import UserError
-from ray_dit.formats.images.parquet import image_shard_bytes
 from ray_dit.ledger.job import Job
 from ray_dit.storage.open import open_store
 
@@ -36,7 +36,7 @@ def dataset(tmp_path: Path) -> str:
     job = Job.open(open_store(str(tmp_path / "dataset")), "generate", {"what": "a test"})
     markers: list[Any] = []
     for number, ids in enumerate(([0, 1, 2], [3, 4, 5], [6])):
-        data = image_shard_bytes([png(images[i]) for i in ids], [0] * len(ids), ids, ("cat",))
+        data = shard_bytes([png(images[i]) for i in ids], [0] * len(ids), ids, ("cat",))
         key = f"data/train-{number:05d}-of-00003.parquet"
         markers.append(job.put(f"shard-{number}", key, data, {"shard": number, "rows": len(ids)}))
     job.finish({"rows": 7}, objects=markers)

@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from tiny import shard_bytes
 
 from ray_dit import cli
 from ray_dit.config import (
@@ -30,7 +31,7 @@ from ray_dit.config import (
 )
 from ray_dit.core.dit import DiT
 from ray_dit.errors import UserError
-from ray_dit.formats.images.parquet import image_shard_bytes
+from ray_dit.folders.images import PLAN_KEY, plan_images
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
 from ray_dit.ledger.job import Job, canonical
@@ -128,6 +129,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ReportConfig:
     )
     jobs["train-vae"].put_plain("log.npz", npz(log=np.array([[10, 0.5], [20, 0.1]])))
     jobs["train-vae"].finish({"psnr_heldout": 27.25, "num_heldout": 4, "steps": 20}, objects=[])
+    plan = plan_images(settings(folder)["encode"].images)  # type: ignore[attr-defined]
+    jobs["encode"].put_plain(PLAN_KEY, plan.to_bytes())
     jobs["encode"].finish({"classes": list(CLASSES), "image_size": SIZE}, objects=[])
     jobs["train"].put_plain("loss.json", json.dumps([[10, 1.0], [20, 0.1]]).encode())
     jobs["train"].finish({"steps": 20}, objects=[])
@@ -172,7 +175,7 @@ def write_dataset(job: Job) -> None:
     labels = [number % 2 for number in range(12)]
     images = [png(picture(label, 100 + number)) for number, label in enumerate(labels)]
     marker = job.put(
-        "0", "data/0.parquet", image_shard_bytes(images, labels, list(range(12)), CLASSES), {"rows": 12}
+        "0", "data/0.parquet", shard_bytes(images, labels, list(range(12)), CLASSES), {"rows": 12}
     )
     sampler = SAMPLER.model_copy(update={"guidance_scale": 3.0})
     job.finish(

@@ -10,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load
+from tiny import shard_bytes
 
 from ray_dit.config import ClassifierConfig, EvaluateConfig, ImagesConfig
 from ray_dit.core.metrics import FeatureStatistics
 from ray_dit.errors import UserError
-from ray_dit.formats.images.parquet import image_shard_bytes
+from ray_dit.folders.images import plan_images
 from ray_dit.ledger.job import Job
 from ray_dit.session import ray_session
 from ray_dit.stages import evaluate as stage
 from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData
-from ray_dit.stages.images import plan_images
 from ray_dit.storage.open import open_store
 
 SIZE = 16
@@ -59,7 +59,7 @@ def write_dataset(
     for number, rows in enumerate(shards):
         labels, images = zip(*rows, strict=True)
         ids = range(first, first + len(rows))
-        data = image_shard_bytes([png(image) for image in images], labels, list(ids), classes)
+        data = shard_bytes([png(image) for image in images], labels, list(ids), classes)
         markers.append(job.put(f"{number:05d}", f"data/{number}.parquet", data, {"rows": len(rows)}))
         first += len(rows)
     job.finish({"rows": first, "classes": list(classes)}, objects=markers)
