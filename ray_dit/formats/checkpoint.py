@@ -1,4 +1,4 @@
-"""The state of a training run in one safetensors object a checkpoint; knows nothing of models or workers.
+"""The state of a training run in one safetensors object per checkpoint; knows nothing of models or workers.
 
 One object, one conditional write: a checkpoint is there whole or not at all. The bytes are a function of the tensors
 and the facts: safetensors sorts tensors itself, and all facts go into one metadata entry, whose order is ours.
@@ -19,7 +19,7 @@ def checkpoint_bytes(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, ob
 
 
 def parse_checkpoint(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
-    """Tensors and facts: the inverse of ``checkpoint_bytes``; an exception of any kind for damaged bytes."""
+    """Tensors and facts: the inverse of ``checkpoint_bytes``; damaged bytes raise an exception of any kind."""
     return load_tensors(data), _facts(data)
 
 

@@ -50,7 +50,8 @@ class Listing:
     sha256: str
     """Changes whenever the images may have changed: stands for the input in fingerprints."""
     places: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
-    """Columns of one value per image that say where it lies (object, start, length); none where the key is the object."""
+    """Columns of one value per image that say where it lies, such as object, start and length; none where the key is the
+    object. A plan keeps them beside its own columns, ``key``, ``label`` and ``heldout``."""
 
 
 @dataclass(frozen=True)
