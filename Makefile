@@ -39,6 +39,7 @@ faults: .venv/dev ## long fault tests: 10,000 store operations under faults, kil
 
 bench: .venv/dev ## benchmarks; results in benchmarks/results/ (hours: see each script's --quick)
 	$(BIN)/python -m benchmarks.store_listing
+	$(BIN)/python -m benchmarks.fan_out
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.cost_of_quality --model demo/model --images demo/images
 

@@ -231,6 +231,18 @@ class StageConfig(Config):
     """torch threads an actor; part of what determines bytes."""
 
 
+class ShardsConfig(StageConfig):
+    """What the stages have in common that make shards on a pool of actors."""
+
+    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"actors", "shard_deadline"}
+
+    actors: PositiveInt = 2
+    """Actors that make shards; more than the cluster has room for start when it grows."""
+    shard_deadline: Annotated[float, Field(gt=0)] | None = None
+    """Seconds a shard may take once the model is loaded, before its process is killed and the shard tried again (three
+    tries in all); by default 15 minutes, or 20 times the median of this run's finished shards if that is more."""
+
+
 class ImagesConfig(Config):
     """The pictures: a folder with one sub-folder a class, and how a picture becomes a square."""
 
@@ -327,10 +339,10 @@ class TrainVaeConfig(TrainingConfig):
     """Weight of the KL term (a mean over latent values) against the reconstruction error."""
 
 
-class EncodeConfig(StageConfig):
+class EncodeConfig(ShardsConfig):
     """`ray-dit encode`: pictures to latents (moments of the VAE's posterior) in shards."""
 
-    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"vae", "actors", "use_gpu", "repair"}
+    PLACEMENT: ClassVar[frozenset[str]] = ShardsConfig.PLACEMENT | {"vae", "use_gpu", "repair"}
     images: ImagesConfig
     vae: VaeSource
     """The VAE: a folder made by train-vae, any diffusers AutoencoderKL folder, or a hub id."""
@@ -340,8 +352,6 @@ class EncodeConfig(StageConfig):
     """Pictures a shard."""
     batch_size: PositiveInt = 32
     """Pictures the VAE sees at once."""
-    actors: PositiveInt = 2
-    """VAE actors."""
     use_gpu: bool = False
     """Give each actor a GPU."""
     repair: bool = False
@@ -410,10 +420,10 @@ class TrainConfig(TrainingConfig):
     """Pictures a class in the sample grid made at each checkpoint, of the first ten classes; 0 makes none."""
 
 
-class GenerateConfig(StageConfig):
+class GenerateConfig(ShardsConfig):
     """`ray-dit generate`: labelled pictures by the number, in shards."""
 
-    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"model", "actors", "use_gpu", "repair"}
+    PLACEMENT: ClassVar[frozenset[str]] = ShardsConfig.PLACEMENT | {"model", "use_gpu", "repair"}
     model: Uri
     """Model folder."""
     num_images: PositiveInt | None = None
@@ -429,7 +439,6 @@ class GenerateConfig(StageConfig):
     """Pictures a shard."""
     batch_size: PositiveInt = 50
     """Pictures the model sees at once; always that many (the last is padded), since it decides the last bits."""
-    actors: PositiveInt = 2
     precision: Precision = "float32"
     """What the transformer's matrix products compute in; bfloat16 is faster and changes pixels a little."""
     use_gpu: bool = False
@@ -456,10 +465,10 @@ class ClassifierConfig(Config):
     """Channels of the first layer."""
 
 
-class EvaluateConfig(StageConfig):
+class EvaluateConfig(ShardsConfig):
     """`ray-dit evaluate`: how good a generated dataset is, beside held-out real pictures."""
 
-    PLACEMENT: ClassVar[frozenset[str]] = StageConfig.PLACEMENT | {"dataset"}
+    PLACEMENT: ClassVar[frozenset[str]] = ShardsConfig.PLACEMENT | {"dataset"}
     images: ImagesConfig
     """The real pictures; the same split as encode's, so give it the same size and heldout."""
     dataset: Uri

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ray_dit.config import DiTConfig, Precision, SamplerConfig, SamplerOverrides
+from ray_dit.core.determinism import set_cublas_workspace
 from ray_dit.core.diffusion import Schedule, linear_schedule
 from ray_dit.core.dit import (
     DiT,
@@ -45,6 +46,7 @@ def load(
     """
     if precision not in get_args(Precision):
         raise UserError(f"there is no precision {precision!r}: take one of {', '.join(get_args(Precision))}")
+    set_cublas_workspace()  # before CUDA starts, so that equal inputs give equal images
     folder = read_model(uri)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -29,7 +29,7 @@ def ray_session(config: Placed, *, logs: bool = False) -> Iterator[Any]:
 
     ``logs``: what its workers write to standard error shows here. Inside an outer session (several stages in one process) it uses that one. UserError if the address does not answer.
     """
-    if not _debug():  # Ray's C++ part warns about what Ray Data does by design
+    if not debugging():  # Ray's C++ part warns about what Ray Data does by design
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
@@ -50,7 +50,7 @@ def ray_session(config: Placed, *, logs: bool = False) -> Iterator[Any]:
 @contextlib.contextmanager
 def _without_greeting() -> Iterator[None]:
     """Ray's C++ part says on stderr, past Python, that it took up its log level; errors come as exceptions."""
-    if _debug():
+    if debugging():
         yield
         return
     kept = os.dup(2)
@@ -65,7 +65,7 @@ def _without_greeting() -> Iterator[None]:
 
 def _connect(ray: Any, config: Placed, logs: bool) -> None:
     common: dict[str, Any] = {
-        "log_to_driver": logs or _debug(),
+        "log_to_driver": logs or debugging(),
         "logging_level": logging.ERROR,
     }
     if config.address == "local":
@@ -102,7 +102,8 @@ def check_resources(ray: Any, config: Placed, *, cpus: int, gpus: int) -> None:
         )
 
 
-def _debug() -> bool:
+def debugging() -> bool:
+    """Whether the user asked for tracebacks and Ray's own words (``--debug``)."""
     return bool(os.environ.get("RAY_DIT_DEBUG"))
 
 

@@ -38,7 +38,11 @@ class VAE:
 
     @classmethod
     def create(cls, size: VAESizeConfig, *, seed: int = 0) -> "VAE":
-        """A new VAE for RGB pictures, its initial weights a function of (size, seed), ready to train."""
+        """A new VAE for RGB images, its initial weights a function of (size, seed); for inference, like a loaded one.
+
+        torch may multiply in another order for weights that require gradients, so a VAE that is only used must not have
+        them: it would differ in the last bits from the same VAE loaded from a folder.
+        """
         levels = len(size.block_out_channels)
         blocks: Any = {
             "down_block_types": ("DownEncoderBlock2D",) * levels,
@@ -46,7 +50,8 @@ class VAE:
         }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(_autoencoder_kl()(**size.model_dump(), **blocks, scaling_factor=1.0))
+            module = _autoencoder_kl()(**size.model_dump(), **blocks, scaling_factor=1.0)
+        return cls(module.eval().requires_grad_(False))
 
     @classmethod
     def load(cls, source: str, device: str | torch.device = "cpu") -> "VAE":

@@ -90,9 +90,10 @@ def test_files_name_no_path(folder: Path) -> None:
     assert VAE.load(str(folder)).files()["config.json"].find(str(folder).encode()) == -1
 
 
-def test_load_is_for_inference(folder: Path) -> None:
-    module = VAE.load(str(folder)).module
-    assert not module.training and not any(p.requires_grad for p in module.parameters())
+def test_created_and_loaded_are_for_inference(vae: VAE, folder: Path) -> None:
+    """torch may sum in another order for weights that require gradients: on some processors the last bits differ."""
+    for module in (vae.module, VAE.load(str(folder)).module):
+        assert not module.training and not any(p.requires_grad for p in module.parameters())
 
 
 def test_load_finds_the_vae_of_a_model_folder(vae: VAE, tmp_path: Path) -> None:

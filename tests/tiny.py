@@ -40,7 +40,6 @@ def write_vae(folder: Path) -> VAE:
     for name, data in vae.files().items():
         job.put(name, name, data, {})
     job.finish({})
-    vae.module.eval().requires_grad_(False)
     return vae
 
 

@@ -20,7 +20,15 @@ from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.ledger.job import Job
 from ray_dit.session import check_resources, ray_session
 from ray_dit.stages.fingerprint import parts
-from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repair_shards, shard_name
+from ray_dit.stages.shard_jobs import (
+    ShardMaker,
+    Work,
+    all_markers,
+    make_shards,
+    repair_shards,
+    shard_name,
+    shard_sizes,
+)
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
@@ -52,23 +60,11 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
     job.put_plain(PLAN_KEY, plan.to_bytes())  # the actors read it: the driver need not hand it out
     for name, data in files.items():
         job.put_plain(f"vae/{name}", data)
-    num_shards = -(-len(plan.keys) // config.shard_size)
+    sizes = shard_sizes(len(plan.keys), config.shard_size)
     with ray_session(config) as ray:
         check_resources(ray, config, cpus=config.threads, gpus=1 if config.use_gpu else 0)
-        make_shards(
-            ray,
-            job,
-            build,
-            num_shards,
-            what="encode",
-            unit="pictures",
-            total=len(plan.keys),
-            threads=config.threads,
-            actors=config.actors,
-            use_gpu=config.use_gpu,
-            count="seen",
-        )
-    return _finish(config, plan, job, num_shards, vae)
+        make_shards(ray, config, job, build, Work(STAGE, "pictures", sizes), gpus=1 if config.use_gpu else 0)
+    return _finish(config, plan, job, len(sizes), vae)
 
 
 @dataclass(frozen=True)

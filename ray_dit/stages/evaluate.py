@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ray_dit.config import EvaluateConfig
 from ray_dit.core.classifier import FEATURE_DIM, Classifier, create, predict, train_classifier
+from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.metrics import (
     FeatureStatistics,
     accuracy,
@@ -33,12 +34,10 @@ from ray_dit.session import ray_session
 from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData, check
 from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.progress import progress
-from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, shard_name
+from ray_dit.stages.shard_jobs import ShardMaker, Work, all_markers, make_shards, shard_name
 from ray_dit.storage.open import open_store
 
 STAGE = "evaluate"
-ACTORS = 2
-"""Processes that judge pieces."""
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -55,19 +54,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     with ray_session(config) as ray:
         shared = ray.put(data)
         _train_classifiers(ray, data, shared, job)
-        make_shards(
-            ray,
-            job,
-            _Build(shared, job),
-            data.num_pieces,
-            what="evaluate",
-            unit="pictures",
-            total=len(plan.keys) + data.num_generated,
-            threads=config.threads,
-            actors=ACTORS,
-            use_gpu=False,
-            count="seen",
-        )
+        make_shards(ray, config, job, _Build(shared, job), Work(STAGE, "pictures", data.piece_sizes))
     return _finish(data, job)
 
 
@@ -90,8 +77,7 @@ def _train_classifiers(ray: Any, data: EvaluationData, shared: Any, job: Job) ->
 
 def _train_task(data: EvaluationData, name: str, job: Job) -> str | None:
     """Trains and stores one classifier; a user's error comes back as its message, for an exception would be retried."""
-    torch.set_num_threads(data.config.threads)
-    torch.use_deterministic_algorithms(True)
+    make_deterministic(data.config.threads)
     try:
         images, labels = data.training_pictures(name)
         if not len(images):

@@ -64,9 +64,14 @@ class EvaluationData:
             for first in range(0, len(rows), REAL_PIECE)
         ]
 
+    @cached_property
+    def piece_sizes(self) -> list[int]:
+        """Pictures in each piece: the real ones, then the generated shards."""
+        return [len(rows) for rows in self.real_pieces] + [shard["rows"] for shard in self.shards]
+
     @property
     def num_pieces(self) -> int:
-        return len(self.real_pieces) + len(self.shards)
+        return len(self.piece_sizes)
 
     @property
     def num_cas(self) -> int:

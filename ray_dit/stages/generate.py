@@ -26,7 +26,14 @@ from ray_dit.formats.registry import output_format
 from ray_dit.ledger.job import Job, manifest_sha256, read_manifest
 from ray_dit.session import check_resources, ray_session
 from ray_dit.stages.fingerprint import parts
-from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repair_shards
+from ray_dit.stages.shard_jobs import (
+    ShardMaker,
+    Work,
+    all_markers,
+    make_shards,
+    repair_shards,
+    shard_sizes,
+)
 from ray_dit.storage.open import open_store
 
 STAGE = "generate"
@@ -81,18 +88,8 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
         return manifest
     with ray_session(config) as ray:
         check_resources(ray, config, cpus=config.threads, gpus=1 if config.use_gpu else 0)
-        make_shards(
-            ray,
-            job,
-            build,
-            plan.num_shards,
-            what="generate",
-            unit="images",
-            total=plan.num_images,
-            threads=config.threads,
-            actors=config.actors,
-            use_gpu=config.use_gpu,
-        )
+        sizes = shard_sizes(plan.num_images, plan.shard_size)
+        make_shards(ray, config, job, build, Work(STAGE, "images", sizes), gpus=1 if config.use_gpu else 0)
     return _finish(job, plan, folder, sampler)
 
 

@@ -54,16 +54,20 @@ class _Lines:
 
     def __init__(self, what: str, total: int, unit: str, done: int) -> None:
         self._what, self._total, self._unit = what, total, unit
-        self._begin, self._begin_done = time.monotonic(), done
-        self._last = self._begin
-        self._shown = done
+        self._last = time.monotonic()
+        self._begin: float | None = (
+            None  # of the rate: when something was first done, so that starting up is left out
+        )
+        self._begin_done = self._shown = done
 
     def __call__(self, done: int, note: str = "") -> None:
         now = time.monotonic()
+        if self._begin is None and done > self._begin_done:
+            self._begin, self._begin_done = now, done
         if done == self._shown or (done < self._total and now - self._last < SECONDS_BETWEEN_LINES):
             return
         self._last, self._shown = now, done
-        seconds = now - self._begin
+        seconds = now - (self._begin or now)
         rate = (done - self._begin_done) / seconds if seconds >= SECONDS_FOR_A_RATE else 0.0
         left = f", {(self._total - done) / rate:.0f} s left" if rate > 0 and done < self._total else ""
         speed = f", {rate:.1f}/s" if rate > 0 else ""

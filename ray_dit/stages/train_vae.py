@@ -92,7 +92,7 @@ class VAETrainee:
 
         self._rows = self.plan.rows(heldout=False)
         self._device = device
-        module = VAE.create(self.config.vae, seed=self.config.seed).module
+        module = VAE.create(self.config.vae, seed=self.config.seed).module.train().requires_grad_(True)
         return VAELoss(module, self.config.kl_weight).to(device)
 
     def losses(self, model: nn.Module, positions: NDArray[np.int64]) -> torch.Tensor:

@@ -1,0 +1,25 @@
+"""What a process sets before it computes anything that is stored, so that equal inputs give equal bits."""
+
+import os
+
+import torch
+
+
+def set_cublas_workspace() -> None:
+    """Gives cuBLAS a workspace of fixed size, without which its sums may differ from call to call.
+
+    cuBLAS looks at it once, when CUDA starts in the process; a value that the user has set stays.
+    Source: NVIDIA, *cuBLAS*, section *Results reproducibility*.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def make_deterministic(threads: int) -> None:
+    """Sets up this process: deterministic kernels only, no choice of kernels by timing, ``threads`` torch threads.
+
+    The number of threads decides the last bits on a CPU, so it is part of what a job's bytes are a function of.
+    """
+    set_cublas_workspace()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

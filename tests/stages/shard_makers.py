@@ -1,0 +1,100 @@
+"""Makers for tests of the fan-out: they compute nothing and can be slow, late, deadly or stuck where a test wants it.
+
+Actors are told apart by the order in which they start: the first one is number 0.
+"""
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray_dit.config import ShardsConfig
+from ray_dit.ledger.job import Job
+from ray_dit.stages.shard_jobs import ShardMaker, Work, make_shards
+from ray_dit.storage.open import open_store
+
+SIZE = 10
+"""Images that each shard is said to hold."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """Builds a maker; ``folder`` is a local one that all actors see."""
+
+    folder: str
+    seconds: float = 0.0
+    """What a shard takes."""
+    slow: float = 1.0
+    """How many times longer the first actor takes."""
+    together: int = 1
+    """Actors that must have started before any of them makes a shard."""
+    poison: dict[int, str] = field(default_factory=lambda: {})
+    """What happens in these shards: raise, kill, stop or hang."""
+    once: bool = False
+    """Poison works in the first try only."""
+    start: str = ""
+    """What happens while an actor starts: kill, raise; or kill-first, in the first start only."""
+
+    def __call__(self) -> ShardMaker:
+        number = _claim(Path(self.folder), "actor")
+        if self.start == "raise":
+            raise RuntimeError("no memory on the GPU")
+        if self.start == "kill" or (self.start == "kill-first" and number == 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+        while len(list(Path(self.folder).glob("actor-*"))) < self.together:
+            time.sleep(0.05)
+        return Maker(self, self.seconds * (self.slow if number == 0 else 1.0))
+
+
+class Maker:
+    """Sleeps, and gives bytes that are a function of the shard."""
+
+    def __init__(self, build: Build, seconds: float) -> None:
+        self._build, self._seconds = build, seconds
+
+    def make(self, shard: int) -> tuple[str, bytes, dict[str, Any]]:
+        what = self._build.poison.get(shard)
+        if what and (_claim(Path(self._build.folder), f"poison{shard}") == 0 or not self._build.once):
+            if what == "raise":
+                raise ValueError("not a number")
+            if what == "hang":
+                time.sleep(1000)
+            os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGSTOP)
+            time.sleep(1000)  # the signal may take a moment
+        time.sleep(self._seconds)
+        return f"data/{shard:05d}", f"shard {shard}".encode(), {"rows": SIZE}
+
+
+def _claim(folder: Path, what: str) -> int:
+    """0, 1, 2, ... for one caller after the other, in whatever process."""
+    folder.mkdir(exist_ok=True, parents=True)
+    for number in range(10_000):
+        try:
+            (folder / f"{what}-{number}").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        return number
+    raise AssertionError("more claims than any test makes")
+
+
+def run(
+    ray: Any, folder: Path, num_shards: int, *, actors: int, deadline: float | None = None, **build: Any
+) -> Job:
+    """Makes shards below ``folder`` and returns the job."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(
+        sys.modules[__name__]
+    )  # Ray's workers don't have the tests on their path
+    config = ShardsConfig(output=str(folder / "out"), actors=actors, shard_deadline=deadline)
+    job = Job.open(open_store(config.output), "generate", {"made": "by a test"})
+    work = Work("test", "images", [SIZE] * num_shards)
+    make_shards(ray, config, job, Build(str(folder / "claims"), **build), work, set_up=no_set_up)
+    return job
+
+
+def no_set_up(threads: int) -> None:
+    """These makers use no torch, and their actors start much sooner without it."""

@@ -1,0 +1,73 @@
+"""The fan-out on several raylets: a node that comes late gets shards, a node that is killed loses nothing."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shard_makers import run
+
+from ray_dit.config import StageConfig
+from ray_dit.session import ray_session
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SHARDS = 60
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head with room for one actor; its Ray is joined."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        with ray_session(StageConfig(output="unused", address=made.address)):
+            yield made
+    finally:
+        made.shutdown()
+
+
+def once_under_way(folder: Path, shards: int, act: Callable[[], Any]) -> threading.Thread:
+    """Does something once so many shards are stored."""
+
+    def wait_and_act() -> None:
+        while len(list((folder / "out/_markers").glob("*"))) < shards:
+            time.sleep(0.1)
+        act()
+
+    thread = threading.Thread(target=wait_and_act, daemon=True)
+    thread.start()
+    return thread
+
+
+def counts(folder: Path) -> list[int]:
+    (end,) = (folder / "out/_runs").glob("*/end.json")
+    return json.loads(end.read_text())["shards_by_actor"]
+
+
+def made(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "out/data").iterdir()}
+
+
+def test_a_node_is_added_and_another_killed_while_a_job_runs(cluster: Any, tmp_path: Path) -> None:
+    import ray
+
+    second = cluster.add_node(num_cpus=1)
+    adding = once_under_way(tmp_path, 6, lambda: cluster.add_node(num_cpus=1))
+    run(ray, tmp_path, SHARDS, actors=3, seconds=0.5)
+    adding.join()
+    assert len(counts(tmp_path)) == 3 and min(counts(tmp_path)) > 0, "the node that came late got none"
+    assert made(tmp_path) == {f"{shard:05d}": f"shard {shard}".encode() for shard in range(SHARDS)}
+
+    again = tmp_path / "again"
+    again.mkdir()
+    killing = once_under_way(again, 9, lambda: cluster.remove_node(second, allow_graceful=False))
+    run(ray, again, SHARDS, actors=3, seconds=0.5)
+    killing.join()
+    assert made(again) == {f"{shard:05d}": f"shard {shard}".encode() for shard in range(SHARDS)}

@@ -1,0 +1,160 @@
+"""The fan-out on a real Ray: everyone works, and shards that raise, kill, stop or hang cost themselves and nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from shard_makers import SIZE, run
+
+from ray_dit.config import ShardsConfig
+from ray_dit.errors import UserError
+from ray_dit.ledger.job import Job
+from ray_dit.stages.shard_jobs import Work, make_shards, shard_name, shard_sizes
+from ray_dit.stages.shard_queue import TRIES
+from ray_dit.storage.local import LocalStore
+from ray_dit.storage.open import open_store
+
+DEADLINE = {"stop": 3.0, "hang": 3.0}
+"""Seconds; what raises or dies is noticed without."""
+
+
+def records(folder: Path) -> dict[str, Any]:
+    """What the last run wrote down of itself at its end."""
+    return json.loads(max((folder / "out/_runs").glob("*/end.json")).read_text())
+
+
+def failures(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted((folder / "out/_runs").glob("*/events/*.json"))]
+
+
+def made(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "out/data").iterdir()}
+
+
+def expected(shards: Any) -> dict[str, bytes]:
+    return {f"{shard:05d}": f"shard {shard}".encode() for shard in shards}
+
+
+@pytest.mark.ray
+def test_actors_that_are_ready_together_make_equal_numbers(one_ray: Any, tmp_path: Path) -> None:
+    run(one_ray, tmp_path, 41, actors=3, seconds=0.3, together=3)
+    counts = records(tmp_path)["shards_by_actor"]
+    assert sum(counts) == 41 and len(counts) == 3 and max(counts) - min(counts) <= 2
+    assert made(tmp_path) == expected(range(41))
+
+
+@pytest.mark.ray
+def test_a_slow_actor_makes_less(one_ray: Any, tmp_path: Path) -> None:
+    run(one_ray, tmp_path, 30, actors=3, seconds=0.3, together=3, slow=4)
+    counts = sorted(records(tmp_path)["shards_by_actor"])
+    assert counts[0] < counts[1] / 2 and sum(counts) == 30
+
+
+@pytest.mark.ray
+def test_few_shards_reach_every_actor(one_ray: Any, tmp_path: Path) -> None:
+    run(one_ray, tmp_path, 8, actors=2, seconds=0.5, together=2)
+    assert sorted(records(tmp_path)["shards_by_actor"]) == [4, 4]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("what, cause", [("raise", "ValueError: not a number"), ("kill", "died"), ("stop", "not finished"), ("hang", "not finished")])  # fmt: skip
+def test_poison_is_tried_three_times_while_the_rest_is_made(
+    one_ray: Any, tmp_path: Path, what: str, cause: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=rf"1 of 12 shards failed in all 3 tries \(shard 5: .*{cause}"):
+        run(one_ray, tmp_path, 12, actors=2, seconds=0.05, poison={5: what}, deadline=DEADLINE.get(what))
+    assert made(tmp_path) == expected(set(range(12)) - {5})
+    assert records(tmp_path)["failed"] == [5] and records(tmp_path)["images"] == 11 * SIZE
+    told = [event for event in failures(tmp_path) if event.get("shard") == 5]
+    assert [event["try"] for event in told] == list(range(1, TRIES + 1))
+    assert all(cause in event["cause"] for event in told)
+    assert f"shard 5 failed (try {TRIES} of {TRIES})" in capsys.readouterr().err
+    job = run(one_ray, tmp_path, 12, actors=2)  # the cause is gone
+    assert made(tmp_path) == expected(range(12)) and records(tmp_path)["shards"] == 1
+    assert set(job.names()) == {shard_name(shard) for shard in range(12)}
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["kill", "stop"])
+def test_a_shard_whose_process_is_lost_once_is_made(one_ray: Any, tmp_path: Path, what: str) -> None:
+    run(
+        one_ray,
+        tmp_path,
+        12,
+        actors=1,
+        seconds=0.05,
+        poison={5: what},
+        once=True,
+        deadline=DEADLINE.get(what),
+    )
+    assert made(tmp_path) == expected(range(12)) and records(tmp_path)["failed"] == []
+    assert records(tmp_path)["images"] == 12 * SIZE, "progress must not come from rows, which Ray drops"
+
+
+@pytest.mark.ray
+def test_a_process_that_dies_while_it_loads_is_started_again(one_ray: Any, tmp_path: Path) -> None:
+    run(one_ray, tmp_path, 6, actors=1, start="kill-first")
+    assert made(tmp_path) == expected(range(6))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "start, cause", [("raise", "RuntimeError: no memory on the GPU"), ("kill", "died while it loaded")]
+)
+def test_actors_that_can_not_start_end_the_job(one_ray: Any, tmp_path: Path, start: str, cause: str) -> None:
+    with pytest.raises(UserError, match=f"3 times in a row an actor could not start: .*{cause}"):
+        run(one_ray, tmp_path, 6, actors=1, start=start)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_shards_may_take_longer_than_ray_waits_for_progress(
+    one_ray: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = one_ray.data.DataContext.get_current()
+    monkeypatch.setattr(context, "execution_no_progress_timeout_s", 3)
+    run(one_ray, tmp_path, 3, actors=1, seconds=7)
+    assert made(tmp_path) == expected(range(3))
+    assert context.execution_no_progress_timeout_s == 3, "the caller's own settings stay"
+
+
+class Counting(LocalStore):
+    """Counts what is read."""
+
+    def get(self, key: str) -> bytes:
+        reads.append(key)
+        return super().get(key)
+
+
+reads: list[str] = []
+
+
+def test_a_resume_reads_no_marker(tmp_path: Path) -> None:
+    config = ShardsConfig(output=str(tmp_path))
+    job = Job.open(Counting(str(tmp_path)), "generate", {"made": "by a test"})
+    for shard in range(20):
+        job.put(shard_name(shard), f"data/{shard}", b"", {"rows": SIZE})
+    reads.clear()
+    make_shards(
+        None, config, job, lambda: pytest.fail("nothing is missing"), Work("test", "images", [SIZE] * 20)
+    )
+    assert reads == []
+
+
+def test_shards_are_full_but_the_last() -> None:
+    assert shard_sizes(10, 4) == [4, 4, 2] and shard_sizes(8, 4) == [4, 4] and shard_sizes(0, 4) == []
+
+
+def test_the_folder_of_a_job_without_shards_is_left_alone(tmp_path: Path) -> None:
+    job = Job.open(open_store(str(tmp_path)), "generate", {})
+    make_shards(
+        None,
+        ShardsConfig(output=str(tmp_path)),
+        job,
+        lambda: pytest.fail("no shards"),
+        Work("test", "images", []),
+    )
