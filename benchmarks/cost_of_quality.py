@@ -54,9 +54,10 @@ from ray_dit.core.classifier import Classifier, create, predict, train_classifie
 from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.metrics import FeatureStatistics, accuracy, class_counts, frechet_distance
 from ray_dit.core.samplers import SamplerTable, make_table
+from ray_dit.folders.images import ImagePlan, load_images, plan_images
+from ray_dit.folders.model import ModelFolder, read_model
+from ray_dit.formats.model_folder import WEIGHTS_KEY, ModelConfig
 from ray_dit.pipeline import Pipeline, load
-from ray_dit.stages.images import ImagePlan, load_images, plan_images
-from ray_dit.storage.pretrained import WEIGHTS_KEY, ModelConfig, ModelFolder, read_model
 from ray_dit.vae import VAE, files_sha256
 
 HERE = Path(__file__).parent

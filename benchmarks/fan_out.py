@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from ray_dit.config import GenerateConfig, ShardsConfig
+from ray_dit.ledger.job import Job
 from ray_dit.session import ray_session
 from ray_dit.stages.shard_jobs import ShardMaker, Work, make_shards
-from ray_dit.storage.job import Job
-from ray_dit.storage.store import Store
+from ray_dit.storage.open import open_store
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -102,7 +102,7 @@ def measure(ray: Any, case: Case) -> dict[str, Any]:
         starts = Path(folder) / "starts"
         starts.mkdir()
         config = ShardsConfig(output=f"{folder}/out", actors=case.actors)
-        job = Job.open(Store.open(config.output), "generate", {"made": "by a benchmark"})
+        job = Job.open(open_store(config.output), "generate", {"made": "by a benchmark"})
         work = Work("benchmark", "shards", [1] * case.shards)
         make_shards(ray, config, job, Sleeper(case, str(starts)), work, set_up=lambda threads: None)
         markers = list(job.markers())
@@ -169,15 +169,15 @@ def plain(config: GenerateConfig, processes: int) -> float:
 def plain_worker(config: GenerateConfig, first: int, step: int) -> None:
     """Makes shards ``first``, ``first + step``, ... as an actor would, and puts them where the environment says."""
     from ray_dit.core.determinism import make_deterministic
+    from ray_dit.folders.model import read_model
     from ray_dit.stages.generate import Painter, plan_dataset
     from ray_dit.stages.shard_jobs import shard_name
-    from ray_dit.storage.pretrained import read_model
 
     make_deterministic(config.threads)
     folder = read_model(config.model)
     plan = plan_dataset(config, folder.labels)
     painter = Painter(config, plan, folder.config.sampler)
-    job = Job.open(Store.open(os.environ["BENCH_OUT"]), "generate", {"made": "by a benchmark"})
+    job = Job.open(open_store(os.environ["BENCH_OUT"]), "generate", {"made": "by a benchmark"})
     for shard in range(first, plan.num_shards, step):
         key, data, facts = painter.make(shard)
         job.put(shard_name(shard), key, data, {"shard": shard, **facts})

@@ -354,9 +354,9 @@ def random_model(folder: Path, preset: str) -> str:
     """A model folder with random weights: DiT-S/2 at 256 pixels, or the small stand-in the simulated device needs."""
     from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
     from ray_dit.core.dit import DiT
-    from ray_dit.storage.labels import Labels
-    from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
-    from ray_dit.storage.store import Store
+    from ray_dit.formats.labels import Labels
+    from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
+    from ray_dit.storage.open import open_store
     from ray_dit.vae import VAE
 
     if preset == "dit-s2":
@@ -373,7 +373,7 @@ def random_model(folder: Path, preset: str) -> str:
     vae = VAE.create(VAESizeConfig(block_out_channels=channels)).files()
     labels = Labels.numbered(shape.num_classes)
     for key, data in model_objects(config, DiT(shape).state_dict(), labels, vae, "random weights").items():
-        Store.open(str(folder)).put(key, data)
+        open_store(str(folder)).put(key, data)
     return str(folder)
 
 

@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ray_dit.storage.job import Job, Marker, manifest_objects
-from ray_dit.storage.maintenance import Tally, verify
+from ray_dit.ledger.job import Job, Marker, manifest_objects
+from ray_dit.ledger.maintenance import Tally, verify
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store, ahead
 
 RESULTS = Path(__file__).parent / "results/store_listing.json"
@@ -103,7 +104,7 @@ def run_phase(name: str, uri: str, objects: int) -> dict[str, float]:
 
 def measured(name: str, uri: str, objects: int) -> dict[str, float]:
     """The phase's seconds, objects a second and growth of memory."""
-    store = Store.open(uri)
+    store = open_store(uri)
     store.head("_job.json")  # connects
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     count = PHASES[name](store, objects)

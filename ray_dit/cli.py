@@ -309,10 +309,9 @@ def _encode(config: settings.EncodeConfig) -> None:
 
 
 def _train(config: settings.TrainConfig) -> None:
-    from ray_dit.report.pictures import grid
     from ray_dit.stages.train import model_folder, train
 
-    manifest = train(config, grid=grid)
+    manifest = train(config)
     model = model_folder(config)
     _said(
         f"model after {manifest['steps']} steps, loss {manifest['loss']:.4f}",
@@ -351,8 +350,8 @@ def _report(config: settings.ReportConfig) -> None:
 
 
 def _import(config: Any) -> None:
+    from ray_dit.folders.model import read_model
     from ray_dit.stages.convert import import_checkpoint
-    from ray_dit.storage.pretrained import read_model
 
     import_checkpoint(config)
     told = read_model(
@@ -381,12 +380,12 @@ def _serve(config: Any) -> None:
 
 
 def _verify(config: settings.VerifyConfig) -> None:
-    from ray_dit.storage.maintenance import Tally, verify
-    from ray_dit.storage.store import Store
+    from ray_dit.ledger.maintenance import Tally, verify
+    from ray_dit.storage.open import open_store
 
     tally = Tally()
     problems = 0
-    for problem in verify(Store.open(config.uri), tally=tally):
+    for problem in verify(open_store(config.uri), tally=tally):
         problems += 1
         print(problem)
     if problems:
@@ -400,10 +399,10 @@ def _verify(config: settings.VerifyConfig) -> None:
 
 
 def _gc(config: settings.GcConfig) -> None:
-    from ray_dit.storage.maintenance import gc
-    from ray_dit.storage.store import Store
+    from ray_dit.ledger.maintenance import gc
+    from ray_dit.storage.open import open_store
 
-    store, removed = Store.open(config.uri), 0
+    store, removed = open_store(config.uri), 0
     for what in gc(store, older_than=config.older_than):
         removed += 1
         print(f"removed {what}")

@@ -30,7 +30,8 @@ from ray_dit.core.latents import denormalize, to_uint8
 from ray_dit.core.samplers import SamplerTable, make_table
 from ray_dit.core.sampling import TableBank, init_rows, sample
 from ray_dit.errors import UserError, first_message
-from ray_dit.storage.pretrained import ModelFolder, check_shapes, read_model
+from ray_dit.folders.model import ModelFolder, read_model
+from ray_dit.formats.weights import check_shapes
 from ray_dit.vae import VAE
 
 Label = str | int

@@ -8,8 +8,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,9 @@ from torch import Tensor
 
 from ray_dit.config import VAESizeConfig
 from ray_dit.errors import NotFound, UserError, first_message
-from ray_dit.storage.store import CHUNK, Store
+from ray_dit.storage.local_file import local_folder
+from ray_dit.storage.open import open_store
+from ray_dit.storage.store import Store
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -63,8 +63,8 @@ class VAE:
         if store is None:
             module = _from_hub(source)
         else:
-            with tempfile.TemporaryDirectory() as scratch:
-                module = _from_folder(_materialise(store, Path(scratch)), source)
+            with local_folder(store, _needed(store)) as folder:
+                module = _from_folder(folder, source)
         return cls(module.to(device).requires_grad_(False))
 
     @property
@@ -128,7 +128,7 @@ def find_vae(source: str) -> Store | None:
 
     Raises NotFound when it can be neither.
     """
-    store = Store.open(source)
+    store = open_store(source)
     for folder in (store.child("vae"), store):
         try:
             text = folder.get(CONFIG_NAME)
@@ -154,19 +154,13 @@ def _check_class(config: bytes, uri: str) -> None:
         )
 
 
-def _materialise(store: Store, scratch: Path) -> Path:
-    """A local folder with the files of ``store``: the store's own where it is local, else fetched into ``scratch``."""
-    local = store.local_path(CONFIG_NAME)
-    if local is not None:
-        return local.parent
-    (scratch / CONFIG_NAME).write_bytes(store.get(CONFIG_NAME))
+def _needed(store: Store) -> list[str]:
+    """The objects to fetch from a VAE's folder; NotFound where there are no weights."""
     for name in WEIGHTS_NAMES:
-        try:
-            with store.open_file(name) as source, open(scratch / name, "wb") as copy:
-                shutil.copyfileobj(source, copy, CHUNK)
-        except NotFound:
-            continue
-        return scratch
+        if store.head(name) is not None:
+            return [CONFIG_NAME, name]
+    if store.local_path(CONFIG_NAME) is not None:  # nothing to fetch: diffusers may know another layout
+        return [CONFIG_NAME]
     raise NotFound(f"there is no {WEIGHTS_NAME} in {store.uri}; give a complete VAE folder")
 
 

@@ -17,11 +17,11 @@ from tiny import write_model as write_tiny_model
 from ray_dit import cli, config
 from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
 from ray_dit.errors import UserError
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
+from ray_dit.ledger.job import Job
 from ray_dit.storage import local
-from ray_dit.storage.job import Job
-from ray_dit.storage.labels import Labels
-from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
-from ray_dit.storage.store import Store
+from ray_dit.storage.open import open_store
 
 IMAGES = ["--images.uri", "images", "--images.size", "16"]
 ENCODE = ["encode", *IMAGES, "--vae", "vae", "--output", "out"]
@@ -42,7 +42,7 @@ def write_model(folder: Path, vae_files: dict[str, bytes]) -> None:
     shape = DiTConfig(input_size=8, hidden_size=8, depth=1, num_heads=1, num_classes=2)
     settings = ModelConfig(model=shape, latents=LatentsConfig(image_size=16))
     labels = Labels(("left", "right"))
-    job = Job.open(Store.open(str(folder)), "model", {"made": "by a test"})
+    job = Job.open(open_store(str(folder)), "model", {"made": "by a test"})
     for key, data in model_objects(settings, DiT(shape).state_dict(), labels, vae_files, "card").items():
         job.put(key.replace("/", "-"), key, data, {})
     job.finish({})
@@ -61,8 +61,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "file").write_text("x")
     for name, stage in STAGES.items():
         facts = {"classes": ["left", "right"], "latent_shape": [4, 8, 8], "rows": 2}
-        Job.open(Store.open(str(folder / name)), stage, {"made": "by a test"}).finish(facts)
-    Job.open(Store.open(str(folder / "unfinished")), "encode", {"made": "by a test"})
+        Job.open(open_store(str(folder / name)), stage, {"made": "by a test"}).finish(facts)
+    Job.open(open_store(str(folder / "unfinished")), "encode", {"made": "by a test"})
     size = VAESizeConfig(block_out_channels=(4, 4), norm_num_groups=2, mid_block_add_attention=False)
     files = VAE.create(size).files()
     (folder / "vae").mkdir()

@@ -14,13 +14,20 @@ FORBIDDEN = {
     "core imports fsspec": ("core/order.py", "import fsspec", "the core knows neither Ray nor files"),
     "core imports ray in a function": ("core/rng.py", "def f():\n    import ray", "the core knows neither Ray"),
     "core imports storage": ("core/loss.py", "import ray_dit.storage.store", "imports go down only"),
-    "storage imports core": ("storage/job.py", "import ray_dit.core.order", "imports go down only"),
-    "storage imports a stage": ("storage/runs.py", "import ray_dit.stages.encode", "imports go down only"),
+    "storage imports core": ("storage/local.py", "import ray_dit.core.order", "imports go down only"),
+    "storage imports a stage": ("storage/retry.py", "import ray_dit.stages.encode", "imports go down only"),
+    "the ledger imports a format": ("ledger/job.py", "import ray_dit.formats.labels", "imports go down only"),
+    "a format imports storage": ("formats/labels.py", "import ray_dit.storage.open", "the formats know no store"),
+    "a format imports the ledger": ("formats/weights.py", "import ray_dit.ledger.job", "the formats know no store"),
+    "a stage imports a format": (
+        "stages/encode.py", "import ray_dit.formats.images.folder", "only the registry imports an image format",
+    ),
+    "a circle in a package": ("storage/store.py", "def f():\n    import ray_dit.storage.open", "no import circle"),
     "serving imports a stage": ("serving/engine.py", "import ray_dit.stages.encode", "imports go down only"),
     "the command line imports a job": ("cli.py", "import jobs.demo", "imports go down only"),
     "config imports torch": ("config.py", "import torch", "settings are data"),
     "encode imports train": ("stages/encode.py", "import ray_dit.stages.train", "a stage never imports another"),
-    "a helper imports its stage": ("stages/images.py", "import ray_dit.stages.encode", "a stage never imports another"),
+    "a helper imports its stage": ("stages/progress.py", "import ray_dit.stages.encode", "a stage never imports another"),
     "a new stage nobody placed": ("stages/new.py", "", "a stage never imports another"),
 }  # fmt: skip
 

@@ -15,9 +15,10 @@ from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
 from ray_dit.core.dit import DiT
 from ray_dit.core.latents import denormalize, to_uint8
 from ray_dit.errors import UserError
+from ray_dit.folders.model import read_model
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
 from ray_dit.pipeline import Pipeline, initial_state, meta_dit
-from ray_dit.storage.labels import Labels
-from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects, read_model
 from ray_dit.vae import VAE
 
 DIT = DiTConfig(input_size=4, patch_size=2, hidden_size=32, depth=2, num_heads=2, num_classes=3)
@@ -283,7 +284,7 @@ save_file({{name: torch.full(value.shape, 0.01) for name, value in state.items()
     subprocess.run([sys.executable, "-c", make], check=True)
     (tmp_path / "config.json").write_text(config.model_dump_json())
     (tmp_path / "labels.json").write_bytes(Labels.numbered(1000).to_json())
-    imports = "import torch, ray_dit; from ray_dit.pipeline import load_dit; from ray_dit.storage.pretrained import read_model"
+    imports = "import torch, ray_dit; from ray_dit.pipeline import load_dit; from ray_dit.folders.model import read_model"
     baseline = peak_memory(imports)
     size = weights.stat().st_size
     used = peak_memory(f"{imports}\nmodel = load_dit(read_model({str(tmp_path)!r}))") - baseline

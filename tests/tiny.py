@@ -1,7 +1,7 @@
 """Pictures, a VAE and a model small enough for tests of the stages; untrained, since only their numbers are compared."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ from PIL import Image
 
 from ray_dit.config import DiTConfig, DiTSizeConfig, SamplerConfig, VAESizeConfig
 from ray_dit.core.dit import DiT
-from ray_dit.storage.job import Job
-from ray_dit.storage.labels import Labels
-from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
-from ray_dit.storage.store import Store
+from ray_dit.formats.image_format import ImageShard
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
+from ray_dit.formats.registry import output_format
+from ray_dit.ledger.job import Job
+from ray_dit.storage.open import open_store
 from ray_dit.vae import VAE
 
 SIZE = 16
@@ -34,7 +36,7 @@ def write_pictures(folder: Path, counts: Mapping[str, int], size: int = SIZE) ->
 def write_vae(folder: Path) -> VAE:
     """A folder as train-vae leaves it, and the VAE in it."""
     vae = VAE.create(VAE_SIZE)
-    job = Job.open(Store.open(str(folder)), "train-vae", {"made": "by a test"})
+    job = Job.open(open_store(str(folder)), "train-vae", {"made": "by a test"})
     for name, data in vae.files().items():
         job.put(name, name, data, {})
     job.finish({})
@@ -57,12 +59,21 @@ def write_model(folder: Path, names: tuple[str, ...], *, dropout: float = 0.1, *
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     known = {"model": shape, "latents": LatentsConfig(image_size=SIZE), "sampler": SAMPLER}
     settings = ModelConfig(**known | fields)
-    job = Job.open(Store.open(str(folder)), "model", {"made": "by a test"})
+    job = Job.open(open_store(str(folder)), "model", {"made": "by a test"})
     vae = VAE.create(VAE_SIZE).files()
     for key, data in model_objects(settings, model.state_dict(), Labels(names), vae, "card").items():
         job.put(key.replace("/", "-"), key, data, {})
     job.finish({})
     return model
+
+
+def shard_bytes(
+    images: Sequence[bytes], labels: Sequence[int], ids: Sequence[int], classes: Sequence[str]
+) -> bytes:
+    """An object of a dataset as generate writes it."""
+    shard = ImageShard(images, np.array(labels), np.array(ids), tuple(classes))
+    ((_, data),) = output_format("parquet").write(shard, "shard").items()
+    return data
 
 
 def contents(folder: Path) -> dict[str, str]:

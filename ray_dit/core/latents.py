@@ -1,37 +1,20 @@
-"""Pictures to numbers and back: the ADM crop, uint8 and float pixels, moments to latents, normalisation.
+"""Images to numbers and back: uint8 and float pixels, moments to latents, normalisation.
 
-Knows neither files, nor the VAE that lies between pixels and moments, nor randomness (noise is an argument).
+Knows neither the VAE that lies between pixels and moments, nor randomness (noise is an argument).
 
 B batch, C channels, H W height and width. Pixels: uint8 HWC RGB in storage, float32 NCHW in [-1, 1] at the VAE's door.
 """
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from jaxtyping import Float, Shaped, UInt8
-from PIL import Image
 from torch import Tensor
 
 PerChannel = float | Sequence[float] | Float[Tensor, "..."]
-"""One number for all channels, or one a channel."""
+"""One number for all channels, or one per channel."""
 MAX_LOG_VARIANCE = 20.0
 MIN_LOG_VARIANCE = -30.0
-
-
-def center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The middle square of a picture at ``size`` pixels, RGB, as ADM prepared ImageNet (Dhariwal & Nichol 2021).
-
-    Halved by box averages while the shorter side is at least twice ``size``, then bicubic to it exactly, then cut.
-    """
-    image = image.convert("RGB")
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), resample=Image.Resampling.BOX)
-    scale = size / min(image.size)
-    shape = (round(image.width * scale), round(image.height * scale))
-    image = image.resize(shape, resample=Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return np.array(image.crop((left, top, left + size, top + size)))
 
 
 def to_float(images: UInt8[Tensor, "B H W C"]) -> Float[Tensor, "B C H W"]:

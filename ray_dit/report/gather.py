@@ -12,19 +12,18 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import PIL.Image
 import torch
 from numpy.typing import NDArray
 
 from ray_dit import config as settings
 from ray_dit.config import ReportConfig
-from ray_dit.core.latents import center_crop
-from ray_dit.core.order import is_heldout
+from ray_dit.core.media import decode, psnr
 from ray_dit.errors import NotFound, UserError
+from ray_dit.folders.dataset import read_shard
+from ray_dit.folders.images import PLAN_KEY, ImagePlan, load_images
+from ray_dit.ledger.job import Manifest, manifest_objects, manifest_sha256, read_manifest
 from ray_dit.report.commands import command
-from ray_dit.report.pictures import psnr
-from ray_dit.storage.job import Manifest, manifest_objects, manifest_sha256, read_manifest
-from ray_dit.storage.shards import read_image_shard
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
 MAX_CLASSES = 20
@@ -87,26 +86,26 @@ def gather(config: ReportConfig) -> Contents:
     names = tuple(manifests["encode"]["classes"])
     shown = spaced(names, MAX_CLASSES)
     vae = _reconstructions(config)
-    model = _json(Store.open(config.model), "config.json")
+    model = _json(open_store(config.model), "config.json")
     steps, denoising = _denoising(config.model, spaced(range(len(names)), DENOISED_CLASSES), names)
     return Contents(
         classes=shown,
         num_classes=len(names),
-        generated=_generated(Store.open(config.dataset), manifests["generate"], names, shown),
-        real=_real(config, manifests["encode"], shown),
+        generated=_generated(open_store(config.dataset), manifests["generate"], names, shown),
+        real=_real(config, shown),
         originals=vae[0] if vae else None,
         reconstructed=vae[1] if vae else None,
         psnr=psnr(*vae) if vae else None,
         psnr_heldout=manifests["train-vae"]["psnr_heldout"] if vae else None,
         denoising=denoising,
         preview_steps=steps,
-        loss=_json(Store.open(config.run), "loss.json"),
+        loss=_json(open_store(config.run), "loss.json"),
         vae_loss=_vae_loss(config),
-        metrics=_json(Store.open(config.evaluation), "metrics.json"),
+        metrics=_json(open_store(config.evaluation), "metrics.json"),
         times=[
             time
             for stage, uri in stage_folders(config).items()
-            for time in stage_times(stage, Store.open(uri))
+            for time in stage_times(stage, open_store(uri))
         ],
         commands=commands(config, manifests, model),
         started_as=_started_as(config),
@@ -159,35 +158,32 @@ def _generated(
     for marker in itertools.islice(manifest_objects(store, manifest), MAX_SHARDS_READ):
         if all(len(images) >= PER_CLASS for images in found.values()):
             break
-        with store.open_file(marker["key"]) as file:
-            shard = read_image_shard(file)
+        shard = read_shard(store, marker["key"])
         for data, label in zip(shard.images, shard.labels, strict=True):
             images = found.get(names[label])
             if images is not None and len(images) < PER_CLASS:
-                images.append(np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB")))
+                images.append(decode(data))
     return {name: np.stack(images) for name, images in found.items() if images}
 
 
-def _real(config: ReportConfig, encoded: Manifest, shown: Sequence[str]) -> dict[str, Images]:
+def _real(config: ReportConfig, shown: Sequence[str]) -> dict[str, Images]:
     """The first held-out pictures of each class shown, training ones where none are held out."""
-    store, size = Store.open(config.images), encoded["image_size"]
-    heldout = encoded["parts"]["config"]["images"]["heldout"]
+    plan = ImagePlan.from_bytes(open_store(config.latents).get(PLAN_KEY), config.images)
     found: dict[str, Images] = {}
     for name in shown:
-        keys = [info.key for info in itertools.islice(store.list(f"{name}/"), 100 * PER_CLASS)]
-        keys = [key for key in keys if is_heldout(key, heldout)] or keys
-        images = list(itertools.islice(_readable(store, keys, size), PER_CLASS))
+        rows = np.flatnonzero(plan.labels == plan.classes.index(name))
+        held = rows[plan.heldout[rows]]
+        images = list(itertools.islice(_readable(plan, held if len(held) else rows), PER_CLASS))
         if images:
             found[name] = np.stack(images)
     return found
 
 
-def _readable(store: Store, keys: Sequence[str], size: int) -> Iterator[Images]:
-    for key in keys:
+def _readable(plan: ImagePlan, rows: NDArray[np.int64]) -> Iterator[Images]:
+    for row in rows:
         try:
-            with PIL.Image.open(io.BytesIO(store.get(key))) as image:
-                yield center_crop(image, size)
-        except Exception:  # Pillow raises nearly anything; encode has listed what cannot be read
+            yield from load_images(plan, [row])[0]  # encode has listed those that cannot be read
+        except NotFound:  # removed since
             continue
 
 
@@ -205,7 +201,7 @@ def _npz(uri: str | None, key: str) -> dict[str, NDArray[Any]] | None:
     if uri is None:
         return None
     try:
-        data = Store.open(uri).get(key)
+        data = open_store(uri).get(key)
     except NotFound:
         return None
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
@@ -313,7 +309,7 @@ def _started_as(config: ReportConfig) -> list[str]:
     """Command lines as they were typed, without repetitions."""
     lines: dict[str, None] = {}
     for uri in stage_folders(config).values():
-        store = Store.open(uri)
+        store = open_store(uri)
         for key in _run_keys(store):
             words = _json(store, key)["command"]
             lines[shlex.join(["python", *words] if words[0].endswith(".py") else words)] = None

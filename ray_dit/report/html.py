@@ -3,6 +3,7 @@
 from ray_dit.config import ReportConfig
 from ray_dit.report.gather import gather
 from ray_dit.report.page import grids, page
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
 
@@ -12,7 +13,7 @@ def write_report(config: ReportConfig) -> str:
     A report holds times, so another one is written over an earlier one. UserError where a stage's result is missing.
     """
     folder, _, name = config.output.rpartition("/")
-    store = Store.open(folder or ("/" if config.output.startswith("/") else "."))
+    store = open_store(folder or ("/" if config.output.startswith("/") else "."))
     contents = gather(config)
     stem = name.removesuffix(".html")
     for picture, data in grids(contents).items():

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ray_dit.core.media import SMALLEST_SIDE, grid, thumbnails
 from ray_dit.report.curve import curve
 from ray_dit.report.gather import Contents, Images, StageTime
-from ray_dit.report.pictures import SMALLEST_SIDE, grid, thumbnails
 
 THUMBNAIL = 128
 """Largest side of a picture on the page; larger ones are brought down to it."""

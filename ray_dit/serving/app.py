@@ -276,7 +276,7 @@ def serve(config: ServeConfig) -> None:
 
     UserError if the port is taken, a model is not there, or the cluster does not answer.
     """
-    from ray_dit.storage.pretrained import read_model
+    from ray_dit.folders.model import read_model
 
     for _, uri in config.models():
         read_model(uri)  # a clear error now, instead of replicas that fail one after another

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ray_dit.config import SamplerConfig
 from ray_dit.errors import UserError
+from ray_dit.formats.labels import Labels
 from ray_dit.pipeline import Pipeline
 from ray_dit.serving.engine import (
     Closed,
@@ -31,7 +32,6 @@ from ray_dit.serving.engine import (
     QueueFull,
 )
 from ray_dit.serving.settings import EngineConfig
-from ray_dit.storage.labels import Labels
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 

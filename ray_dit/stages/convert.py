@@ -4,16 +4,11 @@ Names and shapes are storage's affair (`official`, `diffusers_layout`). This mod
 and network fit, brings VAE and class names along, and writes what only changes if the source does.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +20,8 @@ from torch import Tensor
 from ray_dit.config import DiTConfig, ExportConfig, ImportConfig
 from ray_dit.core.dit import position_table
 from ray_dit.errors import NotFound, UserError, first_message
-from ray_dit.pipeline import meta_dit
-from ray_dit.stages.fingerprint import parts
-from ray_dit.storage.diffusers_layout import (
+from ray_dit.folders.model import ModelFolder, read_model, read_safetensors
+from ray_dit.formats.foreign.diffusers_layout import (
     POSITION_TABLE,
     config_from_diffusers,
     from_diffusers,
@@ -37,23 +31,24 @@ from ray_dit.storage.diffusers_layout import (
     transformer_config,
     without_padding,
 )
-from ray_dit.storage.job import Job, Manifest, canonical
-from ray_dit.storage.labels import Labels
-from ray_dit.storage.official import config_of, plain_names, read_torch_file
-from ray_dit.storage.pretrained import (
+from ray_dit.formats.foreign.official import config_of, plain_names, read_torch_file
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import (
     CONFIG_KEY,
     MODEL_STAGE,
     VAE_FOLDER,
     LatentsConfig,
     ModelConfig,
-    ModelFolder,
-    check_shapes,
     model_card,
     model_objects,
-    read_model,
-    read_safetensors,
 )
-from ray_dit.storage.store import CHUNK, Store
+from ray_dit.formats.weights import check_shapes
+from ray_dit.ledger.job import Job, Manifest, canonical
+from ray_dit.pipeline import meta_dit
+from ray_dit.stages.fingerprint import parts
+from ray_dit.storage.local_file import local_file
+from ray_dit.storage.open import open_store
+from ray_dit.storage.store import Store
 from ray_dit.vae import VAE, WEIGHTS_NAME, files_sha256, find_vae
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
@@ -97,7 +92,7 @@ def import_checkpoint(config: ImportConfig) -> Manifest:
     }
     fingerprint = parts(config, inputs, resolved={"model": model_config.content()})
     job = Job.open(
-        Store.open(config.output), MODEL_STAGE, fingerprint, accept_fingerprint=config.accept_fingerprint
+        open_store(config.output), MODEL_STAGE, fingerprint, accept_fingerprint=config.accept_fingerprint
     )
     markers = [job.put(key.replace("/", "-"), key, data, {}) for key, data in objects.items()]
     return job.finished() or job.finish({"origin": model_config.origin}, objects=markers)
@@ -106,7 +101,7 @@ def import_checkpoint(config: ImportConfig) -> Manifest:
 def _read(config: ImportConfig) -> Checkpoint:
     if config.source.endswith((*TORCH_SUFFIXES, ".safetensors")):
         return _read_file(config, *_place(config.source))
-    store = Store.open(config.source)
+    store = open_store(config.source)
     for place, pipeline in ((store.child("transformer"), store), (store, _pipeline_of(store))):
         settings = _json(place, CONFIG_KEY)
         if settings is not None and "format" in settings:
@@ -124,18 +119,18 @@ def _pipeline_of(transformer: Store) -> Store | None:
     folder, _, name = transformer.uri.rstrip("/").rpartition("/")
     if name != "transformer" or not folder:
         return None
-    pipeline = Store.open(folder)
+    pipeline = open_store(folder)
     return pipeline if pipeline.head("model_index.json") is not None else None
 
 
 def _read_file(config: ImportConfig, store: Store, name: str) -> Checkpoint:
     """A file with the official names, whatever holds them."""
-    with _local(store, name) as path:
+    with local_file(store, name) as path:
         if name.endswith(".safetensors"):
-            state_dict = plain_names(read_safetensors(Store.open(str(path.parent)), path.name))
+            state_dict = plain_names(read_safetensors(open_store(str(path.parent)), path.name))
         else:
             state_dict = read_torch_file(path)
-        sha256 = Store.open(str(path.parent)).sha256(path.name)
+        sha256 = open_store(str(path.parent)).sha256(path.name)
     if "pos_embed.proj.weight" in state_dict:
         raise UserError(
             f"{config.source} has diffusers' parameter names: give the folder with its {CONFIG_KEY}"
@@ -208,7 +203,7 @@ def _diffusers_weights(store: Store) -> tuple[dict[str, Tensor], str]:
         return _sharded_weights(store, index)
     old_name = WEIGHTS_NAME.replace(".safetensors", ".bin")
     try:
-        with _local(store, old_name) as path:
+        with local_file(store, old_name) as path:
             return read_torch_file(path), store.sha256(old_name)
     except NotFound:
         there = ", ".join(info.key for info in store.list("")) or "nothing"
@@ -347,22 +342,7 @@ def _with_vae(config: ModelConfig, source: str | None, where: str) -> tuple[Mode
 def _place(uri: str) -> tuple[Store, str]:
     """The folder of an object, and its key there."""
     folder, slash, name = uri.rpartition("/")
-    return Store.open(folder or slash or "."), name
-
-
-@contextlib.contextmanager
-def _local(store: Store, key: str) -> Iterator[Path]:
-    """The object as a file: its own, or a copy while the context lasts. NotFound."""
-    path = store.local_path(key)
-    if path is not None:
-        store.open_file(key).close()
-        yield path
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        copy = Path(scratch) / key
-        with store.open_file(key) as source, open(copy, "wb") as target:
-            shutil.copyfileobj(source, target, CHUNK)
-        yield copy
+    return open_store(folder or slash or "."), name
 
 
 def export(config: ExportConfig) -> str:
@@ -375,7 +355,7 @@ def export(config: ExportConfig) -> str:
     check_shapes(state_dict, meta_dit(folder.config.model).state_dict(), folder.store.uri)
     if config.format == "official":
         return _export_official(state_dict, config.output)
-    store = Store.open(config.output)
+    store = open_store(config.output)
     for key, data in diffusers_objects(folder, state_dict).items():
         store.put(key, data)
     return store.uri

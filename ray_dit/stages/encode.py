@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from ray_dit.config import EncodeConfig
 from ray_dit.core.latents import to_float
 from ray_dit.errors import UserError
+from ray_dit.folders.images import PLAN_KEY, BadImage, ImagePlan, check_bad, load_images, plan_images
+from ray_dit.formats.deterministic import array_sha256
+from ray_dit.formats.latents import LatentShard, latent_shard_bytes
+from ray_dit.ledger.job import Job
 from ray_dit.session import check_resources, ray_session
 from ray_dit.stages.fingerprint import parts
-from ray_dit.stages.images import BadImage, ImagePlan, check_bad, load_images, plan_images
 from ray_dit.stages.shard_jobs import (
     ShardMaker,
     Work,
@@ -26,13 +29,10 @@ from ray_dit.stages.shard_jobs import (
     shard_name,
     shard_sizes,
 )
-from ray_dit.storage.job import Job
-from ray_dit.storage.shards import LatentShard, array_sha256, latent_shard_bytes
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
 STAGE = "encode"
-PLAN = "plan.parquet"
-"""Where the list of all pictures lies; the actors read it, so that the driver need not hand it out."""
 
 
 def encode(config: EncodeConfig) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
     files = vae.files()
     inputs = {"images": plan.sha256, "vae": files_sha256(files)}
     job = Job.open(
-        Store.open(config.output), STAGE, parts(config, inputs), accept_fingerprint=config.accept_fingerprint
+        open_store(config.output), STAGE, parts(config, inputs), accept_fingerprint=config.accept_fingerprint
     )
     build = _Build(config, job.store)
     if config.repair:
@@ -57,7 +57,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
     manifest = job.manifest()
     if manifest is not None:
         return manifest
-    job.put_plain(PLAN, plan.to_bytes())
+    job.put_plain(PLAN_KEY, plan.to_bytes())  # the actors read it: the driver need not hand it out
     for name, data in files.items():
         job.put_plain(f"vae/{name}", data)
     sizes = shard_sizes(len(plan.keys), config.shard_size)
@@ -75,7 +75,7 @@ class _Build:
     store: Store
 
     def __call__(self) -> ShardMaker:
-        plan = ImagePlan.from_bytes(self.store.get(PLAN), self.config.images.uri)
+        plan = ImagePlan.from_bytes(self.store.get(PLAN_KEY), self.config.images.uri)
         return Encoder(self.config, plan)
 
 

@@ -3,22 +3,21 @@
 Real pictures come from the image folder, generated ones from the dataset's shards; knows no classifier and no metric.
 """
 
-import io
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 
 from ray_dit.config import EvaluateConfig
+from ray_dit.core.media import UnreadableImage, decode
 from ray_dit.core.order import order
 from ray_dit.errors import UserError
-from ray_dit.stages.images import FORMATS, ImagePlan, load_images
-from ray_dit.storage.job import manifest_objects
-from ray_dit.storage.shards import read_image_shard
-from ray_dit.storage.store import Store
+from ray_dit.folders.dataset import read_shard
+from ray_dit.folders.images import ImagePlan, load_images
+from ray_dit.ledger.job import manifest_objects
+from ray_dit.storage.open import open_store
 
 REAL_PIECE = 1000
 """Real pictures a piece; generated ones come by the shard."""
@@ -51,7 +50,7 @@ class EvaluationData:
         """The generated shards' markers, each with the number of pictures ``before`` it."""
         listed: list[dict[str, Any]] = []
         before = 0
-        for marker in manifest_objects(Store.open(self.config.dataset), self.dataset):
+        for marker in manifest_objects(open_store(self.config.dataset), self.dataset):
             listed.append({"key": marker["key"], "rows": marker["rows"], "before": before})
             before += marker["rows"]
         return listed
@@ -123,17 +122,15 @@ class EvaluationData:
     def shard_pictures(self, number: int, rows: NDArray[np.int64]) -> Pictures:
         """These rows of a generated shard; UserError where they do not fit the real pictures."""
         key = self.shards[number]["key"]
-        with Store.open(self.config.dataset).open_file(key) as file:
-            shard = read_image_shard(file)
+        shard = read_shard(open_store(self.config.dataset), key)
         where = f"{self.config.dataset}/{key}"
         images = [self._decoded(shard.images[row], where) for row in rows]
         return np.stack(images), shard.labels[rows]
 
     def _decoded(self, data: bytes, where: str) -> NDArray[np.uint8]:
         try:
-            with PIL.Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                pixels = np.asarray(image.convert("RGB"))
-        except Exception as error:  # Pillow raises nearly anything on broken bytes
+            pixels = decode(data)
+        except UnreadableImage as error:
             raise UserError(
                 f"{where} holds a broken picture ({error}): check it with `ray-dit verify`"
             ) from error

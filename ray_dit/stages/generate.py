@@ -5,7 +5,6 @@ batch it belongs to, always of the same size, so its bytes do not depend on who 
 """
 
 import hashlib
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,16 @@ from numpy.typing import NDArray
 from ray_dit.config import GenerateConfig, SamplerConfig
 from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.dit import null_label
+from ray_dit.core.media import png
 from ray_dit.core.samplers import make_table
 from ray_dit.errors import UserError, first_message
+from ray_dit.folders.model import ModelFolder, read_model
+from ray_dit.formats.deterministic import array_sha256
+from ray_dit.formats.image_format import ImageShard
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import MODEL_STAGE, ModelConfig
+from ray_dit.formats.registry import output_format
+from ray_dit.ledger.job import Job, manifest_sha256, read_manifest
 from ray_dit.session import check_resources, ray_session
 from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.shard_jobs import (
@@ -27,13 +34,11 @@ from ray_dit.stages.shard_jobs import (
     repair_shards,
     shard_sizes,
 )
-from ray_dit.storage.job import Job, manifest_sha256, read_manifest
-from ray_dit.storage.labels import Labels
-from ray_dit.storage.pretrained import MODEL_STAGE, ModelConfig, ModelFolder, read_model
-from ray_dit.storage.shards import array_sha256, image_shard_bytes
-from ray_dit.storage.store import Store
+from ray_dit.storage.open import open_store
 
 STAGE = "generate"
+FORMAT = "parquet"
+"""The format datasets are written in."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,9 @@ class DatasetPlan:
         """Classes of the pictures with these numbers: in turn, so that every shard is balanced."""
         return np.array(self.classes, dtype=np.int64)[ids % len(self.classes)]
 
-    def key(self, shard: int) -> str:
-        """Where a shard lies."""
-        return f"data/train-{shard:05d}-of-{self.num_shards:05d}.parquet"
+    def name(self, shard: int) -> str:
+        """Where a shard lies, without the suffix of its format."""
+        return f"data/train-{shard:05d}-of-{self.num_shards:05d}"
 
 
 def generate(config: GenerateConfig) -> dict[str, Any]:
@@ -70,7 +75,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     sampler = _sampler(config, folder.config)
     resolved = {"sampler": sampler.content(), "classes": list(plan.classes), "num_images": plan.num_images}
     job = Job.open(
-        Store.open(config.output),
+        open_store(config.output),
         STAGE,
         parts(config, inputs, resolved=resolved),
         accept_fingerprint=config.accept_fingerprint,
@@ -151,15 +156,17 @@ class Painter:
                 for first in range(0, len(ids), self._config.batch_size)
             ]
         )
-        files = [png_bytes(picture) for picture in pictures]
-        data = image_shard_bytes(files, labels.tolist(), ids.tolist(), self._pipeline.labels.names)
+        files = [png(picture) for picture in pictures]
+        images = ImageShard(files, labels, ids, self._pipeline.labels.names)
+        # one object per shard, since a marker is that of one object
+        ((key, data),) = output_format(FORMAT).write(images, self._plan.name(shard)).items()
         facts = {
             "rows": len(ids),
             "pixels_sha256": array_sha256(pictures),
             "first_id": int(ids[0]),
             "classes": {str(label): int((labels == label).sum()) for label in np.unique(labels)},
         }
-        return self._plan.key(shard), data, facts
+        return key, data, facts
 
     def _batch(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Pictures uint8 [N, H, W, 3] of one canonical batch, filled up with the numbers that would follow."""
@@ -172,15 +179,6 @@ class Painter:
             sampler=self._sampler,
         )
         return self._pipeline.decode(latents)[: len(ids)]
-
-
-def png_bytes(picture: NDArray[np.uint8]) -> bytes:
-    """PNG of a uint8 [H, W, 3] picture; no clock and no text in it."""
-    import PIL.Image
-
-    sink = io.BytesIO()
-    PIL.Image.fromarray(picture).save(sink, format="PNG")
-    return sink.getvalue()
 
 
 def _finish(job: Job, plan: DatasetPlan, folder: ModelFolder, sampler: SamplerConfig) -> dict[str, Any]:

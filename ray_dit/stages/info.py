@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray_dit.errors import NotFound
-from ray_dit.storage.checkpoint import checkpoint_steps
-from ray_dit.storage.job import Job
-from ray_dit.storage.maintenance import jobs
-from ray_dit.storage.manifest import job_key, read_json
-from ray_dit.storage.pretrained import MODEL_STAGE, read_model
+from ray_dit.folders.checkpoints import checkpoint_steps
+from ray_dit.folders.model import read_model
+from ray_dit.formats.model_folder import MODEL_STAGE
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.maintenance import jobs
+from ray_dit.ledger.manifest import job_key, read_json
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
 HIDDEN = {"format", "stage", "fingerprint", "parts", "listings"}
@@ -18,7 +20,7 @@ LONGEST = 100
 
 def describe(uri: str) -> str:
     """A few lines a job at and below ``uri``; NotFound if none is there."""
-    store = Store.open(uri)
+    store = open_store(uri)
     lines = [line for folder in jobs(store) for line in _job_lines(folder)]
     if not lines:
         raise NotFound(f"{store.uri} holds no job of ray-dit: check the path")

@@ -5,7 +5,7 @@ serve need and nothing else.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,40 +19,34 @@ from ray_dit.core.batch import TrainingBatch, mirror_choice, training_batch
 from ray_dit.core.diffusion import linear_schedule, q_sample
 from ray_dit.core.dit import DiT, init_label_table
 from ray_dit.core.loss import diffusion_loss
+from ray_dit.core.media import grid
 from ray_dit.core.order import rows_at
 from ray_dit.core.samplers import make_table
 from ray_dit.errors import UserError, first_message
-from ray_dit.pipeline import Pipeline, check_adaptable, initial_state
-from ray_dit.session import ray_session
-from ray_dit.stages.fingerprint import parts
-from ray_dit.stages.training import run_training
-from ray_dit.storage.job import Job, manifest_objects, manifest_sha256, read_manifest
-from ray_dit.storage.labels import Labels
-from ray_dit.storage.latent_rows import LatentRows, cache_folder, open_latent_rows
-from ray_dit.storage.pretrained import (
+from ray_dit.folders.latents import LatentRows, cache_folder, open_latent_rows
+from ray_dit.folders.model import ModelFolder, read_model
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import (
     MODEL_STAGE,
     VAE_FOLDER,
     LatentsConfig,
     ModelConfig,
-    ModelFolder,
     model_card,
     model_objects,
-    read_model,
 )
-from ray_dit.storage.store import Store
+from ray_dit.ledger.job import Job, manifest_objects, manifest_sha256, read_manifest
+from ray_dit.pipeline import Pipeline, check_adaptable, initial_state
+from ray_dit.session import ray_session
+from ray_dit.stages.fingerprint import parts
+from ray_dit.stages.training import run_training
+from ray_dit.storage.open import open_store
 
 STAGE = "train"
 SD_SCALING_FACTOR = 0.18215
 
-Grid = Callable[[NDArray[np.uint8], int], bytes]
-"""PNG bytes of a grid of pictures uint8 [N, H, W, 3] with so many columns; handed in by the caller."""
 
-
-def train(config: TrainConfig, *, grid: Grid | None = None) -> dict[str, Any]:
-    """Trains the DiT, or goes on where an earlier run stopped; returns the run's manifest.
-
-    ``grid`` draws the sample grids; without it none are made.
-    """
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Trains the DiT, or goes on where an earlier run stopped; returns the run's manifest."""
     latents = read_manifest(config.latents, "encode")
     inputs = {"latents": manifest_sha256(latents)}
     source: ModelFolder | None = None
@@ -64,16 +58,14 @@ def train(config: TrainConfig, *, grid: Grid | None = None) -> dict[str, Any]:
     resolved = {"model": size, "diffusion": model_config.diffusion.content()}
     fingerprint = parts(config, inputs, resolved=resolved)
     job = Job.open(
-        Store.open(config.output), STAGE, fingerprint, accept_fingerprint=config.accept_fingerprint
+        open_store(config.output), STAGE, fingerprint, accept_fingerprint=config.accept_fingerprint
     )
-    model_job = Job.open(Store.open(model_folder(config)), MODEL_STAGE, {"train": job.fingerprint})
+    model_job = Job.open(open_store(model_folder(config)), MODEL_STAGE, {"train": job.fingerprint})
     manifest = job.manifest()
     if manifest is not None and model_job.finished() is not None:
         return manifest
     with ray_session(config) as ray:
-        trainee = DiTTrainee(
-            config, model_config, latents, model_job, config.optimizer, config.ema_decay, grid
-        )
+        trainee = DiTTrainee(config, model_config, latents, model_job, config.optimizer, config.ema_decay)
         run_training(ray, config, job, trainee, "train")
     return job.manifest() or {}
 
@@ -141,7 +133,7 @@ def _same_vae(source: ModelFolder, latents: str) -> bool:
     key = f"{VAE_FOLDER}/{WEIGHTS_NAME}"
     if source.config.vae != VAE_FOLDER or source.store.head(key) is None:
         return False
-    return source.store.sha256(key) == Store.open(latents).sha256(key)
+    return source.store.sha256(key) == open_store(latents).sha256(key)
 
 
 def _num_classes(latents: dict[str, Any]) -> int:
@@ -171,7 +163,6 @@ class DiTTrainee:
     model_job: Job
     optimizer: OptimizerConfig
     ema_decay: float | None
-    grid: Grid | None
 
     def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
         self._device = device
@@ -205,20 +196,18 @@ class DiTTrainee:
         ).loss
 
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
-        """A grid of samples, a row a class, from the averaged weights."""
-        if self.grid is None or not self.config.grid_per_class:
+        """A grid of samples, one row per class, from the averaged weights."""
+        if not self.config.grid_per_class:
             return {}
         classes = range(min(10, self.model_config.model.num_classes or 1))
         labels = [label for label in classes for _ in range(self.config.grid_per_class)]
         # the latents folder holds its VAE where a model folder does
-        folder = ModelFolder(Store.open(self.config.latents), self.model_config, self._labels())
+        folder = ModelFolder(open_store(self.config.latents), self.model_config, self._labels())
         pipeline = Pipeline(folder, cast(DiT, model))
         latents = pipeline.sample_latents(
             labels, sample_ids=range(len(labels)), seed=self.config.seed, sampler=self.config.sampler
         )
-        return {
-            f"samples/step-{step:08d}.png": self.grid(pipeline.decode(latents), self.config.grid_per_class)
-        }
+        return {f"samples/step-{step:08d}.png": grid(pipeline.decode(latents), self.config.grid_per_class)}
 
     def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
         """Writes the model folder, then closes the run."""
@@ -260,7 +249,7 @@ class DiTTrainee:
 
     def _open_data(self, is_local_first: bool) -> LatentRows:
         """The first worker of a machine copies the shards to its disk; the others wait for it."""
-        store, name = Store.open(self.config.latents), manifest_sha256(self.latents)
+        store, name = open_store(self.config.latents), manifest_sha256(self.latents)
         distributed = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
         if distributed and not is_local_first:
             torch.distributed.barrier()

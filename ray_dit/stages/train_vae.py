@@ -5,7 +5,6 @@ layout with the peak signal-to-noise ratio on held-out pictures in its manifest.
 """
 
 import io
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +16,16 @@ from torch import nn
 
 from ray_dit.config import OptimizerConfig, TrainVaeConfig
 from ray_dit.core.latents import sample_moments, to_float, to_uint8
+from ray_dit.core.media import psnr
 from ray_dit.core.order import rows_at
 from ray_dit.core.rng import Stream, normal
 from ray_dit.errors import UserError
+from ray_dit.folders.images import ImagePlan, load_images, plan_images
+from ray_dit.ledger.job import Job
 from ray_dit.session import ray_session
 from ray_dit.stages.fingerprint import parts
-from ray_dit.stages.images import ImagePlan, load_images, plan_images
 from ray_dit.stages.training import run_training
-from ray_dit.storage.job import Job
-from ray_dit.storage.store import Store
+from ray_dit.storage.open import open_store
 
 STAGE = "train-vae"
 MAX_JUDGED = 1000
@@ -46,7 +46,7 @@ def train_vae(config: TrainVaeConfig) -> dict[str, Any]:
     if not len(plan.rows(heldout=False)):
         raise UserError(f"every picture in {plan.uri} is held out: lower --images.heldout or add pictures")
     job = Job.open(
-        Store.open(config.output),
+        open_store(config.output),
         STAGE,
         parts(config, {"images": plan.sha256}),
         accept_fingerprint=config.accept_fingerprint,
@@ -117,11 +117,11 @@ class VAETrainee:
         vae = VAE(model.module)
         for name, data in vae.files().items():
             job.put(name, name, data, {})
-        psnr, judged, originals, reconstructed = self._judge(vae)
+        decibels, judged, originals, reconstructed = self._judge(vae)
         job.put_plain("reconstructions.npz", npz_bytes(original=originals, reconstructed=reconstructed))
         job.put_plain("log.npz", npz_bytes(log=log))
         job.finish(
-            {"psnr_heldout": psnr, "num_heldout": judged, "steps": self.config.steps, "loss": log[-1, 1]}
+            {"psnr_heldout": decibels, "num_heldout": judged, "steps": self.config.steps, "loss": log[-1, 1]}
         )
 
     def _latent_size(self) -> int:
@@ -139,8 +139,7 @@ class VAETrainee:
                 for first in range(0, len(images), self.config.batch_size)
             ]
         )
-        error = np.square(decoded.astype(np.float64) - images).mean(axis=(1, 2, 3))
-        decibels = 20 * math.log10(255) - 10 * np.log10(np.maximum(error, 1e-10))
+        decibels = psnr(decoded, images, smallest_error=1e-10)  # JSON has no infinity
         shown = _spread(np.arange(len(images)), SHOWN)
         return round(float(decibels.mean()), 4), len(images), images[shown], decoded[shown]
 

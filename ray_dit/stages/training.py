@@ -21,17 +21,11 @@ from torch import nn
 from ray_dit.config import OptimizerConfig, TrainingConfig
 from ray_dit.core.train_step import ema_decay, learning_rate, make_optimizer, update_ema
 from ray_dit.errors import UserError
+from ray_dit.folders.checkpoints import checkpoint_key, checkpoint_steps, prune_checkpoints, read_checkpoint
+from ray_dit.formats.checkpoint import checkpoint_bytes, with_prefix
+from ray_dit.ledger.job import Job
 from ray_dit.session import check_resources
 from ray_dit.stages.progress import progress
-from ray_dit.storage.checkpoint import (
-    checkpoint_bytes,
-    checkpoint_key,
-    checkpoint_steps,
-    prune_checkpoints,
-    read_checkpoint,
-    with_prefix,
-)
-from ray_dit.storage.job import Job
 
 KEEP_CHECKPOINTS = 2
 MAX_WORKER_FAILURES = 3

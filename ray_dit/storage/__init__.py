@@ -1,1 +1,1 @@
-"""URIs and bytes: object store, job protocol, formats; knows nothing of models' mathematics or of Ray."""
+"""Objects under URIs: in a folder, on S3 or wherever fsspec reaches; knows nothing of what lies in them."""

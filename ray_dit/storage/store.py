@@ -5,7 +5,7 @@ one key, in any processes, exactly one writes, and a reader sees nothing or one 
 storage must do for that is in docs/store.md, and ``checked`` tries it on the real target.
 
 Three kinds of storage: ``local.py`` (a folder), ``s3.py`` (S3 and everything that speaks it), ``other.py`` (what else
-fsspec knows, in the weaker mode). Errors are those of ``ray_dit.errors``.
+fsspec knows, in the weaker mode); ``open.py`` chooses by the URI. Errors are those of ``ray_dit.errors``.
 """
 
 import hashlib
@@ -44,23 +44,6 @@ class Store(ABC):
 
     uri: str
     """Absolute path, or URI with scheme; no slash at the end."""
-
-    @classmethod
-    def open(cls, uri: str) -> "Store":
-        """The store at a local path, ``file://``, ``s3://bucket/prefix`` or any URI fsspec knows; nothing is read."""
-        from ray_dit.storage.local import LocalStore
-
-        scheme, separator, rest = uri.partition("://")
-        if not separator or scheme in ("file", "local"):
-            path = rest if separator else uri
-            return LocalStore(str(Path(path).expanduser().absolute()))
-        if scheme in ("s3", "s3a"):
-            from ray_dit.storage.s3 import S3Store
-
-            return S3Store(f"s3://{rest.rstrip('/')}")
-        from ray_dit.storage.other import FsspecStore
-
-        return FsspecStore(uri.rstrip("/"))
 
     def child(self, prefix: str) -> Self:
         """The store of the objects below ``prefix``, with the same settings."""

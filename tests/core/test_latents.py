@@ -1,34 +1,10 @@
-"""Crops to the byte, pixels there and back, moments, normalisation."""
+"""Pixels there and back, moments, normalisation."""
 
 import numpy as np
 import pytest
 import torch
-from golden_dit import CASES
-from PIL import Image
 
 from ray_dit.core import latents
-
-CROPS = [name.removeprefix("crop_in_") for name in CASES if name.startswith("crop_in_")]
-
-
-@pytest.mark.parametrize("shape", CROPS)
-def test_crop_is_the_references_to_the_byte(shape: str):
-    cropped = latents.center_crop(Image.fromarray(CASES["crop_in_" + shape]), 32)
-    np.testing.assert_array_equal(cropped, CASES["crop32_" + shape])
-
-
-def test_crop_enlarges_small_pictures_and_makes_every_mode_rgb():
-    ramp = np.tile(np.arange(9, dtype=np.uint8) * 20, (5, 1))
-    gray = latents.center_crop(Image.fromarray(ramp), 16)
-    assert gray.shape == (16, 16, 3) and gray.dtype == np.uint8
-    assert np.array_equal(gray[..., 0], gray[..., 2])
-    assert gray[0, 0, 0] < gray[0, -1, 0]
-    assert gray.flags.writeable  # torch warns of arrays that are not
-
-
-def test_crop_of_any_size_is_full_of_picture():
-    for side in range(17, 130):  # for some, side * (32 / side) is just below 32
-        assert latents.center_crop(Image.new("RGB", (side, side + 3), "white"), 32).min() == 255
 
 
 def test_pixels_survive_the_way_to_floats_and_back():

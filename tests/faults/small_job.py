@@ -8,7 +8,8 @@ import sys
 
 from killer import arm
 
-from ray_dit.storage.job import Job
+from ray_dit.ledger.job import Job
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
 SHARDS = 3
@@ -35,5 +36,5 @@ def small_job(store: Store) -> Job:
 if __name__ == "__main__":
     uri = sys.argv[1]
     count = arm(int(sys.argv[2]), int(sys.argv[3]), under=uri) if len(sys.argv) > 3 else lambda: 0
-    small_job(Store.open(uri))
+    small_job(open_store(uri))
     print(count())

@@ -15,9 +15,10 @@ from killer import SignalAt
 from proxy import FaultProxy
 from small_job import PARTS, small_job
 
-from ray_dit.storage.job import Job
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.maintenance import gc, verify
 from ray_dit.storage.local import TEMP
-from ray_dit.storage.maintenance import gc, verify
+from ray_dit.storage.open import open_store
 from ray_dit.storage.s3 import S3Store
 from ray_dit.storage.store import Store
 
@@ -49,7 +50,7 @@ def start(uri: str, *arguments: object, **environment: str) -> "subprocess.Popen
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What the job makes when nothing happens."""
-    store = Store.open(str(tmp_path_factory.mktemp("undisturbed")))
+    store = open_store(str(tmp_path_factory.mktemp("undisturbed")))
     small_job(store)
     return contents(store)
 
@@ -70,7 +71,7 @@ def test_killed_before_any_change_of_the_folder(
         folder.mkdir()
         process = start(str(folder), place, int(signal.SIGKILL))
         assert process.wait(60) == -signal.SIGKILL
-        store = Store.open(str(folder))
+        store = open_store(str(folder))
         assert contents(store).items() <= undisturbed.items(), f"half a write after a kill at {place}"
         small_job(store)
         assert contents(store) == undisturbed, f"other bytes after a kill at {place}"
@@ -93,7 +94,7 @@ def test_a_writer_that_wakes_after_the_manifest_changes_nothing(
         zombie = start(str(folder), place, int(signal.SIGSTOP))
         _, status = os.waitpid(zombie.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status)
-        store = Store.open(str(folder))
+        store = open_store(str(folder))
         small_job(store)
         before = versions(store)
         os.kill(zombie.pid, signal.SIGCONT)
@@ -165,7 +166,7 @@ def kill_at_request(upstream: str, nth: int, *, after: bool, undisturbed: dict[s
         process = start(uri, **seaweed.environment(proxy.endpoint))
         watcher.pid = process.pid
         assert process.wait(60) == -signal.SIGKILL and watcher.sent
-    store = Store.open(uri)
+    store = open_store(uri)
     small_job(store)
     assert contents(store) == undisturbed
 

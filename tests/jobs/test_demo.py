@@ -9,6 +9,7 @@ from jobs.demo import SETTINGS, STAGES, relocated
 from jobs.demo_s3 import compare, digests
 from ray_dit import cli
 from ray_dit.errors import UserError
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
 
@@ -34,12 +35,12 @@ def test_every_path_of_the_demo_moves(
 def two(tmp_path: Path) -> tuple[Store, Path]:
     """Two equal demos in small."""
     for name in ("left", "right"):
-        store = Store.open(str(tmp_path / name))
+        store = open_store(str(tmp_path / name))
         store.put("evaluation/manifest.json", b"{}")
         store.put("model/model.safetensors", b"weights")
         store.put(f"model/_runs/{name}/start.json", name.encode())
         store.put("report.html", name.encode())
-    return Store.open(str(tmp_path / "left")), tmp_path / "right"
+    return open_store(str(tmp_path / "left")), tmp_path / "right"
 
 
 def test_equal_demos_are_said_to_be_equal_whatever_their_clocks_and_reports(two: tuple[Store, Path]) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import shard_bytes
 
 from jobs.fid import INCEPTION, checked_weights, fid, inception, pictures, reference_statistics
 from ray_dit.core.metrics import FeatureStatistics, frechet_distance
 from ray_dit.errors import UserError
-from ray_dit.storage.job import Job
-from ray_dit.storage.shards import image_shard_bytes
-from ray_dit.storage.store import Store
+from ray_dit.ledger.job import Job
+from ray_dit.storage.open import open_store
 
 
 def some_pictures(count: int, size: int = 4) -> np.ndarray:
@@ -33,10 +33,10 @@ def png(picture: np.ndarray) -> bytes:
 def dataset(tmp_path: Path) -> str:
     """Seven pictures in three shards."""
     images = some_pictures(7)
-    job = Job.open(Store.open(str(tmp_path / "dataset")), "generate", {"what": "a test"})
+    job = Job.open(open_store(str(tmp_path / "dataset")), "generate", {"what": "a test"})
     markers: list[Any] = []
     for number, ids in enumerate(([0, 1, 2], [3, 4, 5], [6])):
-        data = image_shard_bytes([png(images[i]) for i in ids], [0] * len(ids), ids, ("cat",))
+        data = shard_bytes([png(images[i]) for i in ids], [0] * len(ids), ids, ("cat",))
         key = f"data/train-{number:05d}-of-00003.parquet"
         markers.append(job.put(f"shard-{number}", key, data, {"shard": number, "rows": len(ids)}))
     job.finish({"rows": 7}, objects=markers)

@@ -12,6 +12,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from tiny import shard_bytes
 
 from ray_dit import cli
 from ray_dit.config import (
@@ -30,12 +31,13 @@ from ray_dit.config import (
 )
 from ray_dit.core.dit import DiT
 from ray_dit.errors import UserError
+from ray_dit.folders.images import PLAN_KEY, plan_images
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
+from ray_dit.ledger.job import Job, canonical
 from ray_dit.report.gather import commands, gather, spaced, stage_times
 from ray_dit.report.html import write_report
-from ray_dit.storage.job import Job, canonical
-from ray_dit.storage.labels import Labels
-from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
-from ray_dit.storage.shards import image_shard_bytes
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 from ray_dit.vae import VAE
 
@@ -115,7 +117,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ReportConfig:
     """Folders as the stages leave them, of a tiny untrained model."""
     folder = tmp_path_factory.mktemp("report")
     jobs = {
-        stage: Job.open(Store.open(config.output), stage, {"config": config.content()})  # type: ignore[attr-defined]
+        stage: Job.open(open_store(config.output), stage, {"config": config.content()})  # type: ignore[attr-defined]
         for stage, config in settings(folder).items()
     }
     write_images(folder)
@@ -127,6 +129,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ReportConfig:
     )
     jobs["train-vae"].put_plain("log.npz", npz(log=np.array([[10, 0.5], [20, 0.1]])))
     jobs["train-vae"].finish({"psnr_heldout": 27.25, "num_heldout": 4, "steps": 20}, objects=[])
+    plan = plan_images(settings(folder)["encode"].images)  # type: ignore[attr-defined]
+    jobs["encode"].put_plain(PLAN_KEY, plan.to_bytes())
     jobs["encode"].finish({"classes": list(CLASSES), "image_size": SIZE}, objects=[])
     jobs["train"].put_plain("loss.json", json.dumps([[10, 1.0], [20, 0.1]]).encode())
     jobs["train"].finish({"steps": 20}, objects=[])
@@ -161,7 +165,7 @@ def write_model(folder: Path, vae: VAE) -> None:
     model = DiT(shape, generator=generator)
     for weight in model.final_layer.parameters():  # zero at first, and zero predictions would never change
         torch.nn.init.normal_(weight, std=0.5, generator=generator)
-    job = Job.open(Store.open(f"{folder}/model"), "model", {})
+    job = Job.open(open_store(f"{folder}/model"), "model", {})
     for key, data in model_objects(config, model.state_dict(), Labels(CLASSES), vae.files(), "card").items():
         job.put(key.replace("/", "-"), key, data, {})
     job.finish({})
@@ -171,7 +175,7 @@ def write_dataset(job: Job) -> None:
     labels = [number % 2 for number in range(12)]
     images = [png(picture(label, 100 + number)) for number, label in enumerate(labels)]
     marker = job.put(
-        "0", "data/0.parquet", image_shard_bytes(images, labels, list(range(12)), CLASSES), {"rows": 12}
+        "0", "data/0.parquet", shard_bytes(images, labels, list(range(12)), CLASSES), {"rows": 12}
     )
     sampler = SAMPLER.model_copy(update={"guidance_scale": 3.0})
     job.finish(
@@ -313,7 +317,7 @@ def test_what_generate_resolved_from_the_model_needs_no_option(config: ReportCon
 
 
 def test_times_add_up_over_runs_and_killed_ones_are_counted(config: ReportConfig, html: str):
-    (time,) = stage_times("generate", Store.open(config.dataset))
+    (time,) = stage_times("generate", open_store(config.dataset))
     assert (time.seconds, time.count, time.unit, time.unfinished) == (6.0, 12, "images", 1)
     text = Page(html).text
     assert "2.0 images/s" in text
@@ -322,7 +326,7 @@ def test_times_add_up_over_runs_and_killed_ones_are_counted(config: ReportConfig
 
 
 def test_an_evaluation_of_another_dataset_is_not_shown(config: ReportConfig, tmp_path: Path):
-    job = Job.open(Store.open(str(tmp_path)), "evaluate", {"inputs": {"dataset": "of another"}})
+    job = Job.open(open_store(str(tmp_path)), "evaluate", {"inputs": {"dataset": "of another"}})
     job.finish({})
     with pytest.raises(UserError, match=f"{tmp_path} was not made from .*dataset, but from another dataset"):
         write_report(config.model_copy(update={"evaluation": str(tmp_path)}))

@@ -16,13 +16,13 @@ from jaxtyping import config as jaxtyping_config
 
 from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
 from ray_dit.core.dit import DiT
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
 from ray_dit.pipeline import Pipeline, load
 from ray_dit.serving.api import create_app
 from ray_dit.serving.service import Backend, ModelService
 from ray_dit.serving.settings import ApiConfig, EngineConfig
-from ray_dit.storage.labels import Labels
-from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
-from ray_dit.storage.store import Store
+from ray_dit.storage.open import open_store
 from ray_dit.vae import VAE
 
 NAMES = ("tench, Tinca tinca", "goldfish", "great white shark", "crane, bird", "crane, machine", "hen")
@@ -56,7 +56,7 @@ def model_uri(tmp_path_factory) -> str:
         sampler=SamplerConfig(name="ddim", num_inference_steps=6, guidance_scale=2.0),
     )
     vae = VAE.create(VAESizeConfig(block_out_channels=(8, 8, 8), norm_num_groups=4))
-    store = Store.open(str(folder))
+    store = open_store(str(folder))
     for key, data in model_objects(config, model.state_dict(), Labels(NAMES), vae.files(), "card").items():
         store.put(key, data)
     return str(folder)

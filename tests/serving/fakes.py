@@ -13,8 +13,8 @@ from ray_dit.config import DiffusionConfig, SamplerConfig
 from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.samplers import SamplerTable, make_table
+from ray_dit.formats.labels import Labels
 from ray_dit.serving.service import Accepted, Complete, Ended, Message, ModelInfo, Order, Refused, encode
-from ray_dit.storage.labels import Labels
 
 NUM_CLASSES = 10
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ray_dit.config import ShardsConfig
+from ray_dit.ledger.job import Job
 from ray_dit.stages.shard_jobs import ShardMaker, Work, make_shards
-from ray_dit.storage.job import Job
-from ray_dit.storage.store import Store
+from ray_dit.storage.open import open_store
 
 SIZE = 10
 """Images that each shard is said to hold."""
@@ -90,7 +90,7 @@ def run(
         sys.modules[__name__]
     )  # Ray's workers don't have the tests on their path
     config = ShardsConfig(output=str(folder / "out"), actors=actors, shard_deadline=deadline)
-    job = Job.open(Store.open(config.output), "generate", {"made": "by a test"})
+    job = Job.open(open_store(config.output), "generate", {"made": "by a test"})
     work = Work("test", "images", [SIZE] * num_shards)
     make_shards(ray, config, job, Build(str(folder / "claims"), **build), work, set_up=no_set_up)
     return job

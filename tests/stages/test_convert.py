@@ -31,9 +31,10 @@ from ray_dit.core.dit import DiT
 from ray_dit.core.latents import denormalize
 from ray_dit.core.sampling import TableBank, init_rows, sample
 from ray_dit.errors import Conflict, NotFound, UserError
+from ray_dit.folders.model import read_model
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
 from ray_dit.stages.convert import export, import_checkpoint
-from ray_dit.storage.labels import Labels
-from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects, read_model
 from ray_dit.vae import VAE
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "dit_tiny"

@@ -14,9 +14,9 @@ from ray_dit.config import EncodeConfig, ImagesConfig
 from ray_dit.core.latents import to_float
 from ray_dit.core.order import is_heldout
 from ray_dit.errors import NotFound, UserError
+from ray_dit.folders.images import plan_images
+from ray_dit.formats.latents import LatentShard, read_latent_shard
 from ray_dit.stages.encode import Encoder, encode
-from ray_dit.stages.images import plan_images
-from ray_dit.storage.shards import LatentShard, read_latent_shard
 from ray_dit.vae import VAE
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]

@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load
+from tiny import shard_bytes
 
 from ray_dit.config import ClassifierConfig, EvaluateConfig, ImagesConfig
 from ray_dit.core.metrics import FeatureStatistics
 from ray_dit.errors import UserError
+from ray_dit.folders.images import plan_images
+from ray_dit.ledger.job import Job
 from ray_dit.session import ray_session
 from ray_dit.stages import evaluate as stage
 from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData
-from ray_dit.stages.images import plan_images
-from ray_dit.storage.job import Job
-from ray_dit.storage.shards import image_shard_bytes
-from ray_dit.storage.store import Store
+from ray_dit.storage.open import open_store
 
 SIZE = 16
 CLASSES = ("bottom", "top")
@@ -53,13 +53,13 @@ def write_dataset(
     folder: Path, shards: list[list[tuple[int, np.ndarray]]], classes: tuple[str, ...] = CLASSES
 ) -> None:
     """A dataset folder as generate leaves it: ``shards`` of (label, picture)."""
-    job = Job.open(Store.open(str(folder)), "generate", {"made": "by a test"})
+    job = Job.open(open_store(str(folder)), "generate", {"made": "by a test"})
     markers = []
     first = 0
     for number, rows in enumerate(shards):
         labels, images = zip(*rows, strict=True)
         ids = range(first, first + len(rows))
-        data = image_shard_bytes([png(image) for image in images], labels, list(ids), classes)
+        data = shard_bytes([png(image) for image in images], labels, list(ids), classes)
         markers.append(job.put(f"{number:05d}", f"data/{number}.parquet", data, {"rows": len(rows)}))
         first += len(rows)
     job.finish({"rows": first, "classes": list(classes)}, objects=markers)
@@ -144,7 +144,7 @@ def test_a_finished_evaluation_is_returned_without_work(folder: Path):
     with pytest.raises(UserError, match="127.0.0.1:1"):
         stage.evaluate(config)
     job = json.loads((folder / "evaluation/_job.json").read_text())
-    Job.open(Store.open(config.output), "evaluate", job["parts"]).finish({"class_accuracy": 0.5}, objects=[])
+    Job.open(open_store(config.output), "evaluate", job["parts"]).finish({"class_accuracy": 0.5}, objects=[])
     assert stage.evaluate(config)["class_accuracy"] == 0.5
     assert data.num_generated == 4
 
@@ -160,7 +160,7 @@ def test_measures_of_pieces_add_up_to_those_of_the_whole(folder: Path):
     write_dataset(folder / "dataset", good_shards(8, 5))
     config = settings(folder)
     data = EvaluationData(config, plan_images(config.images), stage.read_manifest(config.dataset, "generate"))
-    job = Job.open(Store.open(config.output), "evaluate", {})
+    job = Job.open(open_store(config.output), "evaluate", {})
     for name in data.classifiers:
         assert stage._train_task(data, name, job) is None
     measurer = stage.Measurer(data, job)
@@ -213,7 +213,7 @@ def test_a_real_picture_nobody_can_read_is_counted_and_too_many_are_refused(fold
     write_dataset(folder / "dataset", good_shards(6))
     config = settings(folder)
     data = EvaluationData(config, plan_images(config.images), stage.read_manifest(config.dataset, "generate"))
-    job = Job.open(Store.open(config.output), "evaluate", {})
+    job = Job.open(open_store(config.output), "evaluate", {})
     for name in data.classifiers:
         stage._train_task(data, name, job)
     for piece in range(data.num_pieces):

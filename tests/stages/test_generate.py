@@ -10,9 +10,10 @@ from tiny import SAMPLER, SIZE, contents, times, write_model
 import ray_dit
 from ray_dit.config import GenerateConfig, SamplerOverrides
 from ray_dit.errors import Conflict, UserError
+from ray_dit.folders.dataset import read_shard
+from ray_dit.formats.labels import Labels
 from ray_dit.stages.generate import DatasetPlan, generate, plan_dataset, size_category
-from ray_dit.storage.labels import Labels
-from ray_dit.storage.shards import read_image_shard
+from ray_dit.storage.open import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
@@ -40,7 +41,10 @@ def made(place: Path, one_ray: Any) -> dict[str, Any]:
 
 def rows(folder: Path) -> dict[int, tuple[int, bytes]]:
     """Label and PNG of each picture by its number."""
-    found = [read_image_shard(path.read_bytes()) for path in sorted((folder / "data").glob("*.parquet"))]
+    found = [
+        read_shard(open_store(str(folder)), str(path.relative_to(folder)))
+        for path in sorted((folder / "data").glob("*.parquet"))
+    ]
     return {
         int(number): (int(label), png)
         for shard in found
@@ -158,7 +162,7 @@ def test_the_plan_is_a_function_of_the_index() -> None:
     plan = DatasetPlan((7, 3), num_images=5, shard_size=2)
     assert [plan.ids(shard).tolist() for shard in range(plan.num_shards)] == [[0, 1], [2, 3], [4]]
     assert plan.labels(np.arange(5)).tolist() == [7, 3, 7, 3, 7]
-    assert plan.key(2) == "data/train-00002-of-00003.parquet"
+    assert plan.name(2) == "data/train-00002-of-00003"
     longer = DatasetPlan((7, 3), num_images=50, shard_size=2)
     assert np.array_equal(longer.labels(np.arange(5)), plan.labels(np.arange(5)))
 

@@ -10,7 +10,7 @@ from tiny import contents
 
 from jobs.demo_s3 import compare, digests
 from ray_dit.errors import UserError
-from ray_dit.storage.store import Store
+from ray_dit.storage.open import open_store
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -34,7 +34,7 @@ def test_on_s3_and_on_disk_every_object_is_the_same(tmp_path: Path, monkeypatch:
         monkeypatch.setenv(name, value)
     disk, uri = tmp_path / "disk", seaweed.fresh_uri("pipeline")
     write_pictures(disk / "images")
-    store = Store.open(uri)
+    store = open_store(uri)
     for path in sorted((disk / "images").rglob("*.png")):
         store.put(str(path.relative_to(disk)), path.read_bytes())
     for folder, home in ((str(disk), "home"), (uri, "home-s3")):  # caches apart: each reads its own latents

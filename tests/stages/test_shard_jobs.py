@@ -9,11 +9,11 @@ from shard_makers import SIZE, run
 
 from ray_dit.config import ShardsConfig
 from ray_dit.errors import UserError
+from ray_dit.ledger.job import Job
 from ray_dit.stages.shard_jobs import Work, make_shards, shard_name, shard_sizes
 from ray_dit.stages.shard_queue import TRIES
-from ray_dit.storage.job import Job
 from ray_dit.storage.local import LocalStore
-from ray_dit.storage.store import Store
+from ray_dit.storage.open import open_store
 
 DEADLINE = {"stop": 3.0, "hang": 3.0}
 """Seconds; what raises or dies is noticed without."""
@@ -150,7 +150,7 @@ def test_shards_are_full_but_the_last() -> None:
 
 
 def test_the_folder_of_a_job_without_shards_is_left_alone(tmp_path: Path) -> None:
-    job = Job.open(Store.open(str(tmp_path)), "generate", {})
+    job = Job.open(open_store(str(tmp_path)), "generate", {})
     make_shards(
         None,
         ShardsConfig(output=str(tmp_path)),

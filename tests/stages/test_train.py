@@ -21,12 +21,12 @@ from ray_dit.config import (
 )
 from ray_dit.core.dit import DiT
 from ray_dit.errors import UserError
-from ray_dit.report.pictures import grid
+from ray_dit.folders.model import read_model
+from ray_dit.formats.model_folder import LatentsConfig
+from ray_dit.ledger.job import Job, read_manifest
 from ray_dit.stages.encode import encode
 from ray_dit.stages.train import DiTTrainee, model_config_of, train
-from ray_dit.storage.job import Job, read_manifest
-from ray_dit.storage.pretrained import LatentsConfig, read_model
-from ray_dit.storage.store import Store
+from ray_dit.storage.open import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
@@ -61,7 +61,7 @@ def losses(place: Path, output: str) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def trained(place: Path) -> dict[str, Any]:
-    return train(settings(place, "run"), grid=grid)
+    return train(settings(place, "run"))
 
 
 def test_two_workers_see_the_samples_of_one(place: Path, trained: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ def test_the_run_and_its_model_folder(place: Path, trained: dict[str, Any]) -> N
 
 def test_running_it_again_writes_nothing(place: Path, trained: dict[str, Any]) -> None:
     before = times(place / "run")
-    assert train(settings(place, "run"), grid=grid) == trained
+    assert train(settings(place, "run")) == trained
     assert times(place / "run") == before
 
 
@@ -148,9 +148,9 @@ def trainee(place: Path, **fields: Any) -> tuple[DiTTrainee, DiT]:
     """What a worker has after its setup."""
     config = settings(place, "none", **fields)
     latents = read_manifest(config.latents, "encode")
-    job = Job.open(Store.open(str(place / "none-model")), "model", {"made": "by a test"})
+    job = Job.open(open_store(str(place / "none-model")), "model", {"made": "by a test"})
     own = model_config_of(config, latents, read_model(config.init_from) if config.init_from else None)
-    one = DiTTrainee(config, own, latents, job, config.optimizer, None, None)
+    one = DiTTrainee(config, own, latents, job, config.optimizer, None)
     model = one.setup(torch.device("cpu"), True)
     assert isinstance(model, DiT)
     return one, model
@@ -198,7 +198,7 @@ def test_a_sampler_the_schedule_can_not_follow_is_refused_at_once(place: Path) -
 
 def test_unlabelled_pictures_train_a_model_without_classes(place: Path) -> None:
     fields = {"steps": 2, "checkpoint_every": 2, "latents": str(place / "latents-unlabelled")}
-    train(settings(place, "free", model_output=str(place / "free-model"), **fields), grid=grid)
+    train(settings(place, "free", model_output=str(place / "free-model"), **fields))
     pipe = ray_dit.load(str(place / "free-model"))
     assert pipe.config.model.num_classes == 0 and not pipe.labels.names
     assert [image.size for image in pipe(num_images=2, steps=2)] == [(SIZE, SIZE)] * 2
@@ -215,5 +215,5 @@ def test_a_finished_run_without_its_model_says_so(place: Path, trained: dict[str
     weights = place / "run/model/model.safetensors"
     weights.rename(weights.with_suffix(".away"))
     with pytest.raises(UserError, match="model.safetensors is missing, though its job is finished"):
-        train(settings(place, "run"), grid=grid)
+        train(settings(place, "run"))
     weights.with_suffix(".away").rename(weights)

@@ -12,9 +12,11 @@ from safetensors.torch import load, save
 from torch import nn
 
 from ray_dit.config import OptimizerConfig, TrainingConfig
+from ray_dit.folders.checkpoints import checkpoint_key, checkpoint_steps, read_checkpoint
+from ray_dit.formats.checkpoint import checkpoint_bytes
+from ray_dit.ledger.job import HashAlarm, Job
 from ray_dit.stages.training import train_worker
-from ray_dit.storage.checkpoint import checkpoint_bytes, checkpoint_key, checkpoint_steps, read_checkpoint
-from ray_dit.storage.job import HashAlarm, Job
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
 CONFIG = TrainingConfig(output="unused", steps=8, batch_size=4, checkpoint_every=4, log_every=2)
@@ -77,7 +79,7 @@ class Regression:
 
 def run(folder: Path, config: TrainingConfig = CONFIG, trainee: Regression | None = None) -> Regression:
     trainee = trainee or Regression()
-    job = Job.open(Store.open(str(folder)), "train", {"test": True})
+    job = Job.open(open_store(str(folder)), "train", {"test": True})
     train_worker(config, job, trainee, Board(), Alone())
     return trainee
 
@@ -85,7 +87,7 @@ def run(folder: Path, config: TrainingConfig = CONFIG, trainee: Regression | Non
 def at_half(folder: Path) -> Store:
     """A finished run's folder, put back to its checkpoint of step 4."""
     run(folder)
-    store = Store.open(str(folder))
+    store = open_store(str(folder))
     store.delete(checkpoint_key(8))
     store.delete("picture-8")
     return store
@@ -111,7 +113,7 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
     assert resumed.seen == list(range(4 * 4, 8 * 4))
     assert same(whole, resumed)
     for key in (checkpoint_key(4), checkpoint_key(8), "picture-8"):
-        assert Store.open(str(tmp_path / "whole")).get(key) == Store.open(str(tmp_path / "half")).get(key)
+        assert open_store(str(tmp_path / "whole")).get(key) == open_store(str(tmp_path / "half")).get(key)
 
 
 def test_a_finished_run_only_finishes_again(tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_gradients_longer_than_asked_for_are_scaled_down(
 ) -> None:
     once = CONFIG.model_copy(update={"steps": 1})
     run(tmp_path, once, Regression(OptimizerConfig(grad_clip=grad_clip)))
-    tensors, _ = read_checkpoint(Store.open(str(tmp_path)), 1)
+    tensors, _ = read_checkpoint(open_store(str(tmp_path)), 1)
     averages = [value.flatten() for name, value in tensors.items() if name.endswith(".exp_avg")]
     norm = torch.cat(averages).norm().item() / (1 - OptimizerConfig().betas[0])
     assert norm == pytest.approx(1e-3, rel=1e-2) if shorter else norm > 0.1
@@ -171,13 +173,13 @@ def test_gradients_longer_than_asked_for_are_scaled_down(
 
 def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
     run(tmp_path, CONFIG.model_copy(update={"steps": 16}))
-    assert checkpoint_steps(Store.open(str(tmp_path))) == [12, 16]
+    assert checkpoint_steps(open_store(str(tmp_path))) == [12, 16]
 
 
 def test_pictures_are_of_the_averaged_weights_and_training_goes_on_without_them(tmp_path: Path) -> None:
     whole = run(tmp_path)
-    picture = load(Store.open(str(tmp_path)).get("picture-8"))["weight"]
-    state, _ = read_checkpoint(Store.open(str(tmp_path)), 8)
+    picture = load(open_store(str(tmp_path)).get("picture-8"))["weight"]
+    state, _ = read_checkpoint(open_store(str(tmp_path)), 8)
     assert torch.equal(picture, state["ema.0.weight"]) and torch.equal(picture, whole.result["0.weight"])
     assert not torch.equal(picture, state["model.0.weight"])
 

@@ -1,32 +1,5 @@
-"""Stores to test: a folder, a real S3 service, fsspec's memory."""
+"""Stores of each kind, shared with the tests of the ledger."""
 
-import itertools
+from tests.stores import s3_environment, store
 
-import pytest
-import seaweed
-
-from ray_dit.storage.store import Store
-
-_memory = itertools.count()
-
-
-@pytest.fixture
-def s3_environment(monkeypatch: pytest.MonkeyPatch) -> str:
-    """A real S3 service in the environment; its endpoint."""
-    url = seaweed.endpoint()
-    for name, value in seaweed.environment(url).items():
-        monkeypatch.setenv(name, value)
-    return url
-
-
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3), "memory"])
-def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """An empty store of each kind."""
-    match request.param:
-        case "local":
-            return Store.open(str(tmp_path_factory.mktemp("store")))
-        case "s3":
-            request.getfixturevalue("s3_environment")
-            return Store.open(seaweed.fresh_uri())
-        case _:
-            return Store.open(f"memory://store-{next(_memory)}")
+__all__ = ["s3_environment", "store"]

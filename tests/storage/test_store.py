@@ -17,6 +17,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 import ray_dit.storage.s3 as s3
 from ray_dit.errors import Conflict, NotFound, StoreFailure, UserError
 from ray_dit.storage.local import TEMP, LocalStore
+from ray_dit.storage.open import open_store
 from ray_dit.storage.other import FsspecStore
 from ray_dit.storage.retry import Incomplete, Patience, attempts, kind_of, said
 from ray_dit.storage.store import CHUNK, Store, ahead
@@ -179,20 +180,20 @@ def test_uris_of_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     same = {
-        Store.open("out"),
-        Store.open(str(tmp_path / "out")),
-        Store.open(f"file://{tmp_path}/out/"),
-        Store.open("~/out"),
+        open_store("out"),
+        open_store(str(tmp_path / "out")),
+        open_store(f"file://{tmp_path}/out/"),
+        open_store("~/out"),
     }
     assert same == {LocalStore(str(tmp_path / "out"))}
-    assert Store.open("out").local_path("a/b") == tmp_path / "out/a/b"
+    assert open_store("out").local_path("a/b") == tmp_path / "out/a/b"
     assert (
-        isinstance(Store.open("memory://x"), FsspecStore) and Store.open("memory://x").local_path("a") is None
+        isinstance(open_store("memory://x"), FsspecStore) and open_store("memory://x").local_path("a") is None
     )
 
 
 def test_temp_files_are_never_listed_and_cleaned_when_old(tmp_path: Path):
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     store.put("data/0", b"x")
     left = tmp_path / "data" / f"{TEMP}abc"
     left.write_bytes(b"half")
@@ -207,7 +208,7 @@ def test_without_hard_links_content_stays_whole_and_first(tmp_path: Path, monkey
         raise OSError(errno.EPERM, "no hard links here")
 
     monkeypatch.setattr(os, "link", no_links)
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     assert store.put("key", b"one") is True and store.put("key", b"one") is False
     with pytest.raises(Conflict):
         store.put("key", b"two")
@@ -232,12 +233,12 @@ def test_what_a_file_system_refuses_is_a_sentence(
 
     monkeypatch.setattr(os, "fsync", refuse)
     with pytest.raises(UserError, match=sentence):
-        Store.open(str(tmp_path)).put("a", b"x")
+        open_store(str(tmp_path)).put("a", b"x")
     assert os.listdir(tmp_path) == []
 
 
 def test_a_file_where_a_folder_should_be_is_a_sentence(tmp_path: Path):
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     store.put("a", b"x")
     with pytest.raises(UserError, match="/a cannot be made"):
         store.put("a/b", b"x")
@@ -287,7 +288,7 @@ def test_user_errors_say_what_to_change():
 @pytest.mark.s3
 def test_a_missing_bucket_is_a_sentence(s3_environment: str):
     with pytest.raises(UserError, match="a bucket that does not exist"):
-        list(Store.open("s3://nobody-made-this/x").list())
+        list(open_store("s3://nobody-made-this/x").list())
 
 
 @pytest.mark.s3

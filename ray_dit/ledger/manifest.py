@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray_dit.errors import NotFound, UserError
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
 FORMAT = 1
@@ -84,7 +85,7 @@ def read_manifest(place: str | Store, stage: str) -> Manifest:
 
     NotFound if nothing is there, UserError if the job is unfinished or another stage's, each saying what to do.
     """
-    store = Store.open(place) if isinstance(place, str) else place
+    store = open_store(place) if isinstance(place, str) else place
     wanted, made_by = HOLDS.get(stage, stage), MADE_BY.get(stage, stage)
     job = read_json(store, job_key(0), absent=None)
     if job is None:

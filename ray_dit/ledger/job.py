@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from ray_dit.errors import Conflict, UserError
-from ray_dit.storage.manifest import (
+from ray_dit.ledger.manifest import (
     FORMAT,
     Json,
     Manifest,
@@ -38,7 +38,7 @@ from ray_dit.storage.manifest import (
     read_json,
     read_manifest,
 )
-from ray_dit.storage.runs import RunRecord, machine_kind
+from ray_dit.ledger.runs import RunRecord, machine_kind
 from ray_dit.storage.store import Store, ahead
 
 __all__ = [

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ray_dit.errors import Conflict, NotFound, UserError
-from ray_dit.storage import runs
-from ray_dit.storage.job import (
+from ray_dit.ledger import runs
+from ray_dit.ledger.job import (
     HashAlarm,
     Job,
     Marker,
@@ -18,8 +18,9 @@ from ray_dit.storage.job import (
     read_json,
     read_manifest,
 )
+from ray_dit.ledger.maintenance import Problem, Tally, abandon, gc, repair, verify
 from ray_dit.storage.local import LocalStore
-from ray_dit.storage.maintenance import Problem, Tally, abandon, gc, repair, verify
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 from tests.storage.test_store import OverwritingStore
 
@@ -51,7 +52,7 @@ def finished(store: Store, numbers: range = range(3)) -> Job:
 
 def other_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on this process counts as another kind of machine."""
-    monkeypatch.setattr("ray_dit.storage.job.machine_kind", lambda: "another machine")
+    monkeypatch.setattr("ray_dit.ledger.job.machine_kind", lambda: "another machine")
 
 
 # Fingerprints
@@ -84,7 +85,7 @@ def test_without_put_if_absent_or_the_fingerprint_check_the_suite_fails(
 
 
 def test_the_refusal_names_what_differs_and_what_to_do(tmp_path: Path):
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     job = Job.open(store, "generate", PARTS)
     changed = PARTS | {"config": {"seed": 1, "model": {"depth": 2, "width": 8}}, "inputs": {}}
     with pytest.raises(
@@ -116,7 +117,7 @@ def test_a_finished_job_that_lacks_an_object_says_which(store: Store):
 
 def test_the_fingerprint_is_a_function_of_the_parts(tmp_path: Path):
     def of(parts: dict[str, object], stage: str = "generate") -> str:
-        return Job.open(Store.open(f"{tmp_path}/{len(list(tmp_path.iterdir()))}"), stage, parts).fingerprint
+        return Job.open(open_store(f"{tmp_path}/{len(list(tmp_path.iterdir()))}"), stage, parts).fingerprint
 
     reordered = {name: PARTS[name] for name in reversed(PARTS)}
     assert of(PARTS) == of(reordered) != of(NEWER)
@@ -138,7 +139,7 @@ def test_an_accepted_upgrade_is_recorded_in_each_shard(store: Store):
 
 
 def test_accepting_takes_new_libraries_and_nothing_else(tmp_path: Path):
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     Job.open(store, "generate", PARTS)
     with pytest.raises(Conflict, match="config.seed"):
         Job.open(store, "generate", NEWER | {"config": {"seed": 1}}, accept_fingerprint=True)
@@ -166,14 +167,14 @@ def test_a_job_from_its_first_write_to_its_last(store: Store):
 
 
 def test_a_marker_that_is_there_is_returned_and_nothing_written(tmp_path: Path):
-    job = Job.open(Store.open(str(tmp_path)), "generate", PARTS)
+    job = Job.open(open_store(str(tmp_path)), "generate", PARTS)
     marker = put_shards(job, 0)[0]
     assert job.put("00000", "data/elsewhere", b"something else", {}) == marker
     assert not (tmp_path / "data/elsewhere").exists()
 
 
 def test_what_is_stored_is_canonical(tmp_path: Path):
-    job = finished(Store.open(str(tmp_path)))
+    job = finished(open_store(str(tmp_path)))
     for path in (tmp_path / "_job.json", tmp_path / "manifest.json", *(tmp_path / "_markers").iterdir()):
         text = path.read_bytes()
         assert text == canonical(json.loads(text)) and text.endswith(b"}\n")
@@ -184,7 +185,7 @@ def test_what_is_stored_is_canonical(tmp_path: Path):
 
 
 def test_running_it_again_or_twice_changes_nothing(tmp_path: Path):
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     finished(store)
     before = {info.key: info.etag for info in store.list()}
     finished(store)
@@ -192,7 +193,7 @@ def test_running_it_again_or_twice_changes_nothing(tmp_path: Path):
 
 
 def test_runs_are_recorded_outside_the_result(tmp_path: Path):
-    job = Job.open(Store.open(str(tmp_path)), "generate", PARTS)
+    job = Job.open(open_store(str(tmp_path)), "generate", PARTS)
     with pytest.raises(ZeroDivisionError), job.run({"actors": 2}) as run:
         run.event("actor lost", node="a")
         run.end(shards=3)
@@ -206,7 +207,7 @@ def test_runs_are_recorded_outside_the_result(tmp_path: Path):
 
 
 def test_consumers_are_told_what_is_wrong(tmp_path: Path):
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     with pytest.raises(
         NotFound, match="holds no job of ray-dit, where latents .encode. should be.*run ray-dit encode"
     ):
@@ -246,7 +247,7 @@ def test_between_kinds_of_machines_the_first_stays(store: Store, monkeypatch: py
     assert job.put("00000", "data/00000", b"second", {"rows": 1}) == first
     assert store.get("data/00000") == b"first"
     job.put_plain("README.md", b"one")
-    monkeypatch.setattr("ray_dit.storage.job.machine_kind", runs.machine_kind)
+    monkeypatch.setattr("ray_dit.ledger.job.machine_kind", runs.machine_kind)
     job.put_plain("README.md", b"two")
     assert store.get("README.md") == b"one"
 
@@ -290,7 +291,7 @@ def test_an_extension_stands_beside_what_it_extends(store: Store):
 
 
 def test_only_one_extension_at_a_time_and_only_of_finished_jobs(tmp_path: Path):
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     with pytest.raises(NotFound, match="holds no job of ray-dit"):
         Job.extend(store, "generate", PARTS)
     job = Job.open(store, "generate", PARTS)
@@ -303,7 +304,7 @@ def test_only_one_extension_at_a_time_and_only_of_finished_jobs(tmp_path: Path):
 
 
 def test_an_abandoned_extension_is_removed_alone(tmp_path: Path):
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     finished(store)
     before = {info.key for info in store.list()}
     with pytest.raises(UserError, match="no unfinished extension"):
@@ -352,7 +353,7 @@ def test_verify_finds_and_repair_mends_what_is_missing_or_damaged(store: Store):
 
 
 def test_repair_refuses_other_bytes_than_were_promised(tmp_path: Path):
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     finished(store)
     damage(store, "data/00001", b"damaged")
     with pytest.raises(UserError, match="this machine makes other bytes"):
@@ -361,7 +362,7 @@ def test_repair_refuses_other_bytes_than_were_promised(tmp_path: Path):
 
 
 def test_repair_leaves_what_somebody_else_repaired_meanwhile(tmp_path: Path):
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     finished(store)
     damage(store, "data/00001", b"damaged")
 
@@ -385,7 +386,7 @@ def test_repair_leaves_what_somebody_else_repaired_meanwhile(tmp_path: Path):
 def test_the_protocols_own_objects_are_verified_too(
     tmp_path: Path, key: str, data: bytes | None, what: str | None
 ):
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     finished(store)
     damage(store, key, data)
     assert list(verify(store)) == ([Problem(store, key, what, None)] if what else [])
@@ -399,7 +400,7 @@ def test_the_protocols_own_objects_are_verified_too(
 
 
 def test_a_changed_fingerprint_is_found(tmp_path: Path):
-    store = Store.open(str(tmp_path))
+    store = open_store(str(tmp_path))
     Job.open(store, "generate", PARTS)
     job = read_json(store, "_job.json")
     damage(store, "_job.json", canonical(job | {"parts": NEWER}))
@@ -408,7 +409,7 @@ def test_a_changed_fingerprint_is_found(tmp_path: Path):
 
 def test_there_must_be_a_job_to_verify(tmp_path: Path):
     with pytest.raises(NotFound, match="holds no job"):
-        list(verify(Store.open(str(tmp_path))))
+        list(verify(open_store(str(tmp_path))))
 
 
 def test_gc_takes_old_leavings_and_nothing_else(store: Store):

@@ -7,17 +7,11 @@ import torch
 
 from ray_dit.config import DiTConfig
 from ray_dit.errors import NotFound, UserError
-from ray_dit.storage.job import Job
-from ray_dit.storage.labels import Labels
-from ray_dit.storage.pretrained import (
-    LatentsConfig,
-    ModelConfig,
-    check_shapes,
-    model_card,
-    model_objects,
-    read_model,
-)
-from ray_dit.storage.store import Store
+from ray_dit.folders.model import read_model
+from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_card, model_objects
+from ray_dit.ledger.job import Job
+from ray_dit.storage.open import open_store
 
 CONFIG = ModelConfig(
     model=DiTConfig(input_size=4, hidden_size=8, depth=1, num_heads=2, num_classes=2),
@@ -146,24 +140,10 @@ def test_missing_and_damaged_weights(folder: Path) -> None:
         model.state_dict()
 
 
-def test_check_shapes_lists_every_kind_of_misfit() -> None:
-    check_shapes(STATE, STATE, "here")
-    wanted = {"a.weight": torch.empty(3, 3), "c": torch.empty(1)}
-    with pytest.raises(UserError) as caught:
-        check_shapes(STATE, wanted, "here")
-    for part in ("missing: c", "unexpected: b", "a.weight is 2x3 instead of 3x3", "here"):
-        assert part in str(caught.value)
-
-
-def test_check_shapes_names_a_few_and_counts_the_rest() -> None:
-    with pytest.raises(UserError, match=r"missing: p0, p1, p2, p3, p4, p5 and 94 more\)"):
-        check_shapes({}, {f"p{i}": torch.empty(1) for i in range(100)}, "here")
-
-
 @pytest.mark.parametrize("key", ["model.safetensors", "vae/diffusion_pytorch_model.safetensors"])
 @pytest.mark.parametrize("place", ["{tmp_path}/model", "memory://models/recorded"])
 def test_weights_that_are_not_what_was_written_are_refused(tmp_path: Path, key: str, place: str) -> None:
-    store = Store.open(place.format(tmp_path=tmp_path) + f"-{len(key)}")
+    store = open_store(place.format(tmp_path=tmp_path) + f"-{len(key)}")
     job = Job.open(store, "model", {"made": "by a test"})
     for name, data in objects().items():
         job.put(name.replace("/", "-"), name, data, {})

@@ -16,7 +16,7 @@ from ray_dit.errors import UserError
 class Labels:
     """Names of the classes, by number; a name may list synonyms after commas, as WordNet's do.
 
-    ``wordnet_ids`` is empty or has one id, such as ``n02099601``, a class.
+    ``wordnet_ids`` is empty or has one id per class, such as ``n02099601``.
     """
 
     names: tuple[str, ...]
@@ -93,7 +93,7 @@ class Labels:
 
     @classmethod
     def from_lines(cls, text: str) -> "Labels":
-        """A name a line; blank lines at the end don't count. ValueError for one between names."""
+        """One name per line; blank lines at the end don't count. ValueError for one between names."""
         names = [line.strip() for line in text.rstrip().splitlines()]
         if "" in names:
             raise ValueError(f"line {names.index('') + 1} is blank")

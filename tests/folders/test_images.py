@@ -1,6 +1,7 @@
 """The image folder as stages see it: order, labels, split, and pictures that cannot be read."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from ray_dit.config import ImagesConfig
 from ray_dit.errors import NotFound, UserError
-from ray_dit.stages.images import ImagePlan, check_bad, load_images, plan_images
+from ray_dit.folders.images import ImagePlan, check_bad, load_images, plan_images
 
 
 def png(value: int, size: tuple[int, int] = (8, 8)) -> bytes:
@@ -66,6 +67,26 @@ def test_a_plan_survives_its_bytes(folder: Path) -> None:
         plan.size,
     )
     assert (again.labels == plan.labels).all() and (again.heldout == plan.heldout).all()
+
+
+def test_a_plan_keeps_where_images_lie_in_shared_objects(folder: Path) -> None:
+    places = {"object": np.array(["a.tar", "b.tar", "b.tar"]), "start": np.array([512, 512, 2048])}
+    plan = replace(
+        plan_of(folder), keys=("x", "y", "z"), labels=np.zeros(3, np.int64), heldout=np.zeros(3, bool)
+    )
+    plan = replace(plan, format="another", places=places)
+    again = ImagePlan.from_bytes(plan.to_bytes(), plan.uri)
+    assert again.format == "another"
+    assert [again.place(row) for row in range(3)] == [plan.place(row) for row in range(3)]
+    assert again.place(2) == {"object": "b.tar", "start": 2048}
+    with pytest.raises(UserError, match="can't be read in the format 'another'"):
+        load_images(again, [0])
+
+
+def test_a_plan_made_before_formats_had_names_is_of_a_folder(folder: Path) -> None:
+    plan = plan_of(folder)
+    assert b"format" not in plan.to_bytes()
+    assert ImagePlan.from_bytes(plan.to_bytes(), plan.uri).format == "folder"
 
 
 def test_bad_pictures_are_set_aside_and_named(folder: Path) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ray_dit.errors import NotFound, UserError
-from ray_dit.storage.job import Job
-from ray_dit.storage.manifest import (
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import (
     Marker,
     canonical,
     job_key,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_dit.storage.shards import read_latent_shard
+from ray_dit.formats.latents import read_latent_shard
 from ray_dit.storage.store import Store
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ray_dit.config import DiffusionConfig, DiTConfig
 from ray_dit.errors import UserError, first_message
-from ray_dit.storage.official import LABEL_TABLE
-from ray_dit.storage.pretrained import check_shapes
+from ray_dit.formats.foreign.official import LABEL_TABLE
+from ray_dit.formats.weights import check_shapes
 
 NUM_CLASSES = 1000
 """DiTPipeline takes label 1000 for the null class, whatever the model: smaller label tables are padded to it."""

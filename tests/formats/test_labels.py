@@ -3,7 +3,7 @@
 import pytest
 
 from ray_dit.errors import UserError
-from ray_dit.storage.labels import Labels
+from ray_dit.formats.labels import Labels
 
 LABELS = Labels(
     ("tench, Tinca tinca", "10", "crane", "crane", "fish, tench", "maillot", "maillot, tank suit")

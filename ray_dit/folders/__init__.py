@@ -1,0 +1,1 @@
+"""What stages hand each other, opened at a URI: storage and ledger below, formats for the bytes; knows no neural network."""

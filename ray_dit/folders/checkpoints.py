@@ -1,0 +1,41 @@
+"""The checkpoints in a run's folder, one object each; knows nothing of models or workers."""
+
+import re
+
+import torch
+
+from ray_dit.errors import UserError
+from ray_dit.formats.checkpoint import parse_checkpoint
+from ray_dit.storage.store import Store
+
+FOLDER = "checkpoints"
+_NAME = re.compile(r"checkpoints/step-(\d+)\.safetensors$")
+
+
+def checkpoint_key(step: int) -> str:
+    """Where the state after ``step`` optimizer steps lies."""
+    return f"{FOLDER}/step-{step:08d}.safetensors"
+
+
+def checkpoint_steps(store: Store) -> list[int]:
+    """The steps there are checkpoints of, rising."""
+    found = (_NAME.search(info.key) for info in store.list(f"{FOLDER}/"))
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def read_checkpoint(store: Store, step: int) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+    """Tensors and facts of a checkpoint; UserError if the object is damaged."""
+    key = checkpoint_key(step)
+    data = store.get(key)
+    try:
+        return parse_checkpoint(data)
+    except Exception as error:
+        raise UserError(
+            f"the checkpoint {store.uri}/{key} is damaged ({error}): delete it, and the run goes on from the one before"
+        ) from error
+
+
+def prune_checkpoints(store: Store, keep: int) -> None:
+    """Deletes all but the newest ``keep`` checkpoints."""
+    for step in checkpoint_steps(store)[:-keep]:
+        store.delete(checkpoint_key(step))

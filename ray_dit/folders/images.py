@@ -1,0 +1,137 @@
+"""The images a stage reads: listed once into a plan, decoded on demand, the unreadable ones set aside.
+
+Which rows are held out is a function of an image's key, so every stage that reads the same images agrees on it.
+"""
+
+# pyarrow has no type information; what it returns is unknown to the checker
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ray_dit.config import ImagesConfig
+from ray_dit.core.media import UnreadableImage, decode
+from ray_dit.core.order import is_heldout
+from ray_dit.errors import UserError
+from ray_dit.formats.deterministic import parquet_bytes, read_parquet
+from ray_dit.formats.image_format import Place
+from ray_dit.formats.registry import input_format
+from ray_dit.storage.open import open_store
+
+PLAN_KEY = "plan.parquet"
+"""Where `encode` leaves its plan: its actors read it, and so does the report."""
+FOLDER = "folder"
+"""The format images are read in."""
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """All images in key order; ``labels`` index ``classes``, ``heldout`` marks what no model trains on."""
+
+    uri: str
+    size: int
+    classes: tuple[str, ...]
+    keys: tuple[str, ...]
+    labels: NDArray[np.int64]
+    heldout: NDArray[np.bool_]
+    sha256: str
+    """Stands for the input in fingerprints; see ``Listing``."""
+    format: str = FOLDER
+    """Name of the format the images are read in."""
+    places: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
+    """Where each image lies in its object, for formats of several images per object; see ``Listing``."""
+
+    def rows(self, *, heldout: bool) -> NDArray[np.int64]:
+        """Row numbers of the held-out or of the training images."""
+        return np.flatnonzero(self.heldout == heldout)
+
+    def place(self, row: int) -> Place:
+        """Where a row's image lies."""
+        return {name: column[row] for name, column in self.places.items()}
+
+    def to_bytes(self) -> bytes:
+        """The plan as Parquet, for the actors that read a part of it each."""
+        columns = {"key": list(self.keys), "label": self.labels, "heldout": self.heldout, **self.places}
+        facts = {"classes": self.classes, "size": self.size, "sha256": self.sha256}
+        if self.format != FOLDER:  # plans were made before there were other formats, and name none
+            facts["format"] = self.format
+        return parquet_bytes(pa.table(columns), facts)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, uri: str) -> "ImagePlan":
+        """The plan ``to_bytes`` wrote, of the images at ``uri``."""
+        table, facts = read_parquet(data)
+        own = ("key", "label", "heldout")
+        return cls(
+            uri=uri,
+            size=facts["size"],
+            classes=tuple(facts["classes"]),
+            keys=tuple(table["key"].to_pylist()),
+            labels=table["label"].to_numpy(),
+            heldout=table["heldout"].to_numpy(),
+            sha256=facts["sha256"],
+            format=facts.get("format", FOLDER),
+            places={name: table[name].to_numpy() for name in table.column_names if name not in own},
+        )
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that could not be read, and why."""
+
+    key: str
+    reason: str
+
+
+def plan_images(config: ImagesConfig) -> ImagePlan:
+    """Lists the images; UserError for a missing or empty folder and for a class without images."""
+    listing = input_format(FOLDER).list_images(open_store(config.uri))
+    return ImagePlan(
+        uri=config.uri,
+        size=config.size,
+        classes=listing.classes,
+        keys=listing.keys,
+        labels=listing.labels,
+        heldout=np.array([is_heldout(key, config.heldout) for key in listing.keys], dtype=np.bool_),
+        sha256=listing.sha256,
+        places=listing.places,
+    )
+
+
+def load_images(
+    plan: ImagePlan, rows: Iterable[int]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[BadImage]]:
+    """Reads and centre-crops images.
+
+    Returns uint8 [N, S, S, 3], the N row numbers they belong to, and the unreadable ones, in order of ``rows``.
+    """
+    store, reader = open_store(plan.uri), input_format(plan.format)
+    images: list[NDArray[np.uint8]] = []
+    kept: list[int] = []
+    bad: list[BadImage] = []
+    for row in rows:
+        data = reader.read_image(store, plan.keys[row], plan.place(row))
+        try:
+            images.append(decode(data, plan.size))
+            kept.append(int(row))
+        except UnreadableImage as error:
+            bad.append(BadImage(plan.keys[row], str(error)))
+    shape = (len(images), plan.size, plan.size, 3)
+    stacked = np.stack(images) if images else np.zeros(shape, np.uint8)
+    return stacked, np.array(kept, dtype=np.int64), bad
+
+
+def check_bad(bad: int, total: int, max_bad: float, where: str, first: Sequence[BadImage]) -> None:
+    """UserError when more images are unreadable than allowed."""
+    if bad > max_bad * total:
+        example = f", the first is {first[0].key!r} ({first[0].reason})" if first else ""
+        raise UserError(
+            f"{bad} of {total} pictures in {where} cannot be read, more than images.max_bad = {max_bad} allows{example}: "
+            "repair or remove them, or raise --images.max-bad"
+        )

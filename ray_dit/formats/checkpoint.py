@@ -1,0 +1,36 @@
+"""The state of a training run in one safetensors object per checkpoint; knows nothing of models or workers.
+
+One object, one conditional write: a checkpoint is there whole or not at all. The bytes are a function of the tensors
+and the facts: safetensors sorts tensors itself, and all facts go into one metadata entry, whose order is ours.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+
+def checkpoint_bytes(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, object]) -> bytes:
+    """safetensors bytes of the state."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save_tensors(plain, metadata={"facts": json.dumps(facts, sort_keys=True)})
+
+
+def parse_checkpoint(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+    """Tensors and facts: the inverse of ``checkpoint_bytes``; damaged bytes raise an exception of any kind."""
+    return load_tensors(data), _facts(data)
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The entries under ``prefix.``, the prefix taken off."""
+    for name, tensor in tensors.items():
+        if name.startswith(prefix + "."):
+            yield name.removeprefix(prefix + "."), tensor
+
+
+def _facts(data: bytes) -> dict[str, object]:
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    return json.loads(header["__metadata__"]["facts"])

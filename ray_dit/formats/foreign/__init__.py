@@ -1,0 +1,1 @@
+"""Checkpoints of other programs as state dicts under our names, and back."""

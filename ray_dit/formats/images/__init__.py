@@ -1,0 +1,1 @@
+"""The image formats, a module each; only ``formats/registry.py`` imports them."""

@@ -1,0 +1,70 @@
+"""Latent shards as Parquet bytes that are a function of their rows alone.
+
+Columns: ``key``, ``label``, ``heldout``, ``moments`` (float16, flattened [2C, H, W]) and ``moments_mirror`` where the
+mirror image was encoded too.
+"""
+
+# pyarrow has no type information; what it returns is unknown to the checker
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
+import math
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ray_dit.formats.deterministic import parquet_bytes, read_parquet
+
+
+@dataclass(frozen=True)
+class LatentShard:
+    """Rows of a latent shard: moments are float16 [N, 2C, H, W]; ``moments_mirror`` is None where mirrors are off."""
+
+    keys: list[str]
+    labels: NDArray[np.int64]
+    heldout: NDArray[np.bool_]
+    moments: NDArray[np.float16]
+    moments_mirror: NDArray[np.float16] | None
+
+
+def latent_shard_bytes(shard: LatentShard) -> bytes:
+    """Parquet bytes of a latent shard."""
+    columns: dict[str, pa.Array] = {
+        "key": pa.array(shard.keys, pa.string()),
+        "label": pa.array(shard.labels, pa.int64()),
+        "heldout": pa.array(shard.heldout, pa.bool_()),
+        "moments": _tensor_column(shard.moments),
+    }
+    if shard.moments_mirror is not None:
+        columns["moments_mirror"] = _tensor_column(shard.moments_mirror)
+    table = pa.table(columns)
+    return parquet_bytes(table, {"moments_shape": shard.moments.shape[1:]})
+
+
+def read_latent_shard(source: BinaryIO | bytes) -> LatentShard:
+    """The rows of a latent shard."""
+    table, facts = read_parquet(source)
+    shape = tuple(facts["moments_shape"])
+    return LatentShard(
+        keys=table["key"].to_pylist(),
+        labels=table["label"].to_numpy(),
+        heldout=table["heldout"].to_numpy(),
+        moments=_column_tensor(table, "moments", shape),
+        moments_mirror=_column_tensor(table, "moments_mirror", shape)
+        if "moments_mirror" in table.column_names
+        else None,
+    )
+
+
+def _tensor_column(values: NDArray[np.float16]) -> pa.Array:
+    flat = np.ascontiguousarray(values, dtype=np.float16).reshape(len(values), math.prod(values.shape[1:]))
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
+
+
+def _column_tensor(table: pa.Table, name: str, shape: tuple[int, ...]) -> NDArray[np.float16]:
+    column = table[name].combine_chunks()
+    array: pa.Array = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    return array.flatten().to_numpy().reshape(len(array), *shape)

@@ -1,0 +1,66 @@
+"""Latents on the local disk: all rows in shard order, copied once, whole or not there."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ray_dit.errors import NotFound
+from ray_dit.folders.latents import cache_folder, open_latent_rows
+from ray_dit.formats.latents import LatentShard, latent_shard_bytes
+from ray_dit.storage.open import open_store
+from ray_dit.storage.store import Store
+
+
+def write(store: Store, sizes: list[int], *, mirror: bool) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = []
+    first = 0
+    for number, rows in enumerate(sizes):
+        ids = np.arange(first, first + rows)
+        moments = np.broadcast_to(ids[:, None, None, None], (rows, 8, 2, 2)).astype(np.float16)
+        keys = [f"a/{row}.png" for row in ids]
+        shard = LatentShard(keys, ids % 3, ids % 2 == 0, moments, -moments if mirror else None)
+        store.put(f"latents/{number}.parquet", latent_shard_bytes(shard))
+        entries.append({"key": f"latents/{number}.parquet", "rows": rows})
+        first += rows
+    return entries
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_rows_lie_in_shard_order(tmp_path: Path, mirror: bool) -> None:
+    store = open_store(str(tmp_path / "latents"))
+    entries = write(store, [3, 4, 1], mirror=mirror)
+    rows = open_latent_rows(store, entries, "name", tmp_path / "cache")
+    assert rows.moments.shape == (8, 1 + mirror, 8, 2, 2) and rows.moments.dtype == np.float16
+    assert rows.moments[:, 0, 0, 0, 0].tolist() == list(range(8))
+    assert not mirror or rows.moments[:, 1, 0, 0, 0].tolist() == [-row for row in range(8)]
+    assert rows.labels.tolist() == [row % 3 for row in range(8)]
+    assert rows.heldout.tolist() == [row % 2 == 0 for row in range(8)]
+
+
+def test_they_are_copied_once(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "latents"))
+    entries = write(store, [3, 2], mirror=False)
+    first = open_latent_rows(store, entries, "name", tmp_path / "cache")
+    for entry in entries:
+        store.delete(entry["key"])
+    again = open_latent_rows(store, entries, "name", tmp_path / "cache")
+    np.testing.assert_array_equal(again.moments, first.moments)
+
+
+def test_a_copy_that_failed_leaves_nothing(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "latents"))
+    entries = write(store, [3, 2], mirror=False)
+    store.delete(entries[1]["key"])
+    with pytest.raises(NotFound):
+        open_latent_rows(store, entries, "name", tmp_path / "cache")
+    assert list((tmp_path / "cache/latents").iterdir()) == []
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    monkeypatch.delenv("RAY_DIT_CACHE", raising=False)
+    assert cache_folder() == Path("/somewhere/ray-dit")
+    monkeypatch.setenv("RAY_DIT_CACHE", "/else")
+    assert cache_folder() == Path("/else")
