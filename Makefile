@@ -33,6 +33,10 @@ browser:
 	  && apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y chromium >/dev/null; } \
 	  || echo "no /usr/bin/chromium here: the page's tests will be skipped" >&2
 
+BASE ?= HEAD
+same-bytes: .venv/dev ## do BASE (a commit) and the working tree make the same bytes? (about 4 minutes on 2 cores)
+	$(BIN)/python -m tests.support.same_bytes --base $(BASE)
+
 faults: .venv/dev ## long fault tests: 10,000 store operations under faults, kills of every stage with five seeds
 	$(BIN)/python -m pytest tests/faults
 	for seed in 1 2 3 4 5; do RAY_DIT_KILL_SEED=$$seed $(BIN)/python -m pytest tests/stages/test_pipeline_kills.py || exit 1; done
@@ -64,4 +68,4 @@ format: .venv/dev ## format the code and sort imports
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch .venv/demo $@
 
-.PHONY: help demo demo-s3 test check pytest browser faults bench gpu-check format
+.PHONY: help demo demo-s3 test check pytest browser same-bytes faults bench gpu-check format
