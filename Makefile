@@ -20,12 +20,8 @@ check: .venv/dev ## format, lint, types, import rules
 	$(BIN)/pyright
 	$(BIN)/lint-imports --verbose
 
-# Tests that start Ray have a process a file: Ray numbers actors alike in every session of a process, and a handle left
-# over from one session takes down the actor of its number in the next.
 pytest: .venv/dev browser ## the tests
-	$(BIN)/python -m pytest -m "not ray"
-	@for file in $$(grep -rl 'mark.ray' tests --include='test_*.py' | sort); do \
-	  echo "$$file"; $(BIN)/python -m pytest -q -m ray "$$file" || exit 1; done
+	$(BIN)/python -m pytest
 
 # The page is tested in Debian's Chromium; where it is not and cannot be installed, those tests are skipped and say so.
 browser:

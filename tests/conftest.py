@@ -1,4 +1,4 @@
-"""For all tests: shapes and types in the core's signatures are checked, and torch computes on one thread.
+"""For all tests: those that start Ray get a process per file; shapes and types in the core's signatures are checked, and torch computes on one thread.
 
 The hook rewrites modules as they are imported, so it must come before the first import of ray_dit.core. Processes that
 Ray starts don't have it: there the annotations cost nothing.
@@ -9,5 +9,7 @@ from jaxtyping import install_import_hook
 install_import_hook("ray_dit.core", "beartype.beartype")
 
 import torch  # noqa: E402
+
+pytest_plugins = ["tests.support.isolate"]
 
 torch.set_num_threads(1)

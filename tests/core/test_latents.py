@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from golden_dit import CASES
 from PIL import Image
 
 from ray_dit.core import latents
+from tests.support.golden_dit import CASES
 
 CROPS = [name.removeprefix("crop_in_") for name in CASES if name.startswith("crop_in_")]
 

@@ -3,9 +3,9 @@
 import itertools
 
 import pytest
-import seaweed
 
 from ray_dit.storage.store import Store
+from tests.support import seaweed
 
 _memory = itertools.count()
 
