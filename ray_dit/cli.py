@@ -351,7 +351,7 @@ def _report(config: settings.ReportConfig) -> None:
 
 
 def _import(config: Any) -> None:
-    from ray_dit.stages.convert import import_checkpoint
+    from ray_dit.checkpoints.importing import import_checkpoint
     from ray_dit.storage.pretrained import read_model
 
     import_checkpoint(config)
@@ -369,7 +369,7 @@ def _import(config: Any) -> None:
 
 
 def _export(config: Any) -> None:
-    from ray_dit.stages.convert import export
+    from ray_dit.checkpoints.exporting import export
 
     _said(f"{config.format} checkpoint", export(config), None)
 
