@@ -20,8 +20,15 @@ check: .venv/dev ## format, lint, types, import rules
 	$(BIN)/pyright
 	$(BIN)/lint-imports --verbose
 
-pytest: .venv/dev browser ## the tests
-	$(BIN)/python -m pytest
+# Coverage slows what it counts, so it stays out of Ray's workers: their loops show only where a test calls them itself.
+pytest: .venv/dev browser ## the tests, and which lines they reach
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+quick: .venv/dev ## the fast half of the tests, without Ray, S3 and a browser (about a minute on 2 cores)
+	$(BIN)/python -m pytest -q -n logical --dist loadfile -m "not ray and not s3 and not browser and not slow"
 
 # The page is tested in Debian's Chromium; where it is not and cannot be installed, those tests are skipped and say so.
 browser:
@@ -64,4 +71,4 @@ format: .venv/dev ## format the code and sort imports
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch .venv/demo $@
 
-.PHONY: help demo demo-s3 test check pytest browser same-bytes faults bench gpu-check format
+.PHONY: help demo demo-s3 test check pytest quick browser same-bytes faults bench gpu-check format

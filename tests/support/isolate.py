@@ -58,6 +58,7 @@ class Parent:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.child: Running | None = None
+        self.in_xdist = hasattr(config, "workerinput")
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -74,18 +75,23 @@ class Parent:
         if not is_isolated(item):
             return None
         if self.child is None:
-            # a child that died at a test is started anew for those after it
-            rest = item.session.items[item.session.items.index(item) :]
-            self.child = Running.start(self.config, [other for other in rest if same_file(other, item)])
+            self.child = Running.start(self.config, self.items_from(item))
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self.child.reports(item):
             item.ihook.pytest_runtest_logreport(report=report)
-        if self.child.ended or nextitem is None or not same_file(nextitem, item):
+        if self.child.ended or self.in_xdist or nextitem is None or not same_file(nextitem, item):
             child, self.child = self.child, None
             for report in child.last_reports(item):
                 item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
+
+    def items_from(self, item: pytest.Item) -> list[pytest.Item]:
+        """What a new child runs: this test and those of its file after it, since one before may have killed a child."""
+        if self.in_xdist:  # the others may be another worker's
+            return [item]
+        rest = item.session.items[item.session.items.index(item) :]
+        return [other for other in rest if same_file(other, item)]
 
     def pytest_unconfigure(self) -> None:
         if self.child is not None:  # after -x or Ctrl-C there may still be one
@@ -109,7 +115,7 @@ class Running:
         descriptor, output = tempfile.mkstemp(prefix="pytest-child-")
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pytest", *child_options(config), *(item.nodeid for item in items)],
+                [sys.executable, *measured(), "-m", "pytest", *child_options(config), *(item.nodeid for item in items)],
                 cwd=config.rootpath, env=os.environ | {REPORTS: str(write)}, pass_fds=(write,),
                 stdin=subprocess.DEVNULL, stdout=descriptor, stderr=subprocess.STDOUT,
             )  # fmt: skip
@@ -176,6 +182,13 @@ def child_options(config: pytest.Config) -> list[str]:
     given = [f"{option}={config.getoption(name)}" for name, option in named.items() if config.getoption(name)]
     place = [f"--rootdir={config.rootpath}", *(["-c", str(config.inipath)] if config.inipath else [])]
     return ["-q", "-p", "no:cacheprovider", *place, *given]
+
+
+def measured() -> list[str]:
+    """Runs a child under coverage where this process is; in its own processes, such as Ray's workers, nothing is."""
+    if "coverage" in sys.modules and sys.modules["coverage"].Coverage.current() is not None:
+        return ["-m", "coverage", "run"]
+    return []
 
 
 def timeout_of(item: pytest.Item) -> float:

@@ -136,7 +136,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", required=True, help="the commit to compare the working tree with")
     parser.add_argument("--base-python", default=sys.executable, help="its interpreter, if packages differ")
     parser.add_argument("--only", choices=("local", "s3"), help="one storage instead of both")
+    names = [step.name for step in PIPELINE]
+    parser.add_argument("--until", choices=names, default=names[-1], help="the last step to run")
     options = parser.parse_args(argv)
+    steps = PIPELINE[: names.index(options.until) + 1]
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="same-bytes-") as scratch:
         folder = Path(scratch)
@@ -147,10 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_images(folder / "images")
         results: dict[str, list[Objects]] = {}
         if options.only != "s3":
-            results["local"] = run_local(sides, folder)
+            results["local"] = run_local(sides, steps, folder)
         if options.only != "local":
-            results["s3"] = run_on_s3(sides, folder)
-    bad = [line for where, (base, tree) in results.items() for line in compare(where, base, tree)]
+            results["s3"] = run_on_s3(sides, steps, folder)
+    bad = [line for where, (base, tree) in results.items() for line in compare(where, steps, base, tree)]
     print(f"{time.monotonic() - began:.0f} s")
     return 1 if bad else 0
 
@@ -178,21 +181,21 @@ def write_images(folder: Path) -> None:
     (folder / "left" / "broken.png").write_bytes(b"no image")
 
 
-def run_local(sides: Sequence[Side], folder: Path) -> list[Objects]:
+def run_local(sides: Sequence[Side], steps: Sequence[Step], folder: Path) -> list[Objects]:
     """The pipeline with all its results on disk, for both sides at once: a stage mostly waits for processes to start."""
     from fsspec.implementations.local import LocalFileSystem
 
     def run(side: Side) -> Objects:
         root = folder / side.name
         shutil.copytree(folder / "images", root / "images")
-        run_pipeline(side, str(root), folder / f"home-{side.name}", {})
+        run_pipeline(side, steps, str(root), folder / f"home-{side.name}", {})
         return read_objects(LocalFileSystem(), str(root))
 
     with ThreadPoolExecutor(len(sides)) as threads:
         return list(threads.map(run, sides))
 
 
-def run_on_s3(sides: Sequence[Side], folder: Path) -> list[Objects]:
+def run_on_s3(sides: Sequence[Side], steps: Sequence[Step], folder: Path) -> list[Objects]:
     """The pipeline with all it reads and makes on an S3 server of its own, a bucket for each side; both at once."""
     import s3fs
 
@@ -209,7 +212,7 @@ def run_on_s3(sides: Sequence[Side], folder: Path) -> list[Objects]:
         )
         make_bucket(endpoint, side.name)
         files.put(str(folder / "images"), f"{side.name}/images", recursive=True)
-        run_pipeline(side, f"s3://{side.name}", folder / f"home-s3-{side.name}", environment)
+        run_pipeline(side, steps, f"s3://{side.name}", folder / f"home-s3-{side.name}", environment)
         return read_objects(files, side.name)
 
     try:
@@ -219,11 +222,11 @@ def run_on_s3(sides: Sequence[Side], folder: Path) -> list[Objects]:
         stop()
 
 
-def run_pipeline(side: Side, root: str, home: Path, extra: Mapping[str, str]) -> None:
+def run_pipeline(side: Side, steps: Sequence[Step], root: str, home: Path, extra: Mapping[str, str]) -> None:
     """All commands in one process on one Ray; ``home`` keeps caches apart. SystemExit if a command fails."""
     home.mkdir()
     commands = home / "commands.json"
-    commands.write_text(json.dumps([step.command.format(root=root).split() for step in PIPELINE]))
+    commands.write_text(json.dumps([step.command.format(root=root).split() for step in steps]))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
     environment |= {"PYTHONPATH": str(side.checkout), "HOME": str(home), "RAY_AUTH_MODE": "disabled"}
     environment |= {"OMP_NUM_THREADS": "1", "RAY_BACKEND_LOG_LEVEL": "fatal", **extra}
@@ -267,11 +270,11 @@ def is_compared(key: str) -> bool:
     return folders[0] != "images" and not set(OUTSIDE) & set(folders)
 
 
-def compare(where: str, base: Objects, tree: Objects) -> Iterator[str]:
+def compare(where: str, steps: Sequence[Step], base: Objects, tree: Objects) -> Iterator[str]:
     """Prints what differs, step by step; yields the steps whose difference no ``rules`` number explains."""
     print(f"== compared: {where}")
     changed_rules: set[str] = set()
-    for step in PIPELINE:
+    for step in steps:
         rules = [(rules_of(base, folder), rules_of(tree, folder)) for folder in step.folders]
         if any(old != new for old, new in rules) or changed_rules & set(step.after):
             changed_rules.add(step.name)

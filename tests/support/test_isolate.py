@@ -1,5 +1,6 @@
 """The plugin that runs each file of Ray tests in a process: what it shows is what pytest would show."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,18 @@ def test_a_test_that_takes_too_long_fails_with_its_stack(project: pytest.Pyteste
     result = project.runpytest_subprocess(str(path))
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*time.sleep(50)*", "*Timeout*"])
+
+
+def test_with_xdist_each_test_has_a_process(project: pytest.Pytester) -> None:
+    project.runpytest_subprocess("-p", "xdist", "-n2").assert_outcomes(passed=4, failed=1, skipped=1)
+    ran = pids(project)
+    assert set(ran) == {"plain", "first", "second", "wrong", "after"}
+    assert len(set(ran.values())) == 5
+
+
+def test_coverage_reaches_into_the_children(project: pytest.Pytester) -> None:
+    (project.path / ".coveragerc").write_text("[run]\nparallel = true\nsource = .\n")
+    project.run(sys.executable, "-m", "coverage", "run", "-m", "pytest", "test_one.py")
+    project.run(sys.executable, "-m", "coverage", "combine")
+    shown = project.run(sys.executable, "-m", "coverage", "report", "--include=test_one.py")
+    shown.stdout.fnmatch_lines(["test_one.py* 100%"])

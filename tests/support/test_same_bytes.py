@@ -28,7 +28,7 @@ def objects(changed: dict[str, str | None] | None = None, rules: dict[str, int] 
 
 
 def test_equal_objects_are_equal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(compare("here", objects(), objects())) == []
+    assert list(compare("here", PIPELINE, objects(), objects())) == []
     assert capsys.readouterr().out.count("  equal") == len(PIPELINE)
 
 
@@ -43,7 +43,7 @@ def test_equal_objects_are_equal(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_difference_is_named(
     base: dict[str, Any], tree: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert list(compare("here", objects(base), objects(tree))) == ["encode"]
+    assert list(compare("here", PIPELINE, objects(base), objects(tree))) == ["encode"]
     assert said in capsys.readouterr().out
 
 
@@ -51,16 +51,20 @@ def test_another_rules_number_explains_its_stage_and_those_after_it(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     tree = objects({"latents": "3", "dataset-1": "3"}, rules={"latents": 2})
-    assert list(compare("here", objects(), tree)) == []
+    assert list(compare("here", PIPELINE, objects(), tree)) == []
     printed = capsys.readouterr().out
     assert "latents/_job.json: parts.rules: '(absent)' -> 2" in printed
     assert printed.count("as its rules number says") == 2
     # a stage before it, or beside it, is not explained
-    assert list(compare("here", objects(), objects({"vae": "3"}, rules={"latents": 2}))) == ["train-vae"]
+    assert list(compare("here", PIPELINE, objects(), objects({"vae": "3"}, rules={"latents": 2}))) == [
+        "train-vae"
+    ]
 
 
 def test_a_rules_number_of_one_is_that_of_a_job_without(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(compare("here", objects(), objects({"latents": "3"}, rules={"latents": 1}))) == ["encode"]
+    assert list(compare("here", PIPELINE, objects(), objects({"latents": "3"}, rules={"latents": 1}))) == [
+        "encode"
+    ]
 
 
 class Files:
