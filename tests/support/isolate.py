@@ -32,7 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if REPORTS in os.environ:
-        config.pluginmanager.register(Child(config, int(os.environ[REPORTS])), "isolation-child")
+        descriptor = int(
+            os.environ.pop(REPORTS)
+        )  # ours alone: the parent waits until every copy of it is closed
+        os.set_inheritable(descriptor, False)
+        config.pluginmanager.register(Child(config, descriptor), "isolation-child")
     elif not config.getoption("no_isolation") and not config.getoption("usepdb"):
         config.pluginmanager.register(Parent(config), "isolation-parent")
 
@@ -94,8 +98,8 @@ class Parent:
         return [other for other in rest if same_file(other, item)]
 
     def pytest_unconfigure(self) -> None:
-        if self.child is not None:  # after -x or Ctrl-C there may still be one
-            self.child.end()
+        if self.child is not None:  # after -x or Ctrl-C, which have reached it too: it is about to end
+            self.child.end(seconds=GRACE_SECONDS / 6)
 
 
 @dataclass
@@ -145,11 +149,8 @@ class Running:
 
     def last_reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
         """Waits until the child has cleaned up after its last test; a failure of that test if it dies or hangs there."""
-        try:
-            self.process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        if self.process.wait() < 0 and not self.ended:
+        self.await_end(GRACE_SECONDS)
+        if self.process.returncode < 0 and not self.ended:
             yield self.failure(item, "teardown")
         self.end()
 
@@ -158,10 +159,17 @@ class Running:
         text = f"the process of this file ended with status {self.process.returncode} in {item.nodeid}:\n{printed}"
         return pytest.TestReport(item.nodeid, item.location, {}, "failed", text, when)
 
-    def end(self) -> None:
-        """Kills the process if it is still there, and removes what it has left."""
-        self.process.kill()
-        self.process.wait()
+    def await_end(self, seconds: float) -> None:
+        """Waits until the process has ended, and kills it if it has not in so many seconds."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def end(self, seconds: float = 0.0) -> None:
+        """Awaits the process's end, then removes what it has left."""
+        self.await_end(seconds)
         self.pipe.close()
         self.output.unlink(missing_ok=True)
 
