@@ -13,13 +13,11 @@ Each run draws what there is so far: cost_of_quality.md and .svg beside the line
 the network: a guided step takes two an image, a step outside the interval one.
 """
 
-import argparse
 import hashlib
 import json
 import math
 import multiprocessing
 import os
-import platform
 import shutil
 import statistics
 import threading
@@ -40,6 +38,7 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor
 
 from benchmarks.chart import Line, Panel, chart
+from benchmarks.common import RESULTS, TRIALS, argument_parser, machine
 from ray_dit.config import (
     ClassifierConfig,
     Config,
@@ -60,10 +59,9 @@ from ray_dit.formats.model_folder import WEIGHTS_KEY, ModelConfig
 from ray_dit.pipeline import Pipeline, load
 from ray_dit.vae import VAE, files_sha256
 
-HERE = Path(__file__).parent
-SETTINGS = HERE / "cost_of_quality.yaml"
-RESULTS = HERE / "results" / "cost_of_quality.jsonl"
-QUICK_RESULTS = Path("bench") / "cost_of_quality_quick.jsonl"
+SETTINGS = Path(__file__).with_name("cost_of_quality.yaml")
+CELLS = RESULTS / "cost_of_quality.jsonl"
+QUICK_CELLS = TRIALS / "cost_of_quality_quick.jsonl"
 QUICK: dict[str, Any] = {
     "classifier": {"steps": 60},
     "num_samples": 40,
@@ -673,18 +671,6 @@ def plot(found: Sequence[Outcome]) -> str:
 # ---- the command
 
 
-def machine() -> dict[str, Any]:
-    """Where a cell was measured."""
-    names = [
-        line.partition(":")[2].strip() for line in _lines_of("/proc/cpuinfo") if line.startswith("model name")
-    ]
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "cpus": os.cpu_count(),
-        "torch": torch.__version__,
-    }
-
-
 def _lines_of(path: str | Path) -> list[str]:
     return Path(path).read_text().splitlines() if os.path.exists(path) else []
 
@@ -712,9 +698,7 @@ def outlook(tasks: Sequence[Task], known: Mapping[str, Measured], workers: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--model", required=True, help="model folder")
     parser.add_argument("--images", required=True, help="the pictures it was trained on")
     parser.add_argument("--workers", type=int, default=2, help="processes, each of one thread")
@@ -724,7 +708,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     settings = Settings(**yaml.safe_load(SETTINGS.read_text()) | (QUICK if arguments.quick else {}))
-    cells = Cells(QUICK_RESULTS if arguments.quick else RESULTS)
+    cells = Cells(QUICK_CELLS if arguments.quick else CELLS)
     truth = real_truth(arguments.images, settings)
     folder = read_model(arguments.model)
     tasks = tasks_of(settings, folder.config, model=model_sha256(folder), judge=truth.sha256)

@@ -10,11 +10,9 @@ have fewer cores than it says, two actors should gain too. Interleaved, ``--turn
 ``benchmarks/results/fan_out_generate.json``.
 """
 
-import argparse
 import heapq
 import json
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -26,13 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import RESULTS, argument_parser, machine, write_json
 from ray_dit.config import GenerateConfig, ShardsConfig
 from ray_dit.ledger.job import Job
 from ray_dit.session import ray_session
 from ray_dit.stages.shard_jobs import ShardMaker, Work, make_shards
 from ray_dit.storage.open import open_store
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -191,9 +188,7 @@ def span(markers: Path) -> float:
 
 def write(name: str, figures: dict[str, Any]) -> None:
     """The results file."""
-    machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine, **figures}, indent=1) + "\n")
+    write_json(RESULTS / f"{name}.json", {"machine": machine(), **figures})
     print(json.dumps(figures, indent=1))
 
 
@@ -238,9 +233,7 @@ def generate_twice(model: str, images: int, turns: int) -> None:
 
 def main() -> None:
     """Parses options."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--generate", metavar="MODEL", help="a model folder, such as demo/model")

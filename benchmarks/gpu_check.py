@@ -12,11 +12,9 @@ bfloat16 matrix product measured in the same run on the same device, and not ove
 ``--device cpu --quick`` runs everything at tiny sizes, to try the script itself.
 """
 
-import argparse
 import json
 import math
 import os
-import platform
 import re
 import statistics
 import sys
@@ -32,6 +30,8 @@ import torch.cuda.nccl
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from benchmarks import common
+from benchmarks.common import RESULTS, argument_parser, timed, write_json
 from ray_dit.config import DiffusionConfig, DiTConfig, OptimizerConfig, SamplerConfig, VAESizeConfig
 from ray_dit.core.batch import training_batch
 from ray_dit.core.diffusion import linear_schedule, q_sample
@@ -44,7 +44,6 @@ from ray_dit.core.sampling import TableBank, init_rows, sample
 from ray_dit.core.train_step import make_ema, make_optimizer, update_ema
 from ray_dit.vae import VAE
 
-RESULTS = Path(__file__).parent / "results"
 GOLDEN = Path(__file__).parent.parent / "tests/golden/dit_tiny"
 SCHEDULE = linear_schedule(DiffusionConfig())
 SD_VAE = VAESizeConfig(block_out_channels=(128, 256, 512, 512), layers_per_block=2, norm_num_groups=32)
@@ -132,16 +131,7 @@ class Bench:
 
     def seconds(self, call: Callable[[], object]) -> float:
         """Median seconds of a call after two to warm up."""
-        for _ in range(2):
-            call()
-        times: list[float] = []
-        for _ in range(self.sizes.repeats):
-            self.synchronize()
-            started = time.perf_counter()
-            call()
-            self.synchronize()
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
+        return statistics.median(timed(call, repeats=self.sizes.repeats, synchronize=self.synchronize))
 
     def synchronize(self) -> None:
         if self.device.type == "cuda":
@@ -318,7 +308,12 @@ def collective(bench: Bench) -> None:
 
     plain = _trained(bench, steps=3)
     backend = "nccl" if bench.device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    dist.init_process_group(
+        backend,
+        store=dist.HashStore(),  # pyright: ignore[reportPrivateImportUsage]
+        rank=0,
+        world_size=1,
+    )
     try:
         wrapped = _trained(bench, steps=3, wrap=nn.parallel.DistributedDataParallel)
     finally:
@@ -533,11 +528,8 @@ def _guarded(bench: Bench, name: str, part: Callable[[], None]) -> None:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-    }
+    """Facts of the machine and of its GPU."""
+    found = common.machine()
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found |= {
@@ -551,9 +543,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     names = [part.__name__ for part in (*CHECKS, *FIGURES)]
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--quick", action="store_true", help="tiny sizes; no results file unless --output")
@@ -574,7 +564,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def save() -> None:
         if path is not None:
-            path.write_text(json.dumps({"machine": found, **asdict(report)}, indent=1) + "\n")
+            write_json(path, {"machine": found, **asdict(report)})
 
     bench = Bench(device, QUICK if arguments.quick else FULL, report)
     checks = [part for part in CHECKS if part.__name__ in arguments.parts]

@@ -21,12 +21,11 @@ import asyncio
 import base64
 import bisect
 import json
-import os
-import platform
+import logging
 import socket
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,13 +33,14 @@ from typing import Any
 import httpx
 import numpy as np
 
+from benchmarks.common import RESULTS, TRIALS, argument_parser, in_turns, machine, write_json
 from ray_dit.serving.engine import Observer, patience, row_limit
 from ray_dit.serving.profile import StepCurve
 
 STEPS, MOST_IMAGES = (10, 20, 50), 4
 SHORT = {"n": 1, "num_inference_steps": 10}
 LONG = {"n": 10, "num_inference_steps": 250}
-MEAN_ROW_STEPS = 2 * np.mean(STEPS) * np.mean(range(1, MOST_IMAGES + 1))
+MEAN_ROW_STEPS = float(2 * np.mean(STEPS) * np.mean(range(1, MOST_IMAGES + 1)))
 """Rows of the network a request takes over all its steps; guided, so two an image and step."""
 
 
@@ -268,9 +268,10 @@ def baseline(max_batch_size: int, wait: float, **arguments: Any) -> Any:
         async def __call__(self, request: Any) -> Any:
             return await self.batched(await request.json())
 
-    return serve.deployment(Batched, name="batched", max_ongoing_requests=10_000, logging_config=QUIET).bind(
-        **arguments
+    deployment: Any = serve.deployment(
+        Batched, name="batched", max_ongoing_requests=10_000, logging_config=QUIET
     )
+    return deployment.bind(**arguments)
 
 
 # ---- the clients
@@ -418,7 +419,7 @@ class Bench:
         return with_checks(
             {
                 "machine": before,
-                "settings": vars(self.arguments),
+                "settings": {name: value for name, value in vars(self.arguments).items() if name != "output"},
                 "max_step_rows": max_rows,
                 "step_seconds": dict(zip(points, seconds, strict=True)),
                 "rows_per_second": rates,
@@ -471,19 +472,20 @@ class Bench:
 
     def _throughputs(self, ours: Any, base: Any, max_rows: int) -> dict[str, list[float]]:
         """Rows a second, in turns."""
-        rates: dict[str, list[float]] = {"bulk": [], "saturation": [], "baseline": []}
         seconds, concurrent = self.arguments.seconds, 3 * max_rows
         url = f"http://127.0.0.1:{self.port}/v1/images/generations"
-        for turn in range(self.arguments.turns):
-            rates["bulk"].append(ours.bulk.remote(max_rows // 2, seconds / 2).result())
-            rates["saturation"].append(
-                asyncio.run(saturate(url, ours.rows.remote, seconds, concurrent, turn))
-            )
-            rates["baseline"].append(
-                asyncio.run(saturate(self._base_url, base.rows.remote, seconds, concurrent, turn))
-            )
-            print({name: round(rate[-1], 1) for name, rate in rates.items()}, flush=True)
-        return rates
+
+        def saturated(url: str, replica: Any) -> Callable[[int], float]:
+            return lambda turn: asyncio.run(saturate(url, replica.rows.remote, seconds, concurrent, turn))
+
+        return in_turns(
+            {
+                "bulk": lambda turn: ours.bulk.remote(max_rows // 2, seconds / 2).result(),
+                "saturation": saturated(url, ours),
+                "baseline": saturated(self._base_url, base),
+            },
+            self.arguments.turns,
+        )
 
     def _load(
         self, ours: Any, url: str, load: float, saturation: float, curve: Any, max_rows: int
@@ -577,20 +579,6 @@ def _at(loads: Sequence[dict[str, Any]], load: float) -> dict[str, Any]:
     return min(loads, key=lambda row: abs(row["load"] - load))
 
 
-def machine() -> dict[str, Any]:
-    import ray
-    import torch
-
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "ray": ray.__version__,
-    }
-
-
 def table(result: dict[str, Any]) -> str:
     lines = [
         "| load | requests | p50 s | p95 s | ideal p95 s | p95 / ideal | ... by the profile | added ms (median) |",
@@ -651,9 +639,7 @@ def drawing(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--device", choices=("simulated", "cpu"), default="simulated")
     parser.add_argument("--model", default="dit-s2", help="with --device cpu: dit-s2, or a model folder")
     parser.add_argument("--a", type=float, default=0.020, help="seconds of a step")
@@ -665,25 +651,24 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3, help="times each throughput is measured")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of a replica")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--output", default="benchmarks/results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--again", action="store_true")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.seconds, arguments.requests = min(arguments.seconds, 15.0), 40
-        arguments.loads, arguments.waits, arguments.turns, arguments.output = [0.5, 0.8], [0.5], 1, "bench"
+        arguments.loads, arguments.waits, arguments.turns, arguments.output = [0.5, 0.8], [0.5], 1, TRIALS
     if arguments.device == "simulated":
         arguments.model = "small"
     name = "simulated" if arguments.device == "simulated" else f"cpu-{Path(arguments.model).name}"
-    folder = Path(arguments.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = arguments.output
     with tempfile.TemporaryDirectory() as scratch, ray_here() as port:
         preset = arguments.model
         uri = preset if preset not in ("small", "dit-s2") else random_model(Path(scratch) / "model", preset)
         bench = Bench(arguments, uri, port)
         there = folder / f"serving-{name}.json"
         result = bench.again(json.loads(there.read_text())) if arguments.again else bench.run()
-    (folder / f"serving-{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    write_json(there, result)
     (folder / f"serving-{name}.svg").write_text(drawing(result))
     print(table(result))
 
@@ -700,7 +685,7 @@ class ray_here:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level="ERROR")
+        ray.init(address="local", num_cpus=8, include_dashboard=False, logging_level=logging.ERROR)
         serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=QUIET)
         return port
 

@@ -5,25 +5,23 @@ table and writes ``benchmarks/results/store_listing.json``. Memory is how much t
 the whole process being a few tens of MB.
 """
 
-import argparse
 import hashlib
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
+from benchmarks.common import RESULTS, argument_parser, machine, write_json
 from ray_dit.ledger.job import Job, Marker, manifest_objects
 from ray_dit.ledger.maintenance import Tally, verify
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store, ahead
 
-RESULTS = Path(__file__).parent / "results/store_listing.json"
+OUTPUT = RESULTS / "store_listing.json"
 SIZE = 1024
 
 
@@ -120,9 +118,7 @@ def measured(name: str, uri: str, objects: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argument_parser(__doc__)
     parser.add_argument("--objects", type=int, default=100_000)
     parser.add_argument("--uri", help="an empty place")
     parser.add_argument("--phase", choices=PHASES)
@@ -137,11 +133,9 @@ def main() -> None:
         phases = {name: run_phase(name, uri, arguments.objects) for name in PHASES}
     for name, row in phases.items():
         print(f"{name:8s} {row['seconds']:8.1f} s {row['per_second']:8.0f}/s {row['grown_mb']:7.1f} MB more")
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    machine = {"cpu": platform.machine(), "cpus": os.cpu_count(), "python": platform.python_version()}
-    results[f"{kind} {arguments.objects}"] = {"machine": machine, "object_bytes": SIZE, "phases": phases}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1, sort_keys=True) + "\n")
+    results = json.loads(OUTPUT.read_text()) if OUTPUT.exists() else {}
+    results[f"{kind} {arguments.objects}"] = {"machine": machine(), "object_bytes": SIZE, "phases": phases}
+    write_json(OUTPUT, results, sort_keys=True)
 
 
 if __name__ == "__main__":

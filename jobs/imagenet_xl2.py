@@ -72,7 +72,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
 
 def import_weights(options: argparse.Namespace) -> str:
     """The model folder made of the published file."""
-    from ray_dit.stages.convert import import_checkpoint
+    from ray_dit.checkpoints.importing import import_checkpoint
 
     model = f"{options.folder.rstrip('/')}/model"
     import_checkpoint(ImportConfig(source=options.weights, output=model, vae=options.vae, labels="imagenet"))

@@ -350,8 +350,8 @@ def _report(config: settings.ReportConfig) -> None:
 
 
 def _import(config: Any) -> None:
+    from ray_dit.checkpoints.importing import import_checkpoint
     from ray_dit.folders.model import read_model
-    from ray_dit.stages.convert import import_checkpoint
 
     import_checkpoint(config)
     told = read_model(
@@ -368,7 +368,7 @@ def _import(config: Any) -> None:
 
 
 def _export(config: Any) -> None:
-    from ray_dit.stages.convert import export
+    from ray_dit.checkpoints.exporting import export
 
     _said(f"{config.format} checkpoint", export(config), None)
 

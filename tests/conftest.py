@@ -1,7 +1,8 @@
-"""For all tests: shapes and types in the core's signatures are checked, and torch computes on one thread.
+"""For all tests: a process per file for those that start Ray, checked shapes and types in the core, one thread.
 
-The hook rewrites modules as they are imported, so it must come before the first import of ray_dit.core. Processes that
-Ray starts don't have it: there the annotations cost nothing.
+The import hook, which makes jaxtyping and beartype check the core's signatures, rewrites modules as they are imported,
+so it must come before the first import of ray_dit.core. Processes that Ray starts don't have it: there the annotations
+cost nothing.
 """
 
 from jaxtyping import install_import_hook
@@ -9,5 +10,7 @@ from jaxtyping import install_import_hook
 install_import_hook("ray_dit.core", "beartype.beartype")
 
 import torch  # noqa: E402
+
+pytest_plugins = ["tests.support.isolate"]
 
 torch.set_num_threads(1)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import write_model as write_tiny_model
 
 from ray_dit import cli, config
 from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
@@ -22,6 +21,7 @@ from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objec
 from ray_dit.ledger.job import Job
 from ray_dit.storage import local
 from ray_dit.storage.open import open_store
+from tests.support.tiny import write_model as write_tiny_model
 
 IMAGES = ["--images.uri", "images", "--images.size", "16"]
 ENCODE = ["encode", *IMAGES, "--vae", "vae", "--output", "out"]

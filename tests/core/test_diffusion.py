@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from golden_dit import CASES, assert_near, case, tiny_model
 from jaxtyping import TypeCheckError
 
 from ray_dit.config import DiffusionConfig
 from ray_dit.core import diffusion
 from ray_dit.core.diffusion import Schedule, linear_schedule, respace, space_timesteps
+from tests.support.golden_dit import CASES, assert_near, case, tiny_model
 
 SCHEDULE = linear_schedule(DiffusionConfig())
 TABLES = [name.removeprefix("table_") for name in CASES if name.startswith("table_")]

@@ -5,7 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from golden_dit import CASES, CONFIG, assert_near, case, tiny_model, weights
 from jaxtyping import config as jaxtyping_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -13,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ray_dit.config import DiTConfig
 from ray_dit.core import dit
 from ray_dit.core.dit import DiT, adapt_state_dict, macs, position_table, with_bfloat16_products
+from tests.support.golden_dit import CASES, CONFIG, assert_near, case, tiny_model, weights
 
 LABEL_TABLE = "y_embedder.embedding_table.weight"
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from golden_dit import CONFIG, assert_near, case, tiny_model
 
 from ray_dit.core.guidance import GuidedModel
+from tests.support.golden_dit import CONFIG, assert_near, case, tiny_model
 
 
 class Recorder:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from golden_dit import CASES, assert_near, case, tiny_model
 
 from ray_dit.config import DiffusionConfig
 from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.loss import Losses, diffusion_loss, min_snr_weight
+from tests.support.golden_dit import CASES, assert_near, case, tiny_model
 
 SCHEDULE = linear_schedule(DiffusionConfig())
 

@@ -5,9 +5,9 @@ import io
 import numpy as np
 import PIL.Image
 import pytest
-from golden_dit import CASES
 
 from ray_dit.core.media import PAD, UnreadableImage, center_crop, decode, enlarge, grid, png, psnr
+from tests.support.golden_dit import CASES
 
 CROPS = [name.removeprefix("crop_in_") for name in CASES if name.startswith("crop_in_")]
 

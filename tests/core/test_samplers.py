@@ -9,13 +9,13 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
-from golden_dit import CASES, assert_near
 
 from ray_dit.config import DiffusionConfig, SamplerConfig
 from ray_dit.core.diffusion import linear_schedule, respace
 from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.samplers import SamplerTable, column_names, make_table, table_from_nodes
 from ray_dit.core.sampling import TableBank, init_rows, sample
+from tests.support.golden_dit import CASES, assert_near
 
 SCHEDULE = linear_schedule(DiffusionConfig())
 LINEAR = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}

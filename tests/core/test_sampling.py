@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from golden_dit import CONFIG, assert_near, case, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,6 +11,7 @@ from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.rng import Stream, normal
 from ray_dit.core.samplers import make_table
 from ray_dit.core.sampling import Rows, TableBank, counter_noise, denoise_step, init_rows, sample
+from tests.support.golden_dit import CONFIG, assert_near, case, tiny_model
 
 SCHEDULE = linear_schedule(DiffusionConfig())
 SHAPE = (4, 8, 8)

@@ -1,7 +1,8 @@
 """A real S3 service in the environment, to put a proxy before."""
 
 import pytest
-import seaweed
+
+from tests.support import seaweed
 
 
 @pytest.fixture

@@ -10,10 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import seaweed
-from killer import SignalAt
-from proxy import FaultProxy
-from small_job import PARTS, small_job
 
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import gc, verify
@@ -21,8 +17,12 @@ from ray_dit.storage.local import TEMP
 from ray_dit.storage.open import open_store
 from ray_dit.storage.s3 import S3Store
 from ray_dit.storage.store import Store
+from tests.support import seaweed
+from tests.support.killer import SignalAt
+from tests.support.proxy import FaultProxy
+from tests.support.small_job import PARTS, small_job
 
-PROGRAM = Path(__file__).parent / "small_job.py"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def contents(store: Store) -> dict[str, bytes]:
 
 
 def start(uri: str, *arguments: object, **environment: str) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, str(PROGRAM), uri, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | environment)
+    command = [sys.executable, "-m", "tests.support.small_job", uri, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=os.environ | environment)
 
 
 @pytest.fixture(scope="module")
@@ -192,9 +192,7 @@ def test_the_protocol_under_faults_is_the_protocol(
 ):
     with FaultProxy(upstream, seed=11, rate=0.3, stall_seconds=1.0, per_target=2) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        from test_store_under_faults import PATIENT
-
-        store = S3Store(seaweed.fresh_uri("protocol"), patience=PATIENT)
+        store = S3Store(seaweed.fresh_uri("protocol"), patience=seaweed.PATIENT)
         assert small_job(store).manifest() is not None
         assert Job.open(store, "generate", PARTS).manifest() is not None
         proxy.quiesce()

@@ -4,8 +4,9 @@ import http.client
 from urllib.parse import urlsplit
 
 import pytest
-from proxy import FAULTS, Fault, FaultProxy, Seen, fault_for
-from seaweed import BUCKET
+
+from tests.support.proxy import FAULTS, Fault, FaultProxy, Seen, fault_for
+from tests.support.seaweed import BUCKET
 
 pytestmark = pytest.mark.s3
 

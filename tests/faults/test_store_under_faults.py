@@ -9,17 +9,15 @@ from dataclasses import dataclass, field
 from threading import Lock
 
 import pytest
-import seaweed
-from proxy import FAULTS, Fault, FaultProxy
 
 import ray_dit.storage.s3 as s3
 from ray_dit.errors import Conflict, NotFound, StoreFailure
 from ray_dit.storage.retry import Patience
 from ray_dit.storage.s3 import S3Store
+from tests.support import seaweed
+from tests.support.proxy import FAULTS, Fault, FaultProxy
 
 pytestmark = pytest.mark.s3
-
-PATIENT = Patience(deadline=60.0, attempt=1.0, bytes_per_second=20e6, first_pause=0.02, longest_pause=0.5)
 
 
 def content(key: str, writer: int) -> bytes:
@@ -91,7 +89,7 @@ def run_operations(
     writers, keys, history = 16, operations // 15, History()
     with FaultProxy(upstream, seed=seed, rate=rate, kinds=kinds, stall_seconds=2.0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        store = store_type(seaweed.fresh_uri(f"{store_type.__name__}-{seed}"), patience=PATIENT)
+        store = store_type(seaweed.fresh_uri(f"{store_type.__name__}-{seed}"), patience=seaweed.PATIENT)
         begin = time.monotonic()
         with ThreadPoolExecutor(writers) as pool:
             work = [
@@ -121,7 +119,7 @@ def assert_history(store: S3Store, history: History, writers: int) -> None:
             f"{key} is not one writer's whole content"
         )
         assert history.seen.get(key, set()) <= {data}, f"{key} was read with other bytes"
-    assert history.slowest < PATIENT.deadline, "the deadline was not kept"
+    assert history.slowest < seaweed.PATIENT.deadline, "the deadline was not kept"
     assert list(store.clean(-1)) == [], "unfinished uploads were left"
 
 
@@ -231,7 +229,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> bytes:
 def test_uploads_in_parts_survive_faults(upstream: str, monkeypatch: pytest.MonkeyPatch, small_parts: bytes):
     with FaultProxy(upstream, seed=5, rate=0.5, per_target=2, stall_seconds=1.5) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        store = S3Store(seaweed.fresh_uri("parts"), patience=PATIENT)
+        store = S3Store(seaweed.fresh_uri("parts"), patience=seaweed.PATIENT)
         assert store.put("big", small_parts) is True and store.put("big", small_parts) is False
         with pytest.raises(Conflict):
             store.put("big", small_parts[1:])
@@ -246,7 +244,7 @@ def test_an_upload_whose_replies_are_lost_is_ours_and_leaves_nothing(
     """Begun twice, since the first reply is lost; and completed, though the second completion finds no upload."""
     with FaultProxy(upstream, rate=1.0, kinds=("reset_after",), methods=("POST",), per_target=1) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        store = S3Store(seaweed.fresh_uri(), patience=PATIENT)
+        store = S3Store(seaweed.fresh_uri(), patience=seaweed.PATIENT)
         assert store.put("big", small_parts) is True
     assert proxy.hits == {"reset_after": 2}
     monkeypatch.setenv("AWS_ENDPOINT_URL", upstream)
@@ -305,7 +303,7 @@ def test_replace_loses_no_update(upstream: str, monkeypatch: pytest.MonkeyPatch)
 
     with FaultProxy(upstream, seed=7, rate=0.2, stall_seconds=2.0, per_target=40) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        store = S3Store(seaweed.fresh_uri("count"), patience=PATIENT)
+        store = S3Store(seaweed.fresh_uri("count"), patience=seaweed.PATIENT)
         store.put("n", b"0")
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(count_up, range(4)))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import tiny
 
 from ray_dit.core.media import png
+from tests.support import tiny
 
 
 def pictures(count: int) -> list[bytes]:

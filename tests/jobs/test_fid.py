@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import shard_bytes
 
 from jobs.fid import INCEPTION, checked_weights, fid, inception, pictures, reference_statistics
 from ray_dit.core.metrics import FeatureStatistics, frechet_distance
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import Job
 from ray_dit.storage.open import open_store
+from tests.support.tiny import shard_bytes
 
 
 def some_pictures(count: int, size: int = 4) -> np.ndarray:

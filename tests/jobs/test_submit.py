@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from tiny import contents, write_model, write_vae
 
 from jobs.local_s3 import free_ports
+from tests.support.tiny import contents, write_model, write_vae
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

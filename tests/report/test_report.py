@@ -12,7 +12,6 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from tiny import shard_bytes
 
 from ray_dit import cli
 from ray_dit.config import (
@@ -40,6 +39,7 @@ from ray_dit.report.html import write_report
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 from ray_dit.vae import VAE
+from tests.support.tiny import shard_bytes
 
 SIZE = 16
 CLASSES = ("cat & <dog>", "owl")

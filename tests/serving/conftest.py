@@ -3,15 +3,10 @@
 Shape checks of the core are off here: they are the core's tests' affair, and cost as much as a small step.
 """
 
-import contextlib
-import socket
-import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 import torch
-import uvicorn
 from jaxtyping import config as jaxtyping_config
 
 from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
@@ -19,11 +14,11 @@ from ray_dit.core.dit import DiT
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
 from ray_dit.pipeline import Pipeline, load
-from ray_dit.serving.api import create_app
-from ray_dit.serving.service import Backend, ModelService
-from ray_dit.serving.settings import ApiConfig, EngineConfig
+from ray_dit.serving.service import ModelService
+from ray_dit.serving.settings import EngineConfig
 from ray_dit.storage.open import open_store
 from ray_dit.vae import VAE
+from tests.support.serving import serving
 
 NAMES = ("tench, Tinca tinca", "goldfish", "great white shark", "crane, bird", "crane, machine", "hen")
 
@@ -79,21 +74,3 @@ def url(service: ModelService) -> Iterator[str]:
     """A server without keys over the tiny model."""
     with serving({"tiny": service}) as address:
         yield address
-
-
-@contextlib.contextmanager
-def serving(backends: dict[str, Backend], config: ApiConfig | None = None) -> Iterator[str]:
-    """The API on a port of its own, in a thread."""
-    listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(backends, config or ApiConfig()), log_level="error", timeout_graceful_shutdown=3
-        )
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from fakes import NUM_CLASSES, FakeModel
 
 from ray_dit.config import SamplerConfig
 from ray_dit.core.sampling import Rows, TableBank, init_rows, sample
@@ -25,6 +24,7 @@ from ray_dit.serving.engine import (
     preview_steps,
 )
 from ray_dit.serving.settings import EngineConfig
+from tests.support.fakes import NUM_CLASSES, FakeModel
 
 QUICK = EngineConfig(profile_seconds=0)
 

@@ -10,8 +10,6 @@ from dataclasses import replace
 
 import httpx
 import pytest
-from conftest import serving
-from fakes import FakeBackend
 
 from ray_dit.config import SamplerConfig
 from ray_dit.errors import UserError
@@ -20,6 +18,8 @@ from ray_dit.serving.guard import ProxyGuard
 from ray_dit.serving.keys import VARIABLE, Keys, new_key
 from ray_dit.serving.service import Refused
 from ray_dit.serving.settings import ApiConfig, LimitsConfig
+from tests.support.fakes import FakeBackend
+from tests.support.serving import serving
 
 GENERATE = "/v1/images/generations"
 

@@ -7,22 +7,18 @@ import time
 import numpy as np
 import openai
 import pytest
-from conftest import serving
-from fakes import FakeBackend
 from PIL import Image
 
 from ray_dit.pipeline import Pipeline
 from ray_dit.serving.service import Refused
+from tests.support.fakes import FakeBackend
+from tests.support.serving import pixels, serving
 
 
 @pytest.fixture
 def client(url):
     with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         yield client
-
-
-def pixels(b64: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))).convert("RGB"))
 
 
 def test_images_are_those_of_the_pipeline(client, pipeline: Pipeline):

@@ -3,10 +3,10 @@
 import contextlib
 
 import pytest
-from conftest import serving
-from fakes import FakeBackend
 
 from ray_dit.serving.settings import ApiConfig, LimitsConfig
+from tests.support.fakes import FakeBackend
+from tests.support.serving import serving
 
 schemathesis = pytest.importorskip("schemathesis")
 

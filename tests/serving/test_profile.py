@@ -1,9 +1,9 @@
 """Sizes of steps from measured times."""
 
 import pytest
-from fakes import FakeModel
 
 from ray_dit.serving.profile import StepCurve, profile_steps
+from tests.support.fakes import FakeModel
 
 
 def test_a_device_with_constant_cost_takes_large_steps_and_a_linear_one_small_ones():

@@ -65,7 +65,7 @@ def client(url):
 
 
 def test_images_of_both_models_are_those_of_the_pipeline(client, pipeline):
-    from test_openai import pixels
+    from tests.support.serving import pixels
 
     assert [model.id for model in client.models.list()] == ["first", "second"]
     want = pipeline(["hen"], seed=4)[0]

@@ -8,7 +8,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tiny import SIZE, contents, times, write_pictures, write_vae
 
 from ray_dit.config import EncodeConfig, ImagesConfig
 from ray_dit.core.latents import to_float
@@ -18,6 +17,7 @@ from ray_dit.folders.images import plan_images
 from ray_dit.formats.latents import LatentShard, read_latent_shard
 from ray_dit.stages.encode import Encoder, encode
 from ray_dit.vae import VAE
+from tests.support.tiny import SIZE, contents, times, write_pictures, write_vae
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load
-from tiny import shard_bytes
 
 from ray_dit.config import ClassifierConfig, EvaluateConfig, ImagesConfig
 from ray_dit.core.metrics import FeatureStatistics
@@ -21,6 +20,7 @@ from ray_dit.session import ray_session
 from ray_dit.stages import evaluate as stage
 from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData
 from ray_dit.storage.open import open_store
+from tests.support.tiny import shard_bytes
 
 SIZE = 16
 CLASSES = ("bottom", "top")

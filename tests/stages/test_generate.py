@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import SAMPLER, SIZE, contents, times, write_model
 
 import ray_dit
 from ray_dit.config import GenerateConfig, SamplerOverrides
@@ -14,6 +13,7 @@ from ray_dit.folders.dataset import read_shard
 from ray_dit.formats.labels import Labels
 from ray_dit.stages.generate import DatasetPlan, generate, plan_dataset, size_category
 from ray_dit.storage.open import open_store
+from tests.support.tiny import SAMPLER, SIZE, contents, times, write_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 

@@ -1,47 +1,30 @@
 """The whole pipeline with all its outputs on a real S3 server ends in the bytes it has on disk."""
 
-import os
 from pathlib import Path
 
 import pytest
-import seaweed
-from test_pipeline_kills import RUN, SETTINGS, STAGES, write_pictures
-from tiny import contents
 
 from jobs.demo_s3 import compare, digests
 from ray_dit.errors import UserError
 from ray_dit.storage.open import open_store
+from tests.support import pipeline, seaweed, tiny
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def run(folder: str, environment: dict[str, str]) -> None:
-    import subprocess
-    import sys
-
-    ran = subprocess.run(
-        [sys.executable, "-c", RUN, str(SETTINGS), folder, ",".join(STAGES)],
-        env={**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
 
 
 def test_on_s3_and_on_disk_every_object_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in seaweed.environment(seaweed.endpoint()).items():
         monkeypatch.setenv(name, value)
     disk, uri = tmp_path / "disk", seaweed.fresh_uri("pipeline")
-    write_pictures(disk / "images")
+    pipeline.write_images(disk / "images")
     store = open_store(uri)
     for path in sorted((disk / "images").rglob("*.png")):
         store.put(str(path.relative_to(disk)), path.read_bytes())
     for folder, home in ((str(disk), "home"), (uri, "home-s3")):  # caches apart: each reads its own latents
         (tmp_path / home).mkdir()
-        run(folder, {"HOME": str(tmp_path / home)})
+        pipeline.finish(folder, ",".join(pipeline.STAGES), tmp_path / home)
     on_s3 = digests(store)
-    assert on_s3 == contents(disk)
+    assert on_s3 == tiny.contents(disk)
     assert {key.split("/")[0] for key in on_s3} >= {"vae", "latents", "run", "model", "dataset", "evaluation"}
     assert not [key for key in on_s3 if "ray_train" in key]
     assert (

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shard_makers import run
 
 from ray_dit.config import StageConfig
 from ray_dit.session import ray_session
+from tests.support.shard_makers import run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

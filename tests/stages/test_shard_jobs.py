@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shard_makers import SIZE, run
 
 from ray_dit.config import ShardsConfig
 from ray_dit.errors import UserError
@@ -14,6 +13,7 @@ from ray_dit.stages.shard_jobs import Work, make_shards, shard_name, shard_sizes
 from ray_dit.stages.shard_queue import TRIES
 from ray_dit.storage.local import LocalStore
 from ray_dit.storage.open import open_store
+from tests.support.shard_makers import SIZE, run
 
 DEADLINE = {"stop": 3.0, "hang": 3.0}
 """Seconds; what raises or dies is noticed without."""

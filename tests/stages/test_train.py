@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import MODEL, SAMPLER, SIZE, times, write_model, write_pictures, write_vae
 
 import ray_dit
 from ray_dit.config import (
@@ -27,6 +26,7 @@ from ray_dit.ledger.job import Job, read_manifest
 from ray_dit.stages.encode import encode
 from ray_dit.stages.train import DiTTrainee, model_config_of, train
 from ray_dit.storage.open import open_store
+from tests.support.tiny import MODEL, SAMPLER, SIZE, times, write_model, write_pictures, write_vae
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 

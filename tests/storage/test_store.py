@@ -11,7 +11,6 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-import seaweed
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
 import ray_dit.storage.s3 as s3
@@ -21,6 +20,7 @@ from ray_dit.storage.open import open_store
 from ray_dit.storage.other import FsspecStore
 from ray_dit.storage.retry import Incomplete, Patience, attempts, kind_of, said
 from ray_dit.storage.store import CHUNK, Store, ahead
+from tests.support import seaweed
 
 QUICK = Patience(deadline=2.0, attempt=0.5, bytes_per_second=20e6, first_pause=0.02, longest_pause=0.1)
 

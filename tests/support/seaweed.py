@@ -8,8 +8,11 @@ from functools import cache
 from pathlib import Path
 
 from jobs.local_s3 import CREDENTIALS, make_bucket, start_seaweed
+from ray_dit.storage.retry import Patience
 
 BUCKET = "tests"
+PATIENT = Patience(deadline=60.0, attempt=1.0, bytes_per_second=20e6, first_pause=0.02, longest_pause=0.5)
+"""For a store that reaches it through a proxy with faults."""
 _prefixes = itertools.count()
 _used: set[str] = set()
 

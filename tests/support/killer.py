@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from proxy import Seen
+from tests.support.proxy import Seen
 
 AUDITED = ("os.mkdir", "os.link", "os.rename", "os.remove", "open")
 """What changes a folder; ``open`` only for writing."""

@@ -1,11 +1,10 @@
-"""`ray-dit import-checkpoint` and `ray-dit export`: published DiT weights to model folders and back; without Ray.
+"""`ray-dit import-checkpoint`: published DiT weights to model folders; without Ray.
 
 Names and shapes are storage's affair (`official`, `diffusers_layout`). This module finds the files, checks that weights
 and network fit, brings VAE and class names along, and writes what only changes if the source does.
 """
 
 import hashlib
-import io
 import json
 import re
 from dataclasses import dataclass
@@ -14,21 +13,17 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from pydantic import ValidationError
-from safetensors.torch import save
 from torch import Tensor
 
-from ray_dit.config import DiTConfig, ExportConfig, ImportConfig
+from ray_dit.config import DiTConfig, ImportConfig
 from ray_dit.core.dit import position_table
 from ray_dit.errors import NotFound, UserError, first_message
-from ray_dit.folders.model import ModelFolder, read_model, read_safetensors
+from ray_dit.folders.model import read_safetensors
 from ray_dit.formats.foreign.diffusers_layout import (
     POSITION_TABLE,
     config_from_diffusers,
     from_diffusers,
     schedule_from_diffusers,
-    scheduler_config,
-    to_diffusers,
-    transformer_config,
     without_padding,
 )
 from ray_dit.formats.foreign.official import config_of, plain_names, read_torch_file
@@ -43,7 +38,7 @@ from ray_dit.formats.model_folder import (
     model_objects,
 )
 from ray_dit.formats.weights import check_shapes
-from ray_dit.ledger.job import Job, Manifest, canonical
+from ray_dit.ledger.job import Job, Manifest
 from ray_dit.pipeline import meta_dit
 from ray_dit.stages.fingerprint import parts
 from ray_dit.storage.local_file import local_file
@@ -100,7 +95,7 @@ def import_checkpoint(config: ImportConfig) -> Manifest:
 
 def _read(config: ImportConfig) -> Checkpoint:
     if config.source.endswith((*TORCH_SUFFIXES, ".safetensors")):
-        return _read_file(config, *_place(config.source))
+        return _read_file(config, *locate(config.source))
     store = open_store(config.source)
     for place, pipeline in ((store.child("transformer"), store), (store, _pipeline_of(store))):
         settings = _json(place, CONFIG_KEY)
@@ -147,7 +142,7 @@ def _read_diffusers(
     where, name = store.uri, (pipeline or store).uri.rsplit("/", 1)[-1]
     model = config_from_diffusers(settings, where)
     weights, sha256 = _diffusers_weights(store)
-    _check_position_table(
+    check_position_table(
         weights.get(POSITION_TABLE), model, where, "a DiT computes its table: it can't be imported"
     )
     state_dict = from_diffusers(weights, meta_dit(model).state_dict(), model, where)
@@ -270,7 +265,7 @@ def _side_config(side: dict[str, Any], where: str) -> tuple[ModelConfig, Labels]
     return config, labels
 
 
-def _check_position_table(table: Tensor | None, model: DiTConfig, where: str, advice: str) -> None:
+def check_position_table(table: Tensor | None, model: DiTConfig, where: str, advice: str) -> None:
     """UserError for a table that is not the computed one, to the last bits of another machine's sines."""
     computed = _position_table(model)
     if table is None or (
@@ -308,7 +303,7 @@ def _labels(source: str | None, found: Checkpoint) -> Labels:
 def _named_labels(source: str) -> Labels:
     if source == "imagenet":
         return Labels.imagenet()
-    store, name = _place(source)
+    store, name = locate(source)
     data = store.get(name)
     try:
         text = data.decode("utf-8-sig")
@@ -339,81 +334,7 @@ def _with_vae(config: ModelConfig, source: str | None, where: str) -> tuple[Mode
     return config.model_copy(update={"latents": latents, "vae": VAE_FOLDER}), vae.files()
 
 
-def _place(uri: str) -> tuple[Store, str]:
+def locate(uri: str) -> tuple[Store, str]:
     """The folder of an object, and its key there."""
     folder, slash, name = uri.rpartition("/")
     return open_store(folder or slash or "."), name
-
-
-def export(config: ExportConfig) -> str:
-    """Writes the model in another's format; returns where. What is there already must be the same.
-
-    diffusers: a folder for ``DiTPipeline.from_pretrained``. official: one file, a bare state dict.
-    """
-    folder = read_model(config.model)
-    state_dict = folder.state_dict()
-    check_shapes(state_dict, meta_dit(folder.config.model).state_dict(), folder.store.uri)
-    if config.format == "official":
-        return _export_official(state_dict, config.output)
-    store = open_store(config.output)
-    for key, data in diffusers_objects(folder, state_dict).items():
-        store.put(key, data)
-    return store.uri
-
-
-def _export_official(state_dict: dict[str, Tensor], output: str) -> str:
-    if not output.endswith(TORCH_SUFFIXES):
-        raise UserError(
-            f"an official checkpoint is one file, and {output} does not end in .pt: give such a name"
-        )
-    sink = io.BytesIO()
-    torch.save(state_dict, sink)
-    store, name = _place(output)
-    store.put(name, sink.getvalue())
-    return store.where(name)
-
-
-def diffusers_objects(folder: ModelFolder, state_dict: dict[str, Tensor]) -> dict[str, bytes]:
-    """The files of a diffusers DiTPipeline by key, model_index.json last."""
-    config = folder.config
-    _check_position_table(
-        state_dict["pos_embed"],
-        config.model,
-        folder.store.uri,
-        "diffusers computes its own: export as official instead",
-    )
-    vae = VAE.load(folder.vae_uri)
-    latents = _normalisation_in_vae(vae, config.latents)
-    side = {
-        "config": config.model_copy(update={"latents": latents, "vae": VAE_FOLDER}).model_dump(mode="json"),
-        "labels": json.loads(folder.labels.to_json()),
-    }
-    index = {
-        "_class_name": "DiTPipeline",
-        "id2label": {str(number): name for number, name in enumerate(folder.labels.names)},
-        "scheduler": ["diffusers", "DDIMScheduler"],
-        "transformer": ["diffusers", "DiTTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-    }
-    weights = to_diffusers(state_dict, config.model)
-    return {
-        f"transformer/{CONFIG_KEY}": canonical(transformer_config(config.model)),
-        f"transformer/{WEIGHTS_NAME}": save(weights, metadata={"format": "pt"}),
-        "scheduler/scheduler_config.json": canonical(scheduler_config(config.diffusion)),
-        **{f"{VAE_FOLDER}/{name}": data for name, data in vae.files().items()},
-        SIDE_KEY: canonical(side),
-        "model_index.json": canonical(index),
-    }
-
-
-def _normalisation_in_vae(vae: VAE, latents: LatentsConfig) -> LatentsConfig:
-    """Gives the VAE what DiTPipeline can't do to latents: it knows one scale, ``scaling_factor``, and no shift.
-
-    Returns the normalisation that is left to whoever uses the VAE.
-    """
-    shifts = latents.shift if isinstance(latents.shift, tuple) else (latents.shift,)
-    if isinstance(latents.scale, tuple) or any(shifts):
-        vae.fold_normalisation(latents.shift, latents.scale)
-        latents = latents.model_copy(update={"shift": 0.0, "scale": 1.0})
-    vae.module.register_to_config(scaling_factor=latents.scale)
-    return latents

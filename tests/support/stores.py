@@ -3,10 +3,10 @@
 import itertools
 
 import pytest
-import seaweed
 
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
+from tests.support import seaweed
 
 _memory = itertools.count()
 

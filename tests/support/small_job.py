@@ -1,4 +1,4 @@
-"""A whole job in miniature, run as a process: ``small_job.py URI [NTH SIGNAL]``; the same bytes whoever runs it.
+"""A whole job in miniature, run as a process: ``python -m tests.support.small_job URI [NTH SIGNAL]``; the same bytes whoever runs it.
 
 With NTH it gets the signal just before its NTH change in the local folder URI; it prints how many there were.
 """
@@ -6,11 +6,10 @@ With NTH it gets the signal just before its NTH change in the local folder URI; 
 import hashlib
 import sys
 
-from killer import arm
-
 from ray_dit.ledger.job import Job
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
+from tests.support.killer import arm
 
 SHARDS = 3
 PARTS = {"config": {"seed": 1}, "libraries": {"torch": "1"}}

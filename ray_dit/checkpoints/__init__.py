@@ -1,0 +1,1 @@
+"""Published and diffusers' DiT weights to model folders and back; without Ray."""
