@@ -18,6 +18,7 @@ FORBIDDEN = {
     "storage imports a stage": ("storage/runs.py", "import ray_dit.stages.encode", "imports go down only"),
     "serving imports a stage": ("serving/engine.py", "import ray_dit.stages.encode", "imports go down only"),
     "the command line imports a job": ("cli.py", "import jobs.demo", "imports go down only"),
+    "a stage imports a sampler": ("stages/encode.py", "import ray_dit.core.samplers.ddim", "reached by their"),
     "config imports torch": ("config.py", "import torch", "settings are data"),
     "encode imports train": ("stages/encode.py", "import ray_dit.stages.train", "a stage never imports another"),
     "a helper imports its stage": ("stages/images.py", "import ray_dit.stages.encode", "a stage never imports another"),
