@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ray_dit.config import EvaluateConfig
 from ray_dit.core.order import order
 from ray_dit.errors import UserError
+from ray_dit.metrics import JUDGE, ON_GENERATED, ON_REAL
 from ray_dit.stages.images import FORMATS, ImagePlan, load_images
 from ray_dit.storage.job import manifest_objects
 from ray_dit.storage.shards import read_image_shard
@@ -22,8 +23,6 @@ from ray_dit.storage.store import Store
 
 REAL_PIECE = 1000
 """Real pictures a piece; generated ones come by the shard."""
-JUDGE, ON_GENERATED, ON_REAL = "judge", "cas_generated", "cas_real"
-"""The classifiers: on all real training pictures; on generated ones; on as many real ones."""
 SUBSET_EPOCH = 0
 
 Pictures = tuple[NDArray[np.uint8], NDArray[np.int64]]
