@@ -16,6 +16,8 @@ NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Precision = Literal["float32", "bfloat16"]
+SamplerName = Literal["ddpm", "ddim", "dpmpp", "unipc"]
+"""The samplers there are: each is the module of that name in `ray_dit/core/samplers/`."""
 
 
 def _absolute(uri: str) -> str:
@@ -138,7 +140,7 @@ class DiffusionOverrides(Config):
 class SamplerConfig(Config):
     """How latents are drawn: the sampler's table and the guidance. The default is chosen by measurement: docs/sampling.md."""
 
-    name: Literal["ddpm", "ddim", "dpmpp", "unipc"] = "unipc"
+    name: SamplerName = "unipc"
     """ddpm (Ho 2020), ddim (Song 2021), dpmpp (DPM-Solver++(2M), Lu 2022), unipc (UniPC-bh2, Zhao 2023)."""
     num_inference_steps: Annotated[int, Field(gt=0, le=1000)] = 10
     """Model evaluations an image, each one or two rows (guided)."""
@@ -170,15 +172,13 @@ class SamplerConfig(Config):
                 raise ValueError("timesteps must be a falling list of numbers of at least 0")
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError("guidance_interval must be low, then high")
-        if self.name == "dpmpp" and self.order == 3:
-            raise ValueError("dpmpp has order 1 or 2; for order 3 take unipc")
         return self
 
 
 class SamplerOverrides(Config):
     """Sampler settings that differ from a model's own (`ray-dit info MODEL` shows them); None keeps the model's."""
 
-    name: Literal["ddpm", "ddim", "dpmpp", "unipc"] | None = None
+    name: SamplerName | None = None
     """The sampler; another than the model's keeps its steps and guidance only."""
     num_inference_steps: Annotated[int, Field(gt=0, le=1000)] | None = None
     """Model evaluations an image, each one or two rows (guided)."""

@@ -27,7 +27,7 @@ from ray_dit.core.dit import (
 )
 from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.latents import denormalize, to_uint8
-from ray_dit.core.samplers import SamplerTable, make_table
+from ray_dit.core.samplers import SamplerTable, check_settings, make_table
 from ray_dit.core.sampling import TableBank, init_rows, sample
 from ray_dit.errors import UserError, first_message
 from ray_dit.folders.model import ModelFolder, read_model
@@ -154,9 +154,11 @@ class Pipeline:
         if guidance_scale is not None:
             self._check_guidance(guidance_scale)
         try:
-            return SamplerOverrides.model_validate(
+            settled = SamplerOverrides.model_validate(
                 {"name": name, "num_inference_steps": steps, "guidance_scale": guidance_scale}
             ).over(base)
+            check_settings(settled)
+            return settled
         except ValueError as error:
             raise UserError(f"these sampler settings don't work: {first_message(error)}") from error
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from ray_dit.core.media import SMALLEST_SIDE, grid, thumbnails
+from ray_dit.core.samplers import SAMPLERS
 from ray_dit.report.curve import curve
 from ray_dit.report.gather import Contents, Images, StageTime
 
 THUMBNAIL = 128
 """Largest side of a picture on the page; larger ones are brought down to it."""
 MAX_BARS = 50
-SAMPLERS = {"ddpm": "DDPM", "ddim": "DDIM", "dpmpp": "DPM-Solver++(2M)", "unipc": "UniPC"}
 
 
 def page(contents: Contents) -> str:
@@ -78,6 +78,7 @@ def _header(contents: Contents) -> str:
     metrics, model = contents.metrics, contents.model["model"]
     size = contents.manifests["encode"]["image_size"]
     sampler = contents.manifests["generate"]["sampler"]
+    solver = SAMPLERS[sampler["name"]].title if sampler["name"] in SAMPLERS else sampler["name"]
     tiles = [
         ("Class accuracy", _percent(metrics["class_accuracy"]), f"real held-out: {_percent(metrics['class_accuracy_real_heldout'])}"),
         ("Fréchet distance", _number(metrics["frechet_distance"]), f"real held-out: {_number(metrics['frechet_distance_real_heldout'])}"),
@@ -91,7 +92,7 @@ def _header(contents: Contents) -> str:
     return (
         f"<h1>{_title(contents)}</h1>\n<p>A diffusion transformer (width {model['hidden_size']}, depth {model['depth']}, "
         f"patch {model['patch_size']}) was trained on {metrics['num_train']:,} labelled pictures and then asked for new "
-        f"ones, class by class, with {SAMPLERS.get(sampler['name'], sampler['name'])} in {sampler['num_inference_steps']} "
+        f"ones, class by class, with {solver} in {sampler['num_inference_steps']} "
         f"steps and guidance {sampler['guidance_scale']:g}. {metrics['num_heldout']:,} real pictures were held back from "
         f'every model; they show what perfect pictures would score.</p>\n<div class="tiles">{cards}</div>'
     )

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
+from html import escape
 from importlib import resources
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from ray_dit import __version__
+from ray_dit.core.samplers import SAMPLERS
 from ray_dit.errors import UserError
 from ray_dit.serving import schemas
 from ray_dit.serving.guard import (
@@ -514,11 +516,18 @@ def _model_data(info: ModelInfo) -> dict[str, Any]:
 
 def _page_file(name: str, media_type: str) -> Any:
     content = (resources.files("ray_dit.serving") / "page" / name).read_bytes()
+    content = content.replace(b"<!-- samplers -->", _sampler_options().encode())
 
     async def page_file() -> Response:
         return Response(content, media_type=media_type)
 
     return page_file
+
+
+def _sampler_options() -> str:
+    return "".join(
+        f'<option value="{name}">{escape(sampler.title)}</option>' for name, sampler in SAMPLERS.items()
+    )
 
 
 def _handle_errors(app: FastAPI) -> None:

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ray_dit.config import SamplerName
+
 Label = Annotated[int, Field(ge=0, lt=2**31)] | Annotated[str, Field(max_length=400)]
 
 
@@ -36,7 +38,7 @@ class ImageRequest(BaseModel):
     """Ours: denoising steps; the model's default if left out."""
     guidance_scale: Annotated[float, Field(ge=0, le=20)] | None = None
     """Ours: how strongly images follow their class; 1 is off. The model's default if left out."""
-    sampler: Literal["ddpm", "ddim", "dpmpp", "unipc"] | None = None
+    sampler: SamplerName | None = None
     """Ours: the model's default if left out."""
     class_labels: Annotated[list[Label], Field(min_length=1, max_length=10)] | None = None
     """Ours: one class an image, by number or name, instead of `prompt`."""

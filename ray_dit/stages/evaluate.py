@@ -1,13 +1,13 @@
-"""`ray-dit evaluate`: how good a generated dataset is, each figure beside the same one for held-out real pictures.
+"""`ray-dit evaluate`: how good a generated dataset is, each figure beside the same one for held-out real images.
 
-Three classifiers are trained, each in a Ray task: the judge on the real training pictures, and two for the
-classification accuracy score (Ravuri & Vinyals 2019: train on generated, test on real), one on generated and one on as
-many real pictures. Then all pictures pass the judge in pieces: hits a class and statistics of its features, one small
-object a piece. The driver merges those in their order and holds no picture.
+Classifiers are trained first, each in a Ray task: the judge on the real training images, whose features are compared,
+and those whose score on real images is a figure itself. Then all images pass them in pieces, and what the figures of
+``metrics.registry`` keep of a piece is one small object. The driver merges those in their order and holds no image.
+Knows no figure: each reads the merged statistics and names its values.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,33 +15,28 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
-from torch import Tensor
 
 from ray_dit.config import EvaluateConfig
-from ray_dit.core.classifier import FEATURE_DIM, Classifier, create, predict, train_classifier
 from ray_dit.core.determinism import make_deterministic
-from ray_dit.core.metrics import (
-    FeatureStatistics,
-    accuracy,
-    class_counts,
-    frechet_distance,
-    per_class_accuracy,
-)
 from ray_dit.errors import UserError
 from ray_dit.folders.images import BadImage, check_bad, load_images, plan_images
 from ray_dit.ledger.job import Job, canonical, manifest_sha256, read_manifest
+from ray_dit.metrics import FEATURES, JUDGE, Network, Piece, Sets, Tensors, figures_for, measure, merge
 from ray_dit.session import ray_session
-from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData, check
+from ray_dit.stages.evaluation_data import EvaluationData, check
 from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.progress import progress
 from ray_dit.stages.shard_jobs import ShardMaker, Work, all_markers, make_shards, shard_name
 from ray_dit.storage.open import open_store
 
 STAGE = "evaluate"
+NETWORK = FEATURES[JUDGE]
+"""Whose features are compared; the other classifiers are networks of its kind, trained on other images."""
+FIGURES = figures_for(NETWORK)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Judges the dataset, or goes on where an earlier run stopped; returns the manifest, which has the metrics."""
+    """Measures the dataset, or goes on where an earlier run stopped; returns the manifest, which has the metrics."""
     plan = plan_images(config.images)
     dataset = read_manifest(config.dataset, "generate")
     data = EvaluationData(config, plan, dataset)
@@ -84,26 +79,19 @@ def _train_task(data: EvaluationData, name: str, job: Job) -> str | None:
             raise UserError(f"none of the training pictures in {data.plan.uri} can be read: repair them")
     except UserError as error:
         return str(error)
-    model = train_classifier(images, labels, data.num_classes, data.config.classifier, data.config.seed)
-    facts = {
-        "classifier": name,
-        "images": len(images),
-        "num_classes": model.num_classes,
-        "image_size": model.image_size,
-        "width": model.width,
-    }
-    job.put(name, f"classifiers/{name}.safetensors", bytes_of(model.state_dict()), facts)
+    assert NETWORK.train is not None
+    weights, shape = NETWORK.train(images, labels, data.num_classes, data.config.classifier, data.config.seed)
+    facts = {"classifier": name, "images": len(images)} | shape
+    job.put(name, f"classifiers/{name}.safetensors", weights, facts)
     return None
 
 
-def load_classifier(job: Job, name: str) -> Classifier:
-    """A trained classifier, in evaluation mode."""
+def load_classifier(job: Job, name: str) -> Network:
+    """A trained classifier."""
     marker = job.marker(name)
     if marker is None:
         raise RuntimeError(f"classifier {name} has not been trained")
-    model = create(marker["num_classes"], marker["image_size"], marker["width"], seed=0)
-    model.load_state_dict(tensors_of(job.store.get(marker["key"])))
-    return model.eval()
+    return NETWORK.load(lambda: job.store.get(marker["key"]), marker)
 
 
 @dataclass(frozen=True)
@@ -120,7 +108,7 @@ class _Build:
 
 
 class Measurer:
-    """Judges pieces: hits a class, and statistics of the judge's features over the pictures that are compared."""
+    """Measures pieces: passes their images through the classifiers and keeps what the figures need."""
 
     def __init__(self, data: EvaluationData, job: Job) -> None:
         self._data = data
@@ -129,75 +117,67 @@ class Measurer:
     def make(self, shard: int) -> tuple[str, bytes, dict[str, Any]]:
         """Key, bytes and facts of a piece's measures."""
         num_real = len(self._data.real_pieces)
-        tensors, facts = self._real(shard) if shard < num_real else self._generated(shard - num_real)
-        return f"measures/{shard_name(shard)}.safetensors", bytes_of(tensors), facts
+        piece, facts = self._real(shard) if shard < num_real else self._generated(shard - num_real)
+        return f"measures/{shard_name(shard)}.safetensors", bytes_of(measure(FIGURES, piece)), facts
 
-    def _real(self, piece: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        plan, rows = self._data.plan, self._data.real_pieces[piece]
+    def _real(self, number: int) -> tuple[Piece, dict[str, Any]]:
+        plan, rows = self._data.plan, self._data.real_pieces[number]
         heldout = bool(plan.heldout[rows[0]])
         images, kept, bad = load_images(plan, rows)
         if heldout:
+            # Only held-out images show what a classifier has learned, so only they are read by all of them.
             everyone = plan.rows(heldout=True)
             compared = np.isin(kept, everyone[self._data.subset(len(everyone), self._data.num_compared)])
-            tensors = self._measures(images, plan.labels[kept], compared, self._data.classifiers)
+            piece = self._seen(images, plan.labels[kept], compared, self._data.classifiers)
         else:
-            tensors = self._measures(images, plan.labels[kept], np.ones(len(kept), np.bool_), (JUDGE,))
+            piece = self._seen(images, plan.labels[kept], np.ones(len(kept), np.bool_), (JUDGE,))
         facts = {"of": "heldout" if heldout else "train", "seen": len(rows), "rows": len(kept)}
-        return tensors, facts | {"bad": [[entry.key, entry.reason] for entry in bad]}
+        return piece, facts | {"bad": [[entry.key, entry.reason] for entry in bad]}
 
-    def _generated(self, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _generated(self, number: int) -> tuple[Piece, dict[str, Any]]:
         shard = self._data.shards[number]
         rows = np.arange(shard["rows"])
         images, labels = self._data.shard_pictures(number, rows)
+        # As many as there are held-out ones: a Fréchet distance grows as samples get fewer.
         compared = np.isin(
             rows + shard["before"], self._data.subset(self._data.num_generated, self._data.num_compared)
         )
-        tensors = self._measures(images, labels, compared, (JUDGE,))
-        return tensors, {"of": "generated", "seen": len(rows), "rows": len(rows), "bad": []}
+        piece = self._seen(images, labels, compared, (JUDGE,))
+        return piece, {"of": "generated", "seen": len(rows), "rows": len(rows), "bad": []}
 
-    def _measures(
+    def _seen(
         self,
         images: NDArray[np.uint8],
         labels: NDArray[np.int64],
         compared: NDArray[np.bool_],
         classifiers: tuple[str, ...],
-    ) -> dict[str, Tensor]:
-        """Counts of each classifier, and the feature statistics of the ``compared`` pictures by the judge."""
-        tensors: dict[str, Tensor] = {}
-        for name in classifiers:
-            logits, features = predict(self._classifiers[name], images)
-            tensors[f"counts.{name}"] = class_counts(
-                torch.from_numpy(labels), logits.argmax(dim=1), self._data.num_classes
-            )
-            if name == JUDGE:
-                statistics = FeatureStatistics.of(features[torch.from_numpy(compared)])
-                tensors["count"] = torch.tensor(statistics.count)
-                tensors["mean"], tensors["scatter"] = statistics.mean, statistics.scatter
-        return tensors
+    ) -> Piece:
+        """What these classifiers, of which the judge is one, see in the images."""
+        seen = {name: self._classifiers[name](images) for name in classifiers}
+        return Piece(
+            features=seen[JUDGE].features,
+            compared=torch.from_numpy(compared),
+            labels=torch.from_numpy(labels),
+            logits={name: one.logits for name, one in seen.items() if one.logits is not None},
+            num_classes=self._data.num_classes,
+        )
 
 
 @dataclass
 class Total:
-    """The merged measures of one kind of pictures."""
+    """The merged measures of one set of images."""
 
-    statistics: FeatureStatistics
-    counts: dict[str, Tensor]
+    tensors: Tensors = field(default_factory=dict[str, torch.Tensor])
     rows: int = 0
 
-    def add(self, tensors: dict[str, Tensor], rows: int) -> None:
+    def add(self, tensors: Tensors, rows: int) -> None:
         """Takes one piece in; pieces come in their order, which fixes the last bits."""
-        piece = FeatureStatistics(int(tensors["count"]), tensors["mean"], tensors["scatter"])
-        self.statistics = self.statistics.merge(piece)
+        self.tensors = merge(FIGURES, self.tensors, tensors)
         self.rows += rows
-        for name, counts in tensors.items():
-            if name.startswith("counts."):
-                self.counts[name[7:]] = self.counts.get(name[7:], torch.zeros_like(counts)) + counts
 
 
 def _finish(data: EvaluationData, job: Job) -> dict[str, Any]:
-    totals = {
-        kind: Total(FeatureStatistics.empty(FEATURE_DIM), {}) for kind in ("train", "heldout", "generated")
-    }
+    totals = {kind: Total() for kind in ("train", "heldout", "generated")}
     bad: list[BadImage] = []
     for marker in all_markers(job, data.num_pieces):
         bad += [BadImage(*entry) for entry in marker["bad"]]
@@ -216,23 +196,16 @@ def _objects(data: EvaluationData, job: Job) -> Iterator[dict[str, Any]]:
 
 def _metrics(data: EvaluationData, train: Total, heldout: Total, generated: Total) -> dict[str, Any]:
     """All figures by name; a name with ``real`` is the ceiling of the one without."""
-    on_real = ON_REAL if ON_REAL in data.classifiers else JUDGE
-    return {
-        "class_accuracy": accuracy(generated.counts[JUDGE]),
-        "class_accuracy_real_heldout": accuracy(heldout.counts[JUDGE]),
-        "frechet_distance": frechet_distance(train.statistics, generated.statistics),
-        "frechet_distance_real_heldout": frechet_distance(train.statistics, heldout.statistics),
-        "frechet_images": data.num_compared,
-        "cas_accuracy": accuracy(heldout.counts[ON_GENERATED]),
-        "cas_accuracy_real": accuracy(heldout.counts[on_real]),
-        "cas_images": data.training_count(ON_GENERATED),
-        "per_class_accuracy": _by_class(data, generated),
-        "per_class_accuracy_real_heldout": _by_class(data, heldout),
+    sets = Sets(
+        train=train.tensors,
+        heldout=heldout.tensors,
+        generated=generated.tensors,
+        classes=data.plan.classes,
+        trained_on={name: data.training_count(name) for name in data.classifiers},
+    )
+    values = {name: value for figure in FIGURES for name, value in figure.values(sets)}
+    return values | {
         "num_images": generated.rows,
         "num_train": train.rows,
         "num_heldout": heldout.rows,
     }
-
-
-def _by_class(data: EvaluationData, total: Total) -> dict[str, float | None]:
-    return dict(zip(data.plan.classes, per_class_accuracy(total.counts[JUDGE]), strict=True))

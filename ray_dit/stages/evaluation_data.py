@@ -17,12 +17,11 @@ from ray_dit.errors import UserError
 from ray_dit.folders.dataset import read_shard
 from ray_dit.folders.images import ImagePlan, load_images
 from ray_dit.ledger.job import manifest_objects
+from ray_dit.metrics import JUDGE, ON_GENERATED, ON_REAL
 from ray_dit.storage.open import open_store
 
 REAL_PIECE = 1000
 """Real pictures a piece; generated ones come by the shard."""
-JUDGE, ON_GENERATED, ON_REAL = "judge", "cas_generated", "cas_real"
-"""The classifiers: on all real training pictures; on generated ones; on as many real ones."""
 SUBSET_EPOCH = 0
 
 Pictures = tuple[NDArray[np.uint8], NDArray[np.int64]]

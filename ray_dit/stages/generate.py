@@ -15,7 +15,7 @@ from ray_dit.config import GenerateConfig, SamplerConfig
 from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.dit import null_label
 from ray_dit.core.media import png
-from ray_dit.core.samplers import make_table
+from ray_dit.core.samplers import check_settings, make_table
 from ray_dit.errors import UserError, first_message
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.deterministic import array_sha256
@@ -107,6 +107,7 @@ def _sampler(config: GenerateConfig, model: ModelConfig) -> SamplerConfig:
     """The model's own sampler with what was asked for; a model without a null class is sampled unguided."""
     try:
         sampler = config.sampler.over(model.sampler)
+        check_settings(sampler)
     except ValueError as error:
         raise UserError(f"these sampler settings do not fit together: {first_message(error)}") from error
     try:

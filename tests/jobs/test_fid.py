@@ -11,10 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.fid import INCEPTION, checked_weights, fid, inception, pictures, reference_statistics
+from jobs.fid import fid, images_of, inception
 from ray_dit.core.metrics import FeatureStatistics, frechet_distance
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import Job
+from ray_dit.metrics import Seen
+from ray_dit.metrics.features.inception import PUBLISHED, checked_weights
+from ray_dit.metrics.reference import reference_statistics
 from ray_dit.storage.open import open_store
 from tests.support.tiny import shard_bytes
 
@@ -43,21 +46,20 @@ def dataset(tmp_path: Path) -> str:
     return str(tmp_path / "dataset")
 
 
-def three(images: torch.Tensor) -> torch.Tensor:
+def three(images: np.ndarray) -> Seen:
     """The mean of each channel: features of width 3."""
-    assert images.dtype == torch.uint8
-    return images.float().mean(dim=(2, 3))
+    assert images.dtype == np.uint8
+    return Seen(torch.from_numpy(images).float().mean(dim=(1, 2)), None)
 
 
 def test_every_picture_is_read_once_and_in_order(dataset: str) -> None:
-    read = torch.stack(list(pictures(dataset)))
-    assert np.array_equal(read.permute(0, 2, 3, 1).numpy(), some_pictures(7))
+    assert np.array_equal(np.stack(list(images_of(dataset))), some_pictures(7))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_it_is_the_distance_of_all_features_whatever_the_batches(dataset: str, batch_size: int) -> None:
     reference = FeatureStatistics.of(torch.randn(50, 3, generator=torch.Generator().manual_seed(1)) * 9 + 100)
-    features = three(torch.from_numpy(some_pictures(7)).permute(0, 3, 1, 2))
+    features = three(some_pictures(7)).features
     want = frechet_distance(FeatureStatistics.of(features), reference)
     assert fid(dataset, reference, three, batch_size=batch_size) == pytest.approx(want, rel=1e-9)
 
@@ -70,7 +72,7 @@ def test_statistics_come_from_mu_and_sigma_alone(tmp_path: Path) -> None:
     read = reference_statistics(path, dim=3)
     assert torch.equal(read.mean, want.mean) and torch.equal(read.covariance, want.covariance)
     with pytest.raises(UserError, match=r"shapes \[3\] and \[3, 3\]: give those of 2048 features"):
-        reference_statistics(path)
+        reference_statistics(path, dim=2048)
 
 
 @pytest.mark.parametrize("content", [b"not an archive", b"", b"PK\x03\x04 cut off"])
@@ -78,7 +80,7 @@ def test_another_file_is_no_statistics(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "other.npz"
     path.write_bytes(content)
     with pytest.raises(UserError, match="other.npz holds no reference statistics .*with mu and sigma"):
-        reference_statistics(str(path))
+        reference_statistics(str(path), dim=2048)
 
 
 class Evil:
@@ -102,7 +104,7 @@ def test_published_weights_are_known_by_their_hash() -> None:
     torch.save({"weight": torch.zeros(1)}, file)
     assert checked_weights(file.getvalue(), "my.pth") == file.getvalue()
     with pytest.raises(UserError, match="damaged on its way"):
-        checked_weights(file.getvalue(), INCEPTION)
+        checked_weights(file.getvalue(), PUBLISHED)
 
 
 @pytest.mark.skipif(find_spec("torch_fidelity") is not None, reason="torch-fidelity is here")

@@ -16,6 +16,7 @@ from ray_dit.core.metrics import FeatureStatistics
 from ray_dit.errors import UserError
 from ray_dit.folders.images import plan_images
 from ray_dit.ledger.job import Job
+from ray_dit.metrics.statistics import counts, moment_tensors, moments
 from ray_dit.session import ray_session
 from ray_dit.stages import evaluate as stage
 from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData
@@ -171,30 +172,29 @@ def test_measures_of_pieces_add_up_to_those_of_the_whole(folder: Path):
     assert list(compared.values()) == [13, 8, 5]  # held out, and the two generated shards
     manifest = stage._finish(data, job)
     assert manifest["class_accuracy"] == 1.0
-    assert manifest["frechet_images"] == 13
+    assert manifest["frechet_images"] == manifest["num_images"] == 13
     assert manifest["frechet_distance"] < 50 * max(1.0, manifest["frechet_distance_real_heldout"])
 
 
 def test_pieces_are_merged_not_replaced():
     features = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
-    total = stage.Total(FeatureStatistics.empty(3), {})
+    total = stage.Total()
     for part in features.split([4, 6]):
         piece = FeatureStatistics.of(part)
-        tensors = {"count": torch.tensor(piece.count), "mean": piece.mean, "scatter": piece.scatter}
-        total.add(tensors | {"counts.judge": torch.tensor([[1, 0], [2, 3]])}, rows=len(part))
-    whole = FeatureStatistics.of(features)
-    assert (total.rows, total.statistics.count) == (10, 10)
-    torch.testing.assert_close(total.statistics.mean, whole.mean)
-    torch.testing.assert_close(total.statistics.covariance, whole.covariance)
-    assert total.counts["judge"].tolist() == [[2, 0], [4, 6]]
+        hits = {"counts.judge": torch.tensor([[1, 0], [2, 3]])}
+        total.add(moment_tensors(piece) | hits, rows=len(part))
+    whole, merged = FeatureStatistics.of(features), moments(total.tensors)
+    assert (total.rows, merged.count) == (10, 10)
+    torch.testing.assert_close(merged.mean, whole.mean)
+    torch.testing.assert_close(merged.covariance, whole.covariance)
+    assert counts(total.tensors, JUDGE).tolist() == [[2, 0], [4, 6]]
 
 
 def test_each_figure_is_of_its_own_pictures_and_classifier(folder: Path):
     def total(mean: float, **hits: int) -> stage.Total:
         statistics = FeatureStatistics(2, torch.full((1,), mean).double(), torch.ones(1, 1).double())
-        return stage.Total(
-            statistics, {name: torch.tensor([[hit, 0], [10, 0]]) for name, hit in hits.items()}
-        )
+        counted = {f"counts.{name}": torch.tensor([[hit, 0], [10, 0]]) for name, hit in hits.items()}
+        return stage.Total(moment_tensors(statistics) | counted)
 
     train, generated = total(0.0, judge=1), total(2.0, judge=2)
     heldout = total(1.0, judge=3, cas_generated=4, cas_real=5)

@@ -1,0 +1,1 @@
+"""The feature networks, a module each; `ray_dit.metrics.registry` lists them."""

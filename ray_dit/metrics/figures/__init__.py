@@ -1,0 +1,1 @@
+"""The figures of merit, a module each; `ray_dit.metrics.registry` lists them."""
