@@ -16,7 +16,7 @@ FORBIDDEN = {
     "core imports storage": ("core/loss.py", "import ray_dit.storage.store", "imports go down only"),
     "storage imports core": ("storage/job.py", "import ray_dit.core.order", "imports go down only"),
     "storage imports a stage": ("storage/runs.py", "import ray_dit.stages.encode", "imports go down only"),
-    "serving imports a stage": ("serving/engine.py", "import ray_dit.stages.encode", "imports go down only"),
+    "serving imports a stage": ("serving/engine/loop.py", "import ray_dit.stages.encode", "imports go down only"),
     "the command line imports a job": ("cli.py", "import jobs.demo", "imports go down only"),
     "config imports torch": ("config.py", "import torch", "settings are data"),
     "encode imports train": ("stages/encode.py", "import ray_dit.stages.train", "a stage never imports another"),

@@ -3,27 +3,22 @@
 Shape checks of the core are off here: they are the core's tests' affair, and cost as much as a small step.
 """
 
-import contextlib
-import socket
-import threading
-import time
 from collections.abc import Iterator
 
 import pytest
 import torch
-import uvicorn
 from jaxtyping import config as jaxtyping_config
 
 from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
 from ray_dit.core.dit import DiT
 from ray_dit.pipeline import Pipeline, load
-from ray_dit.serving.api import create_app
-from ray_dit.serving.service import Backend, ModelService
-from ray_dit.serving.settings import ApiConfig, EngineConfig
+from ray_dit.serving.service import ModelService
+from ray_dit.serving.settings import EngineConfig
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
 from ray_dit.storage.store import Store
 from ray_dit.vae import VAE
+from tests.serving.server import serving
 
 NAMES = ("tench, Tinca tinca", "goldfish", "great white shark", "crane, bird", "crane, machine", "hen")
 
@@ -38,7 +33,7 @@ def _no_shape_checks():
 
 @pytest.fixture(scope="session")
 def model_uri(tmp_path_factory) -> str:
-    """A model of 32 x 32 pictures in six classes; its weights are random, so its pictures are only structured noise."""
+    """A model of 32 x 32 images in six classes; random weights, so images of structured noise."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     shape = DiTConfig(
         input_size=8, patch_size=2, hidden_size=32, depth=2, num_heads=2, num_classes=len(NAMES)
@@ -79,21 +74,3 @@ def url(service: ModelService) -> Iterator[str]:
     """A server without keys over the tiny model."""
     with serving({"tiny": service}) as address:
         yield address
-
-
-@contextlib.contextmanager
-def serving(backends: dict[str, Backend], config: ApiConfig | None = None) -> Iterator[str]:
-    """The API on a port of its own, in a thread."""
-    listening = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(backends, config or ApiConfig()), log_level="error", timeout_graceful_shutdown=3
-        )
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    server.should_exit = True
-    thread.join(10)
