@@ -56,8 +56,7 @@ class Engine:
         self.curve = profile_steps(model, max_rows=config.max_step_rows, seconds=config.profile_seconds)
         self.healthy = True
         self._wake = threading.Condition()
-        """Held for every look at the schedule and at what a ticket has left; never during a call of the
-        network."""
+        """Held for every look at the schedule and its tickets; never during a call of the network."""
         self._schedule = Schedule(
             self.curve,
             max_step_rows=self.curve.best_rows(),
@@ -85,8 +84,7 @@ class Engine:
         return self._schedule.max_step_rows
 
     def submit(self, work: Work, on_event: Callable[[Event], None]) -> Ticket:
-        """Take work in; its events go to ``on_event``, on the engine's threads, the last of them Done or
-        Failed.
+        """Take work in; its events, Done or Failed as the last, go to ``on_event`` on the engine's threads.
 
         Raises QueueFull, Closed, and whatever the model's ``table`` raises for settings it can't follow.
         """
