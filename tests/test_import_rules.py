@@ -21,6 +21,13 @@ FORBIDDEN = {
     "config imports torch": ("config.py", "import torch", "settings are data"),
     "encode imports train": ("stages/encode.py", "import ray_dit.stages.train", "a stage never imports another"),
     "a helper imports its stage": ("stages/images.py", "import ray_dit.stages.encode", "a stage never imports another"),
+    "a route imports ray": ("serving/http/routes.py", "def f():\n    import ray", "only serving's deployments know Ray"),
+    "a service imports a deployment": ("serving/service.py", "import ray_dit.serving.deployments.metrics", "serving is deployments"),
+    "the engine imports HTTP": ("serving/engine/loop.py", "import ray_dit.serving.http.spec", "the engine knows no HTTP"),
+    "a route imports the engine": ("serving/http/routes.py", "import ray_dit.serving.engine.policy", "the engine knows no HTTP"),
+    "the policy imports torch": ("serving/engine/policy.py", "import torch", "the engine's policy is rules"),
+    "tickets import asyncio": ("serving/engine/tickets.py", "import asyncio", "the engine's policy is rules"),
+    "a new part of serving nobody placed": ("serving/new.py", "", "serving is deployments"),
     "a new stage nobody placed": ("stages/new.py", "", "a stage never imports another"),
 }  # fmt: skip
 
