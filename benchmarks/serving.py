@@ -34,8 +34,8 @@ import httpx
 import numpy as np
 
 from benchmarks.common import RESULTS, TRIALS, argument_parser, in_turns, machine, write_json
-from ray_dit.serving.engine import Observer, patience, row_limit
-from ray_dit.serving.profile import StepCurve
+from ray_dit.serving.engine.policy import StepCurve, patience, row_limit
+from ray_dit.serving.engine.tickets import Observer
 
 STEPS, MOST_IMAGES = (10, 20, 50), 4
 SHORT = {"n": 1, "num_inference_steps": 10}
@@ -181,7 +181,7 @@ class StepTimes(Observer):
 
 
 class EngineReplica:
-    """The project's engine; the methods of ray_dit.serving.app.ModelReplica, and what a benchmark asks beside them."""
+    """The project's engine; the methods of ray_dit.serving.deployments.replica.ModelReplica, and what a benchmark asks beside them."""
 
     def __init__(self, name: str, engine: dict[str, Any], **model: Any) -> None:
         from ray_dit.serving.service import ModelService
@@ -258,7 +258,7 @@ class BatchReplica:
 def baseline(max_batch_size: int, wait: float, **arguments: Any) -> Any:
     from ray import serve
 
-    from ray_dit.serving.app import QUIET
+    from ray_dit.serving.deployments.application import QUIET
 
     class Batched(BatchReplica):
         @serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=wait)
@@ -445,7 +445,7 @@ class Bench:
     def _serve_ours(self) -> tuple[Any, str]:
         from ray import serve
 
-        from ray_dit.serving.app import application, deployment
+        from ray_dit.serving.deployments.application import application, deployment
         from ray_dit.serving.settings import ApiConfig, EngineConfig, LimitsConfig, ServeConfig
 
         engine = EngineConfig(max_queued=10_000)
@@ -680,7 +680,7 @@ class ray_here:
         import ray
         from ray import serve
 
-        from ray_dit.serving.app import QUIET
+        from ray_dit.serving.deployments.application import QUIET
 
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -374,7 +374,7 @@ def _export(config: Any) -> None:
 
 
 def _serve(config: Any) -> None:
-    from ray_dit.serving.app import serve
+    from ray_dit.serving.deployments.launcher import serve
 
     serve(config)
 

@@ -23,7 +23,7 @@ FORBIDDEN = {
         "stages/encode.py", "import ray_dit.formats.images.folder", "only the registry imports an image format",
     ),
     "a circle in a package": ("storage/store.py", "def f():\n    import ray_dit.storage.open", "no import circle"),
-    "serving imports a stage": ("serving/engine.py", "import ray_dit.stages.encode", "imports go down only"),
+    "serving imports a stage": ("serving/engine/loop.py", "import ray_dit.stages.encode", "imports go down only"),
     "the command line imports a job": ("cli.py", "import jobs.demo", "imports go down only"),
     "a stage imports a sampler": ("stages/encode.py", "import ray_dit.core.samplers.ddim", "reached by their"),
     "a stage imports a figure": ("stages/evaluate.py", "import ray_dit.metrics.figures.cas", "reached by their"),
@@ -32,6 +32,13 @@ FORBIDDEN = {
     "config imports torch": ("config.py", "import torch", "settings are data"),
     "encode imports train": ("stages/encode.py", "import ray_dit.stages.train", "a stage never imports another"),
     "a helper imports its stage": ("stages/progress.py", "import ray_dit.stages.encode", "a stage never imports another"),
+    "a route imports ray": ("serving/http/routes.py", "def f():\n    import ray", "only serving's deployments know Ray"),
+    "a service imports a deployment": ("serving/service.py", "import ray_dit.serving.deployments.metrics", "serving is deployments"),
+    "the engine imports HTTP": ("serving/engine/loop.py", "import ray_dit.serving.http.spec", "the engine knows no HTTP"),
+    "a route imports the engine": ("serving/http/routes.py", "import ray_dit.serving.engine.policy", "the engine knows no HTTP"),
+    "the policy imports torch": ("serving/engine/policy.py", "import torch", "the engine's policy is rules"),
+    "tickets import asyncio": ("serving/engine/tickets.py", "import asyncio", "the engine's policy is rules"),
+    "a new part of serving nobody placed": ("serving/new.py", "", "serving is deployments"),
     "a new stage nobody placed": ("stages/new.py", "", "a stage never imports another"),
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
-"""How many replicas a model needs, from the images on their way and waiting; knows nothing else of the package.
+"""How many replicas a model needs, from the images on their way and waiting.
 
-Ray Serve's controller runs it, by value, every fraction of a second; delays and bounds are Serve's own settings.
+Knows nothing else of the package: Ray Serve's controller runs it, by value, every fraction of a second.
+Delays and bounds are Serve's own settings.
 """
 
 import math
@@ -18,6 +19,6 @@ class ImagesPolicy:
 
     def __call__(self, ctx: Any) -> tuple[int, dict[str, Any]]:
         images = sum(ctx.aggregated_metrics.get(IMAGES_METRIC, {}).values())
-        # What waits for a replica at all is not in any replica's report: count it as an image a request.
+        # What waits for a replica at all is not in any replica's report: count it as an image per request.
         waiting = ctx.total_queued_requests or 0
         return max(1, math.ceil((images + waiting) / self.images_per_replica)), {}

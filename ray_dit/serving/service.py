@@ -1,134 +1,47 @@
-"""One model as a service for asyncio: an order in, messages out; image files instead of pixels. Knows no HTTP.
+"""One model as a backend in this process: a spec in, messages out; image files instead of pixels.
 
-`ModelService` is the engine of this process. Whoever calls it through Ray sees the same messages, so all of them are
-plain data that can travel.
+Knows no HTTP. Here a request's spec becomes the engine's work: its sampler is settled against the model, and
+the engine's events, which come from its threads, become messages in asyncio.
 """
 
 import asyncio
 import io
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
 
 from ray_dit.config import SamplerConfig
 from ray_dit.errors import UserError
-from ray_dit.formats.labels import Labels
 from ray_dit.pipeline import Pipeline
-from ray_dit.serving.engine import (
+from ray_dit.serving.backend import (
+    REFUSALS,
+    Accepted,
+    Complete,
+    Ended,
+    ImageSpec,
+    Message,
+    ModelInfo,
+    OutputFormat,
+    Partial,
+    Refused,
+)
+from ray_dit.serving.engine.loop import Engine
+from ray_dit.serving.engine.policy import Load
+from ray_dit.serving.engine.tickets import (
     Closed,
     Done,
-    Engine,
     Event,
     Failed,
-    Job,
-    Load,
+    FinalImage,
     Observer,
-    Picture,
     Preview,
     QueueFull,
+    Work,
 )
 from ray_dit.serving.settings import EngineConfig
-
-OutputFormat = Literal["png", "jpeg", "webp"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Order:
-    """A request for images, its labels known to be right; None keeps the model's own setting."""
-
-    labels: tuple[int, ...]
-    seed: int
-    sampler: str | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    previews: int = 0
-    seconds: float | None = None
-    output_format: OutputFormat = "png"
-    output_compression: int = 100
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """The first message of an order that was taken; its steps and sampler as settled."""
-
-    sampler: SamplerConfig
-
-
-@dataclass(frozen=True)
-class Partial:
-    """A preview as an image file, after ``step`` steps."""
-
-    index: int
-    step: int
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Complete:
-    """A finished image as a file."""
-
-    index: int
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Ended:
-    """The last message when all images are out; times as in the engine's Done."""
-
-    seconds: float
-    queued_seconds: float
-
-
-@dataclass(frozen=True)
-class Refused:
-    """The last message otherwise; ``message`` may be shown to the client."""
-
-    reason: Literal["invalid", "queue_full", "deadline", "cancelled", "closed", "internal", "lost"]
-    message: str
-    retry_after: float | None = None
-
-
-Message = Accepted | Partial | Complete | Ended | Refused
-
-REFUSALS: dict[str, str] = {
-    "deadline": "the images were not done within the time a request may take; ask for fewer or fewer steps",
-    "cancelled": "the request was cancelled",
-    "closed": "the server is shutting down; try again",
-    "internal": "the model failed on this request; try again, and tell the operator if it fails again",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelInfo:
-    """What the API must know of a model to check requests."""
-
-    name: str
-    labels: Labels
-    image_size: int
-    sampler: SamplerConfig
-    guidable: bool
-    """Whether guidance scales other than 1 mean anything."""
-    created: int
-
-
-class Backend(Protocol):
-    """A model wherever it runs: `ModelService` here, or behind a handle of Ray Serve."""
-
-    async def info(self) -> ModelInfo:
-        """What it is; waits until the model is loaded."""
-        ...
-
-    def generate(self, order: Order) -> AsyncIterator[Message]:
-        """Messages of an order: Accepted first unless refused. Closing the iterator cancels the order."""
-        ...
-
-    async def ready(self) -> bool:
-        """Whether it would take an order now."""
-        ...
 
 
 class ModelService:
@@ -172,21 +85,21 @@ class ModelService:
         """See Engine.close."""
         self.engine.close(drain=drain, timeout=timeout)
 
-    async def generate(self, order: Order) -> AsyncIterator[Message]:
+    async def generate(self, spec: ImageSpec) -> AsyncIterator[Message]:
         """See Backend."""
         inbox: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         try:
-            self._check_labels(order)
-            sampler = self._sampler(order)
-            await asyncio.to_thread(self.engine.plan, sampler)  # a table may take a while, once
-            request = self.engine.submit(
-                Job(
-                    labels=order.labels,
+            self._check_labels(spec)
+            sampler = self._sampler(spec)
+            await asyncio.to_thread(self.engine.prepare, sampler)  # a new table may take a while
+            ticket = self.engine.submit(
+                Work(
+                    labels=spec.labels,
                     sampler=sampler,
-                    seed=order.seed,
-                    previews=order.previews,
-                    seconds=order.seconds,
+                    seed=spec.seed,
+                    previews=spec.previews,
+                    seconds=spec.seconds,
                 ),
                 lambda event: _hand_over(loop, inbox, event),
             )
@@ -195,20 +108,20 @@ class ModelService:
             return
         try:
             yield Accepted(sampler)
-            async for message in self._messages(order, inbox):
+            async for message in self._messages(spec, inbox):
                 yield message
         finally:
-            request.cancel()
+            ticket.cancel()
 
-    async def _messages(self, order: Order, inbox: "asyncio.Queue[Event]") -> AsyncIterator[Message]:
+    async def _messages(self, spec: ImageSpec, inbox: "asyncio.Queue[Event]") -> AsyncIterator[Message]:
         while True:
             event = await inbox.get()
             if isinstance(event, Preview):
-                if inbox.qsize() > 2 * len(order.labels):
+                if inbox.qsize() > 2 * len(spec.labels):
                     continue  # the reader is slow: what it would see is out of date
-                yield Partial(event.index, event.step, await _encoded(event.pixels, order))
-            elif isinstance(event, Picture):
-                yield Complete(event.index, await _encoded(event.pixels, order))
+                yield Partial(event.index, event.step, await _encoded(event.pixels, spec))
+            elif isinstance(event, FinalImage):
+                yield Complete(event.index, await _encoded(event.pixels, spec))
             elif isinstance(event, Done):
                 yield Ended(event.seconds, event.queued_seconds)
                 return
@@ -217,25 +130,25 @@ class ModelService:
                 yield Refused(event.reason, REFUSALS[event.reason])
                 return
 
-    def _check_labels(self, order: Order) -> None:
-        """Labels were checked by what the API knows of the model, which in an update may be the one before."""
+    def _check_labels(self, spec: ImageSpec) -> None:
+        """The API checked them by what it knows of the model: in an update perhaps the one before."""
         most = max(len(self.pipeline.labels), 1) - 1
-        if not all(0 <= label <= most for label in order.labels):
+        if not all(0 <= label <= most for label in spec.labels):
             raise UserError(f"model {self.name!r} has the classes 0 to {most}; ask again")
 
     @property
     def _guidable(self) -> bool:
         return self.pipeline.guided_model.null_label is not None
 
-    def _sampler(self, order: Order) -> SamplerConfig:
-        scale = order.guidance_scale
+    def _sampler(self, spec: ImageSpec) -> SamplerConfig:
+        scale = spec.guidance_scale
         if not self._guidable:
             if scale not in (None, 1.0):
                 raise UserError(
                     f"model {self.name!r} can't be guided: leave guidance_scale out, or make it 1"
                 )
             scale = 1.0
-        return self.pipeline.sampler(order.sampler, steps=order.num_inference_steps, guidance_scale=scale)
+        return self.pipeline.sampler(spec.sampler, steps=spec.num_inference_steps, guidance_scale=scale)
 
     def _refusal(self, error: Exception) -> Refused:
         if isinstance(error, QueueFull):
@@ -251,8 +164,8 @@ def _hand_over(loop: asyncio.AbstractEventLoop, inbox: "asyncio.Queue[Event]", e
         loop.call_soon_threadsafe(inbox.put_nowait, event)
 
 
-async def _encoded(pixels: np.ndarray, order: Order) -> bytes:
-    return await asyncio.to_thread(encode, pixels, order.output_format, order.output_compression)
+async def _encoded(pixels: np.ndarray, spec: ImageSpec) -> bytes:
+    return await asyncio.to_thread(encode, pixels, spec.output_format, spec.output_compression)
 
 
 def encode(pixels: np.ndarray, output_format: OutputFormat, compression: int = 100) -> bytes:

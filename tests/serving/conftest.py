@@ -33,7 +33,7 @@ def _no_shape_checks():
 
 @pytest.fixture(scope="session")
 def model_uri(tmp_path_factory) -> str:
-    """A model of 32 x 32 pictures in six classes; its weights are random, so its pictures are only structured noise."""
+    """A model of 32 x 32 images in six classes; random weights, so images of structured noise."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     shape = DiTConfig(
         input_size=8, patch_size=2, hidden_size=32, depth=2, num_heads=2, num_classes=len(NAMES)

@@ -14,13 +14,17 @@ from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.samplers import SamplerTable, make_table
 from ray_dit.formats.labels import Labels
-from ray_dit.serving.service import Accepted, Complete, Ended, Message, ModelInfo, Order, Refused, encode
+from ray_dit.serving.backend import Accepted, Complete, Ended, ImageSpec, Message, ModelInfo, Refused
+from ray_dit.serving.service import encode
 
 NUM_CLASSES = 10
 
 
 class FakeModel:
-    """A step of r rows takes a + b·r seconds; ``calls`` lists the labels of each call. ``broken`` makes calls fail."""
+    """A step of r rows takes a + b·r seconds; ``calls`` lists the labels of each call.
+
+    ``broken`` makes calls fail.
+    """
 
     latent_shape = (4, 2, 2)
     device = torch.device("cpu")
@@ -57,12 +61,12 @@ class FakeModel:
 
 
 class FakeBackend:
-    """A backend that refuses as told, then makes black images at once, or at the pace a test sets by ``gate``."""
+    """A backend that refuses as told, then makes black images at once, or waits while ``hold`` is set."""
 
     def __init__(self, refusals: list[Refused] | None = None) -> None:
         self.refusals = refusals or []
         self.late: Refused | None = None
-        self.orders = 0
+        self.specs = 0
         self.open = 0
         self.hold = False
 
@@ -75,21 +79,21 @@ class FakeBackend:
     async def ready(self) -> bool:
         return True
 
-    async def generate(self, order: Order) -> AsyncIterator[Message]:
-        self.orders += 1
+    async def generate(self, spec: ImageSpec) -> AsyncIterator[Message]:
+        self.specs += 1
         self.open += 1
         try:
             if self.refusals:
                 yield self.refusals.pop()
                 return
-            yield Accepted(SamplerConfig(num_inference_steps=order.num_inference_steps or 25))
+            yield Accepted(SamplerConfig(num_inference_steps=spec.num_inference_steps or 25))
             while self.hold:
                 await asyncio.sleep(0.01)
             if self.late is not None:
                 yield self.late
                 return
-            for index in range(len(order.labels)):
-                yield Complete(index, encode(np.zeros((8, 8, 3), np.uint8), order.output_format))
+            for index in range(len(spec.labels)):
+                yield Complete(index, encode(np.zeros((8, 8, 3), np.uint8), spec.output_format))
             yield Ended(0.1, 0.0)
         finally:
             self.open -= 1

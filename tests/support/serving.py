@@ -12,8 +12,8 @@ import numpy as np
 import uvicorn
 from PIL import Image
 
-from ray_dit.serving.api import create_app
-from ray_dit.serving.service import Backend
+from ray_dit.serving.backend import Backend
+from ray_dit.serving.http.app import create_app
 from ray_dit.serving.settings import ApiConfig
 
 
@@ -33,6 +33,13 @@ def serving(backends: dict[str, Backend], config: ApiConfig | None = None) -> It
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     server.should_exit = True
     thread.join(10)
+
+
+def free_port() -> int:
+    """A port nobody listens at now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def pixels(b64: str) -> np.ndarray:

@@ -1,0 +1,78 @@
+"""A backend's messages as bodies and events in the shape of OpenAI's images API. Knows no connection."""
+
+import base64
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ray_dit.config import SamplerConfig
+from ray_dit.serving.backend import Complete, ImageSpec, Message, ModelInfo, Partial, Refused
+from ray_dit.serving.http.errors import refusal
+from ray_dit.serving.http.schemas import usage
+from ray_dit.serving.http.spec import size
+
+
+class Answer:
+    """What every form of answer says about a spec and the sampler it was settled to."""
+
+    def __init__(self, info: ModelInfo, spec: ImageSpec, sampler: SamplerConfig) -> None:
+        self.info, self.spec = info, spec
+        self.created = int(time.time())
+        self.steps = sampler.num_steps
+        self.settled = {
+            "num_inference_steps": sampler.num_steps,
+            "guidance_scale": sampler.guidance_scale,
+            "sampler": sampler.name,
+        }
+
+    def image(self, message: Partial | Complete) -> dict[str, Any]:
+        """The image, and which one of the request's it is."""
+        names = self.info.labels.names
+        label = self.spec.labels[message.index] if names else None
+        return {
+            "b64_json": base64.b64encode(message.data).decode(),
+            "revised_prompt": None if label is None else names[label],
+            "label": label,
+            "index": message.index,
+        }
+
+    async def collect(self, messages: AsyncIterator[Message]) -> dict[str, Any]:
+        """The answer without streaming, when the last message is here. ApiError where it is a refusal."""
+        images: dict[int, dict[str, Any]] = {}
+        async for message in messages:
+            if isinstance(message, Refused):
+                raise refusal(message)
+            if isinstance(message, Complete):
+                images[message.index] = self.image(message)
+        return {
+            "created": self.created,
+            "data": [images[index] for index in sorted(images)],
+            "background": "opaque",
+            "output_format": self.spec.output_format,
+            "size": size(self.info),
+            "usage": usage(self.steps * len(images)),
+            "model": self.info.name,
+            "seed": self.spec.seed,
+            **self.settled,
+        }
+
+    def event(self, message: Partial | Complete, partial_index: int) -> dict[str, Any]:
+        """One event of a stream."""
+        event: dict[str, Any] = {
+            "type": "image_generation.completed",
+            **self.image(message),
+            "created_at": int(time.time()),
+            "size": size(self.info),
+            "quality": "auto",
+            "background": "opaque",
+            "output_format": self.spec.output_format,
+            "seed": self.spec.seed,
+            "num_inference_steps": self.steps,
+        }
+        if isinstance(message, Partial):
+            return event | {
+                "type": "image_generation.partial_image",
+                "partial_image_index": partial_index,
+                "step": message.step,
+            }
+        return event | {"usage": usage(self.steps)}

@@ -1,0 +1,125 @@
+"""Errors as answers, in the shape OpenAI's clients read. They carry neither tracebacks nor paths."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import Send
+
+from ray_dit.serving.backend import Refused
+
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
+REFUSED_STATUS = {
+    "invalid": 400,
+    "queue_full": 429,
+    "deadline": 504,
+    "cancelled": 503,
+    "closed": 503,
+    "internal": 500,
+    "lost": 503,
+}
+
+
+class ClientGone(Exception):
+    """The client closed the connection."""
+
+
+class ApiError(Exception):
+    """An answer other than 200."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """``{"error": ...}``."""
+        kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def invalid(param: str, message: str, code: str = "invalid_value") -> ApiError:
+    """400 for one parameter of the body."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def nothing_there() -> ApiError:
+    """404 for an address."""
+    return ApiError(404, "there is nothing at this address", code="not_found")
+
+
+def too_many(message: str, code: str, retry_after: float) -> ApiError:
+    """429 with the time after which to come again."""
+    seconds = max(1, min(120, round(retry_after + 0.5)))
+    return ApiError(429, message, code=code, headers={"Retry-After": str(seconds)})
+
+
+def not_ready(message: str) -> ApiError:
+    """503 for what is being loaded."""
+    return ApiError(503, message, code="not_ready", headers={"Retry-After": "2"})
+
+
+def refusal(refused: Refused) -> ApiError:
+    """A backend's refusal."""
+    status = REFUSED_STATUS[refused.reason]
+    if status == 429:
+        return too_many(refused.message, refused.reason, refused.retry_after or 1)
+    # A request that took all its time would take it again: clients should not try on their own.
+    headers = {"x-should-retry": "false"} if refused.reason == "deadline" else {}
+    if status == 503:
+        headers["Retry-After"] = "1"
+    return ApiError(status, refused.message, code=refused.reason, headers=headers)
+
+
+async def send_error(error: ApiError, send: Send) -> None:
+    """Answers with this error, where there is no framework to do it."""
+    body = _encoded(error)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in error.headers.items()]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Every error of the framework, and of the routes, in our shape."""
+
+    async def api_error(_: Request, error: Any) -> Response:
+        return Response(_encoded(error), error.status, headers=error.headers, media_type="application/json")
+
+    async def http_error(request: Request, error: Any) -> Response:
+        what = {404: "there is nothing at this address", 405: "this address does not take that method"}
+        message = what.get(error.status_code, "the request can't be answered")
+        return await api_error(request, ApiError(error.status_code, message, headers=error.headers))
+
+    async def wrong_input(request: Request, error: Any) -> Response:
+        first = error.errors()[0]
+        if first["type"].startswith("json"):
+            return await api_error(request, ApiError(400, "the body is not valid JSON", code="invalid_json"))
+        where = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, str | int))
+        message = f"{where or 'body'}: {first['msg']}"
+        return await api_error(request, invalid(where or "body", message))
+
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, wrong_input)
+
+
+def _encoded(error: ApiError) -> bytes:
+    # ASCII only: a client's half of a surrogate pair could not be written otherwise.
+    return json.dumps(error.body(), ensure_ascii=True).encode()

@@ -1,0 +1,149 @@
+"""What travels over HTTP, as OpenAI's images API has it; our additions are marked."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ray_dit.config import SamplerName
+
+Label = Annotated[int, Field(ge=0, lt=2**31)] | Annotated[str, Field(max_length=400)]
+
+
+class ImageRequest(BaseModel):
+    """Which images to make. Fields without the word "ours" are OpenAI's; unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    prompt: Annotated[str, Field(max_length=400)] | None = None
+    """The class: its name, or its number. Needed unless `class_labels` says it, or the model has no
+    classes."""
+    model: Annotated[str, Field(max_length=200)] | None = None
+    """Name of a model from `/v1/models`; the first of them by default."""
+    n: Annotated[int, Field(ge=1, le=10)] | None = None
+    """Number of images; 1 by default. With several `class_labels` it is their number."""
+    size: Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")] | None = None
+    """`auto`, or the size the model makes, such as `256x256`; another size is refused."""
+    response_format: Literal["b64_json", "url"] | None = None
+    """Only `b64_json`, the default: images are kept nowhere, so there are no links to them."""
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    """png by default."""
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
+    """Quality of jpeg and webp, 100 by default."""
+    stream: bool | None = None
+    """Answer with server-sent events: previews, then each image."""
+    partial_images: Annotated[int, Field(ge=0, le=50)] | None = None
+    """Previews per image, for streams; 0 by default. OpenAI allows 3."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    """Ours: the same seed, settings and model make the same images; drawn at random by default, and told."""
+    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    """Ours: denoising steps; the model's default if left out."""
+    guidance_scale: Annotated[float, Field(ge=0, le=20)] | None = None
+    """Ours: how strongly images follow their class; 1 is off. The model's default if left out."""
+    sampler: SamplerName | None = None
+    """Ours: the model's default if left out."""
+    class_labels: Annotated[list[Label], Field(min_length=1, max_length=10)] | None = None
+    """Ours: one class per image, by number or name, instead of `prompt`."""
+    quality: Annotated[str, Field(max_length=20)] | None = None
+    """Taken for compatibility; has no effect."""
+    style: Annotated[str, Field(max_length=20)] | None = None
+    """Taken for compatibility; has no effect."""
+    background: Literal["auto", "opaque"] | None = None
+    """Taken for compatibility; images are opaque."""
+    moderation: Annotated[str, Field(max_length=20)] | None = None
+    """Taken for compatibility; has no effect."""
+    user: Annotated[str, Field(max_length=200)] | None = None
+    """Taken for compatibility; has no effect."""
+
+
+class ImageData(BaseModel):
+    """One image."""
+
+    b64_json: str
+    revised_prompt: str | None = Field(description="Name of the class.")
+    label: int | None = Field(description="Ours: number of the class.")
+    index: int = Field(description="Ours: its place in the request; part, with the seed, of what decides it.")
+
+
+class InputTokensDetails(BaseModel):
+    image_tokens: int
+    text_tokens: int
+
+
+class Usage(BaseModel):
+    """In place of tokens: denoising steps over all images, as output."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: InputTokensDetails
+
+
+class ImagesResponse(BaseModel):
+    created: int
+    data: list[ImageData]
+    background: Literal["opaque"]
+    output_format: Literal["png", "jpeg", "webp"]
+    size: str
+    usage: Usage
+    model: str = Field(description="Ours.")
+    seed: int = Field(description="Ours: ask with it again to get the same images.")
+    num_inference_steps: int = Field(description="Ours.")
+    guidance_scale: float = Field(description="Ours.")
+    sampler: str = Field(description="Ours.")
+
+
+class ModelData(BaseModel):
+    """A model; the fields after `owned_by` are ours."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    size: str
+    num_classes: int
+    num_inference_steps: int
+    guidance_scale: float
+    sampler: str
+
+
+class ModelList(BaseModel):
+    object: Literal["list"]
+    data: list[ModelData]
+
+
+class LabelData(BaseModel):
+    id: int
+    name: str
+    wordnet_id: str | None
+
+
+class LabelList(BaseModel):
+    object: Literal["list"]
+    data: list[LabelData]
+    total: int = Field(description="Classes that match, of which `data` holds the first.")
+
+
+class Status(BaseModel):
+    status: Literal["ok", "starting"]
+
+
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    error: ErrorDetail
+
+
+def usage(steps: int) -> dict[str, Any]:
+    """The usage of so many denoising steps."""
+    details = {"image_tokens": 0, "text_tokens": 0}
+    return {
+        "input_tokens": 0,
+        "output_tokens": steps,
+        "total_tokens": steps,
+        "input_tokens_details": details,
+    }

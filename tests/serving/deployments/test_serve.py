@@ -1,0 +1,254 @@
+"""The endpoint on a real Ray Serve: HTTP through its proxy, several models, a replica killed, drains."""
+
+import gc
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import openai
+import pytest
+
+from ray_dit.serving.settings import ApiConfig, EngineConfig, LimitsConfig, ServeConfig
+from tests.support.serving import free_port
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def config(model_uri) -> ServeConfig:
+    return ServeConfig(
+        model=(f"first={model_uri}", f"second={model_uri}"),
+        port=free_port(),
+        replicas=1,
+        num_cpus=6,
+        engine=EngineConfig(profile_seconds=0),
+        api=ApiConfig(limits=LimitsConfig(requests_per_minute=100_000, max_concurrent=1000)),
+        drain_seconds=20,
+    )
+
+
+@pytest.fixture(scope="module")
+def url(config, tmp_path_factory):
+    import ray
+    from ray import serve as ray_serve
+
+    from ray_dit.serving.deployments.launcher import start
+
+    before = {name: os.environ.get(name) for name in ("HOME", "RAY_AUTH_MODE")}
+    os.environ |= {"HOME": str(tmp_path_factory.mktemp("home")), "RAY_AUTH_MODE": "disabled"}
+    ray.init(address="local", num_cpus=6, include_dashboard=False, logging_level="ERROR")
+    start(config)
+    yield f"http://127.0.0.1:{config.port}"
+    ray_serve.shutdown()
+    gc.collect()  # handles left in cycles would take down actors of a later session with the same number
+    ray.shutdown()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture
+def client(url):
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def test_images_of_both_models_are_those_of_the_pipeline(client, pipeline):
+    from tests.support.serving import pixels
+
+    assert [model.id for model in client.models.list()] == ["first", "second"]
+    want = pipeline(["hen"], seed=4)[0]
+    for model in ("first", "second"):
+        answer = client.images.generate(prompt="hen", model=model, extra_body={"seed": 4})
+        difference = pixels(answer.data[0].b64_json).astype(int) - want
+        assert abs(difference).max() <= 1
+
+
+def test_a_stream_through_the_proxy(client):
+    extra = {"num_inference_steps": 200}
+    events = list(client.images.generate(prompt="hen", stream=True, partial_images=3, extra_body=extra))
+    assert events[-1].type == "image_generation.completed" and len(events) >= 2
+
+
+def test_answers_of_all_kinds(url):
+    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{url}/ready").json() == {"status": "ok"}
+    assert httpx.get(f"{url}/v1/labels", params={"q": "cra"}).json()["total"] == 2
+    assert "<title>" in httpx.get(url).text
+    for path in ("//v1/models", "/v1/..%2fhealth", "/nothing"):
+        assert httpx.get(url + path).status_code in (400, 404)
+    answer = httpx.post(
+        f"{url}/v1/images/generations", json={"prompt": "x"}, headers={"x-request-id": "mine-1"}
+    )
+    assert answer.status_code == 400 and answer.headers.get_list("x-request-id") == ["mine-1"]
+    big = httpx.post(
+        f"{url}/v1/images/generations", content=b"[" * 100_000, headers={"content-type": "application/json"}
+    )
+    assert big.status_code == 413
+    assert httpx.get(f"{url}/health", headers={"host": "evil.example"}).status_code == 400
+
+
+def test_a_client_that_leaves_frees_its_slots(url):
+    body = {"prompt": "hen", "n": 10, "num_inference_steps": 250, "sampler": "ddpm"}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{url}/v1/images/generations", json=body, timeout=0.4)
+    deadline = time.monotonic() + 5
+    while _images("first") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _images("first") == 0
+
+
+def test_metrics_reach_prometheus(url, client):
+    import ray
+
+    client.images.generate(prompt="hen")
+    metrics = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
+    wanted = {
+        "ray_dit_requests_total",
+        "ray_dit_step_rows",
+        "ray_dit_step_seconds",
+        "ray_dit_busy_seconds_total",
+    }
+    wanted |= {"ray_dit_first_image_seconds", "ray_dit_engine_request_seconds", "ray_dit_images"}
+    wanted |= {
+        "ray_dit_request_seconds",
+        "ray_dit_cancelled_total",
+        "ray_dit_queued_requests",
+    }  # by the test above
+    wanted |= {"ray_dit_decode_seconds_total"}
+    deadline = time.monotonic() + 40  # Ray collects them every few seconds
+    missing = wanted
+    while missing and time.monotonic() < deadline:
+        time.sleep(1)
+        said = httpx.get(metrics).text
+        missing = {name for name in wanted if f"ray_{name}" not in said}
+    assert missing == set()
+
+
+def test_a_killed_replica_costs_no_request(url):
+    import ray
+
+    results: list[int] = []
+    body = {"prompt": "hen", "model": "second", "n": 2, "num_inference_steps": 250, "seed": 1}
+
+    def ask() -> None:
+        results.append(httpx.post(f"{url}/v1/images/generations", json=body, timeout=60).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 10
+    while not _images("second") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert _images("second") > 0
+    ray.kill(_replica("second"), no_restart=True)
+    assert not results  # none was done: all six have to be made again
+    for thread in threads:
+        thread.join(60)
+    assert len(results) == 6  # none hangs
+    assert results.count(200) == 6, results
+
+
+def test_a_rolling_update_drops_no_request(url, config):
+    from ray import serve as ray_serve
+
+    from ray_dit.serving.deployments.application import build
+    from ray_dit.serving.deployments.launcher import APP_NAME
+
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        body = {"prompt": "hen", "num_inference_steps": 30}
+        while not stop.is_set():
+            statuses.append(httpx.post(f"{url}/v1/images/generations", json=body, timeout=60).status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    changed = config.model_copy(update={"engine": EngineConfig(profile_seconds=0, decode_batch=4)})
+    ray_serve.run(build(changed), name=APP_NAME, route_prefix="/")
+    time.sleep(1)
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+    assert len(statuses) > 4 and set(statuses) == {200}
+
+
+def _replica(model: str):
+    import ray
+    from ray.util.state import list_actors  # noqa: F401 - only for its error message when Ray has no state API
+
+    name = next(
+        actor["name"]
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if f"model-{model}" in actor["name"]
+    )
+    return ray.get_actor(name, namespace="serve")
+
+
+def _images(model: str) -> int:
+    from ray import serve as ray_serve
+
+    handle = ray_serve.get_deployment_handle(f"model-{model}", app_name="ray-dit")
+    return int(handle.record_autoscaling_stats.remote().result(timeout_s=10)["images"])
+
+
+def test_the_command_serves_and_lets_requests_finish(model_uri, tmp_path):
+    port = free_port()
+    code = (
+        "from ray_dit.serving.deployments.launcher import serve; "
+        "from ray_dit.serving.settings import EngineConfig, ServeConfig; "
+        f"serve(ServeConfig(model=({model_uri!r},), port={port}, engine=EngineConfig(profile_seconds=0)))"
+    )
+    environment = os.environ | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None and server.stderr is not None
+        assert server.stdout.readline() == f"serving tiny at http://127.0.0.1:{port}\n"
+        # what Ray Serve's proxy answers by itself, before any key is looked at: health alone
+        assert httpx.get(f"http://127.0.0.1:{port}/-/routes").status_code == 404
+        assert httpx.get(f"http://127.0.0.1:{port}/-/healthz").status_code == 200
+        strange = httpx.get(f"http://127.0.0.1:{port}/health", headers=[(b"X-Request-Id", b"\xff\xfe")])
+        assert strange.status_code == 200 and len(strange.headers.get_list("x-request-id")) == 1
+        url = f"http://127.0.0.1:{port}/v1/images/generations"
+        body = {"prompt": "hen", "n": 10, "num_inference_steps": 250, "sampler": "ddpm"}
+        with ThreadPoolExecutor() as pool:
+            running = pool.submit(httpx.post, url, json=body, timeout=60)
+            time.sleep(0.7)
+            server.terminate()
+            assert running.result().status_code == 200
+        said = server.communicate(timeout=60)[1]
+    lines = [json.loads(part[part.index("{") :]) for part in said.splitlines() if '"request_id"' in part]
+    assert [line["status"] for line in lines] == [200, 200] and lines[1]["n"] == 10
+    assert lines[0]["request_id"] == strange.headers["x-request-id"]
+    assert "Traceback" not in said
+
+
+def test_a_port_in_use_and_a_missing_model_are_told(model_uri, tmp_path):
+    from ray_dit.errors import NotFound, UserError
+    from ray_dit.serving.deployments.launcher import serve
+
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(UserError, match="can't be used"):
+        serve(ServeConfig(model=(model_uri,), port=taken.getsockname()[1]))
+    with pytest.raises(NotFound, match="no model"):
+        serve(ServeConfig(model=(str(tmp_path),)))
+
+
+def test_a_cluster_that_does_not_answer_is_told(model_uri):
+    """In a process of its own: this one has joined a Ray, which it would use."""
+    command = [sys.executable, "-m", "ray_dit.cli", "serve", "--model", model_uri, "--address", "127.0.0.1:1"]
+    ended = subprocess.run([*command, "--port", str(free_port())], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "nothing answers at the Ray address '127.0.0.1:1'" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,200 @@
+"""The rules alone, without threads, clock or network: sizes of calls, who is let in, who takes a step."""
+
+import random
+
+import pytest
+
+from ray_dit.config import SamplerConfig
+from ray_dit.serving.engine.policy import PATIENCE, Schedule, StepCurve, count_rows, patience, row_limit
+from ray_dit.serving.engine.tickets import Observer, QueueFull, Row, Ticket, Work
+
+FLAT = StepCurve([1, 128], [1.0, 1.0])
+LINEAR = StepCurve([1, 128], [1.0, 128.0])
+
+
+def ticket(images: int = 1, steps: int = 10, guided: int = 0, seconds: float | None = None) -> Ticket:
+    """One whose images take two rows in their first ``guided`` steps."""
+    return Ticket(
+        Work(labels=(0,) * images, sampler=SamplerConfig(), seed=0, seconds=seconds),
+        table=0,
+        guided=[step < guided for step in range(steps)],
+        on_event=lambda event: None,
+        on_cancel=lambda ticket: None,
+        observer=Observer(),
+    )
+
+
+def schedule(
+    *tickets: Ticket, curve: StepCurve = FLAT, rows: int = 64, slots: int = 64, queued: int = 64
+) -> Schedule:
+    """One in which these are let in."""
+    made = Schedule(curve, max_step_rows=rows, slots=slots, max_queued=queued)
+    for one in tickets:
+        made.enter(one)
+    made.admit()
+    return made
+
+
+def step(made: Schedule) -> list[Row]:
+    """What the engine does with a choice: its images take a step; finished ones are out at once."""
+    chosen = list(made.choose())
+    for row in chosen:
+        if not row.begun:
+            row.ticket.begin(row)
+        row.step += 1
+        if row.step == row.ticket.num_steps:
+            row.ticket.rows.remove(row)
+            row.ticket.undelivered -= 1
+            made.changed = True
+            if not row.ticket.undelivered:
+                made.take_out(row.ticket)
+    return chosen
+
+
+# ---- the curve
+
+
+def test_a_device_with_constant_cost_takes_large_steps_and_a_linear_one_small_ones():
+    constant = StepCurve([1, 2, 4, 8, 16], [1.0, 1.0, 1.0, 1.01, 1.02])
+    linear = StepCurve([1, 2, 4, 8, 16], [1.0, 2.0, 4.0, 8.0, 16.0])
+    assert constant.best_rows() == 16
+    assert linear.best_rows() == 2
+
+
+def test_times_between_and_beyond_the_points():
+    curve = StepCurve([2, 4], [1.0, 3.0])
+    assert [curve.seconds(rows) for rows in (1, 2, 3, 4, 8)] == [1.0, 1.0, 2.0, 3.0, 6.0]
+    assert [curve.rows_within(seconds) for seconds in (0.5, 2.0, 2.9, 100)] == [1, 3, 3, 4]
+
+
+def test_a_point_that_came_out_faster_than_a_smaller_one_is_noise():
+    assert StepCurve([1, 2], [2.0, 1.0]).seconds(2) == 2.0
+
+
+def test_curves_need_rising_rows():
+    with pytest.raises(ValueError, match="rising"):
+        StepCurve([2, 1], [1.0, 1.0])
+
+
+# ---- the rules
+
+
+def test_a_ticket_is_due_by_its_work():
+    assert patience(1, 10, FLAT, 64) == PATIENCE * 10
+    assert patience(4, 10, LINEAR, 64) == PATIENCE * 40
+    assert patience(128, 10, FLAT, 64) == PATIENCE * 20  # two calls for each of its steps
+    short, long = ticket(steps=5), ticket(images=3, steps=50)
+    schedule(short, long, curve=LINEAR)
+    assert short.due - short.submitted == PATIENCE * 5
+    assert long.due - long.submitted == PATIENCE * 150
+
+
+def test_a_call_grows_until_a_ticket_would_be_below_its_share():
+    assert row_limit([1, 10], FLAT, 64) == 64  # rows cost nothing
+    assert row_limit([1, 10], LINEAR, 64) == 2  # twice the small one's own call
+    assert row_limit([2, 10, 10], LINEAR, 64) == 6
+    assert row_limit([10], LINEAR, 64) == 10
+    assert row_limit([10], LINEAR, 4) == 4
+    assert row_limit([1], LINEAR, 64) == 2  # a guided image fits in any case
+
+
+def test_those_due_first_are_let_in_and_others_wait():
+    long, short, middle = ticket(steps=100), ticket(steps=5), ticket(steps=20)
+    made = schedule(long, short, middle, slots=2)
+    assert made.running == [short, middle] and made.waiting == [long]
+    made.take_out(short)
+    made.admit()
+    assert made.running == [middle, long] and made.waiting == []
+
+
+def test_beyond_free_slots_so_many_wait_and_no_more():
+    made = Schedule(FLAT, max_step_rows=8, slots=2, max_queued=3)
+    for _ in range(2 + 3):
+        made.enter(ticket())
+    with pytest.raises(QueueFull) as caught:
+        made.enter(ticket())
+    assert 1 <= caught.value.retry_after <= 60
+    assert made.load().queued == 5 and made.load().running == 0
+    made.admit()
+    assert made.load().queued == 3 and made.load().running == 2
+
+
+def test_the_ticket_due_first_has_its_rows_and_others_what_it_leaves():
+    long, short = ticket(images=10, steps=100), ticket(images=3, steps=10)
+    made = schedule(long, short, rows=8)
+    assert [row.ticket for row in made.choose()] == [short] * 3 + [long] * 5
+
+
+def test_guided_images_take_two_rows_and_are_not_cut_in_half():
+    made = schedule(ticket(images=5, guided=10), rows=7)
+    chosen = made.choose()
+    assert len(chosen) == 3 and count_rows(chosen) == 6
+
+
+def test_a_quarter_of_the_slots_is_kept_for_first_images():
+    long = [ticket(images=10, steps=100) for _ in range(4)]
+    made = schedule(*long, slots=16)
+    step(made)
+    assert sum(one.resident for one in long) == 12 and all(one.resident for one in long)
+    late = ticket()
+    made.enter(late)
+    made.admit()
+    assert any(row.ticket is late for row in made.choose())
+
+
+def test_a_choice_stands_until_something_changes_or_guidance_ends():
+    first, second = ticket(steps=10, guided=2), ticket(steps=90)
+    made = schedule(first, second, rows=2)
+    assert made.choose() is made.choose()
+    assert [len(step(made)) for _ in range(4)] == [1, 1, 2, 2]  # the row that guidance leaves is the second's
+    third = ticket(steps=1)
+    made.enter(third)
+    made.admit()
+    assert step(made)[0].ticket is third
+
+
+def test_who_is_too_late_or_has_a_reason_ends_and_frees_slots():
+    late, cancelled, other = ticket(images=2, seconds=5), ticket(seconds=500), ticket()
+    made = schedule(late, cancelled, other, slots=4)
+    step(made)
+    cancelled.reason = "cancelled"
+    assert made.next_deadline() == late.submitted + 5
+    assert set(made.take_ending(late.submitted + 6)) == {late, cancelled}
+    assert (late.reason, cancelled.reason, other.reason) == ("deadline", "cancelled", None)
+    assert made.tickets == [other] and made.load().images == 1
+    assert [row.ticket for row in made.choose()] == [other]
+    assert made.next_deadline() is None
+    assert made.take_ending(late.submitted + 6) == []
+
+
+def test_calls_shrink_where_memory_is_short():
+    made = schedule(ticket(images=20), rows=16)
+    assert count_rows(made.choose()) == 16
+    made.shrink(16)
+    assert count_rows(made.choose()) == made.load().max_step_rows == 8
+    made.shrink(3)
+    assert made.max_step_rows == 2
+
+
+@pytest.mark.parametrize("curve", [FLAT, LINEAR])
+@pytest.mark.parametrize("seed", range(5))
+def test_in_any_mixture_all_are_done_within_the_bounds(curve: StepCurve, seed: int):
+    rng = random.Random(seed)
+    made = Schedule(curve, max_step_rows=9, slots=8, max_queued=100)
+    coming = [
+        ticket(images=rng.randint(1, 12), steps=(steps := rng.randint(1, 30)), guided=rng.randint(0, steps))
+        for _ in range(40)
+    ]
+    everyone, steps = list(coming), 0
+    while coming or made.tickets:
+        if coming and rng.random() < 0.3:
+            made.enter(coming.pop())
+        made.admit()
+        chosen = made.choose()
+        assert not made.tickets or chosen  # nobody waits while nothing is done
+        assert count_rows(chosen) <= 9 and len(set(chosen)) == len(chosen)
+        step(made)
+        assert sum(one.resident for one in everyone) <= 8
+        steps += 1
+        assert steps < 20_000
+    assert all(one.undelivered == 0 and one.begun == len(one.work.labels) for one in everyone)
