@@ -21,6 +21,9 @@ FORBIDDEN = {
     "config imports torch": ("config.py", "import torch", "settings are data"),
     "encode imports train": ("stages/encode.py", "import ray_dit.stages.train", "a stage never imports another"),
     "a helper imports its stage": ("stages/images.py", "import ray_dit.stages.encode", "a stage never imports another"),
+    "the runtime imports a stage": ("runtime/training/task.py", "import ray_dit.stages.train", "imports go down only"),
+    "the training loop imports ray": ("runtime/training/loop.py", "def f():\n    import ray", "only launch knows Ray"),
+    "a part of training imports another": ("runtime/training/parallel.py", "import ray_dit.runtime.training.checkpointer", "put together by its worker"),
     "a new stage nobody placed": ("stages/new.py", "", "a stage never imports another"),
 }  # fmt: skip
 
