@@ -69,14 +69,16 @@ class Reporter:
 
 
 @contextlib.contextmanager
-def shown(read: Callable[[], Progress], what: str, steps: int, tensorboard: str | None) -> Iterator[None]:
+def show_progress(
+    read: Callable[[], Progress], what: str, steps: int, tensorboard: str | None
+) -> Iterator[None]:
     """Shows what ``read`` says on a bar and, where a folder is given, in TensorBoard's event files.
 
     A thread does it, as the body waits for Ray Train. UserError if TensorBoard is asked for and not installed.
     """
-    curve = curve_writer(tensorboard)
+    curve = open_tensorboard(tensorboard)
     end = threading.Event()
-    thread = threading.Thread(target=_show, args=(read, what, steps, curve, end), daemon=True)
+    thread = threading.Thread(target=draw, args=(read, what, steps, curve, end), daemon=True)
     thread.start()
     try:
         yield
@@ -85,7 +87,8 @@ def shown(read: Callable[[], Progress], what: str, steps: int, tensorboard: str 
         thread.join(timeout=10)  # a cluster that went away must not keep the error from the user
 
 
-def _show(read: Callable[[], Progress], what: str, steps: int, curve: Any, end: threading.Event) -> None:
+def draw(read: Callable[[], Progress], what: str, steps: int, curve: Any, end: threading.Event) -> None:
+    """Shows what ``read`` says until ``end``, and then once more; ``curve``: see ``open_tensorboard``."""
     bar, drawn = None, None
     with contextlib.ExitStack() as stack:
         if curve is not None:
@@ -105,7 +108,7 @@ def _show(read: Callable[[], Progress], what: str, steps: int, curve: Any, end: 
                 return
 
 
-def curve_writer(folder: str | None) -> Any:
+def open_tensorboard(folder: str | None) -> Any:
     """A writer of TensorBoard's event files in ``folder``, None without one; UserError if it is not installed."""
     if folder is None:
         return None

@@ -11,8 +11,8 @@ import torch
 
 from ray_dit.config import TrainingConfig
 from ray_dit.errors import UserError
-from ray_dit.runtime.training.board import Board, shown
-from ray_dit.runtime.training.parallel import parallel_for
+from ray_dit.runtime.training.board import Board, show_progress
+from ray_dit.runtime.training.parallel import make_parallel
 from ray_dit.runtime.training.task import Task
 from ray_dit.runtime.training.worker import train_worker
 from ray_dit.session import check_resources
@@ -48,7 +48,7 @@ def run_training(ray: Any, config: TrainingConfig, job: Job, task: Task[Any], wh
             **_ray_storage(job),
         ),
     )
-    with shown(lambda: ray.get(board.progress.remote()), what, config.steps, config.tensorboard):
+    with show_progress(lambda: ray.get(board.progress.remote()), what, config.steps, config.tensorboard):
         try:
             trainer.fit()
         except Exception as error:
@@ -76,7 +76,7 @@ def _worker(arguments: dict[str, Any]) -> None:
             config,
             arguments["job"],
             device=get_device() if config.use_gpu else torch.device("cpu"),
-            parallel=parallel_for(
+            parallel=make_parallel(
                 context.get_world_rank(), context.get_local_rank(), context.get_world_size()
             ),
             show=board.show.remote,

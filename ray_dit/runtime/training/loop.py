@@ -1,4 +1,4 @@
-"""The training loop: what happens in a step, and why in this order; knows nothing of Ray, files or what is trained.
+"""The training loop: what happens in a step, and why in this order; knows nothing of Ray or of what is trained.
 
 The learning rate, the optimizer and the average are in ``core/train_step.py``.
 """
@@ -64,7 +64,7 @@ def train_steps(
         if parallel.rank == 0:
             report(state)
             if checkpointer.is_due(state.step):
-                # Samples first: where a checkpoint is, everything up to its step is, for no run comes back to it.
+                # Samples first: a run that goes on from the checkpoint never makes this step's again.
                 write_samples(state, task, job)
                 checkpointer.save(state)
 

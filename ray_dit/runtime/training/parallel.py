@@ -98,6 +98,6 @@ class DataParallel:
         return float(total / self.world_size)
 
 
-def parallel_for(rank: int, local_rank: int, world_size: int) -> Parallel:
+def make_parallel(rank: int, local_rank: int, world_size: int) -> Parallel:
     """The way ``world_size`` workers train together; ``local_rank`` counts those of one machine."""
     return DataParallel(rank, world_size, local_rank == 0) if world_size > 1 else Alone()

@@ -9,6 +9,7 @@ import torch
 from regression import CONFIG, CPU, Regression, run
 
 from ray_dit.config import OptimizerConfig
+from ray_dit.core.train_step import ema_decay, learning_rate, make_ema, make_optimizer, update_ema
 from ray_dit.runtime.training.data import StepBatches
 from ray_dit.runtime.training.loop import train_steps
 from ray_dit.runtime.training.parallel import Alone
@@ -16,6 +17,24 @@ from ray_dit.runtime.training.state import TrainingState
 from ray_dit.storage.checkpoint import read_checkpoint
 from ray_dit.storage.job import Job
 from ray_dit.storage.store import Store
+
+
+def test_the_loop_is_these_lines_with_checkpoints_around_them(tmp_path: Path) -> None:
+    """The plain loop written out: the learning rate of each step, the average of the weights that the step made."""
+    task = Regression(OptimizerConfig(learning_rate=0.01, schedule="cosine", warmup_steps=3, grad_clip=0.1))
+    result = run(tmp_path, task=task).result
+    model = task.setup(CPU, True)
+    optimizer, ema = make_optimizer(model, task.optimizer), make_ema(dict(model.named_parameters()))
+    for step in range(CONFIG.steps):
+        optimizer.param_groups[0]["lr"] = learning_rate(task.optimizer, step, CONFIG.steps)
+        optimizer.zero_grad()
+        task.losses(model, task.batch(np.arange(4 * step, 4 * step + 4))).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+        optimizer.step()
+        update_ema(ema, dict(model.named_parameters()), ema_decay(step, 0.9))
+    trained = read_checkpoint(Store.open(str(tmp_path)), CONFIG.steps)[0]
+    for name, value in model.named_parameters():
+        assert torch.equal(value, trained[f"model.{name}"]) and torch.equal(ema[name], result[name])
 
 
 @pytest.mark.parametrize("grad_clip, shorter", [(None, False), (1e-3, True), (1e3, False)])

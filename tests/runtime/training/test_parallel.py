@@ -7,7 +7,7 @@ import pytest
 import torch
 from regression import CONFIG, CPU, Regression, run
 
-from ray_dit.runtime.training.parallel import Alone, DataParallel, parallel_for
+from ray_dit.runtime.training.parallel import Alone, DataParallel, make_parallel
 from ray_dit.storage.checkpoint import checkpoint_key, read_checkpoint
 from ray_dit.storage.store import Store
 
@@ -16,9 +16,9 @@ THREE = CONFIG.model_copy(update={"batch_size": 6, "steps": 8})
 
 def test_one_worker_needs_no_wrapper() -> None:
     model = Regression().setup(CPU, True)
-    assert parallel_for(0, 0, 1) == Alone() and Alone().wrap(model) is model
-    assert parallel_for(2, 0, 4) == DataParallel(2, 4, is_local_first=True)
-    assert not parallel_for(2, 1, 4).is_local_first
+    assert make_parallel(0, 0, 1) == Alone() and Alone().wrap(model) is model
+    assert make_parallel(2, 0, 4) == DataParallel(2, 4, is_local_first=True)
+    assert not make_parallel(2, 1, 4).is_local_first
 
 
 def work(rank: int, world_size: int, folder: Path) -> None:
