@@ -14,7 +14,7 @@ from ray_dit.storage.checkpoint import (
 from ray_dit.storage.job import Job
 
 KEPT = 2
-"""The newest may turn out damaged; then the run goes on from the one before."""
+"""Two: where the newest turns out damaged, it can be deleted and the run goes on from the one before."""
 
 
 class Checkpointer(Protocol):
