@@ -27,8 +27,8 @@ from typing import Any
 from benchmarks.common import RESULTS, argument_parser, machine, write_json
 from ray_dit.config import GenerateConfig, ShardsConfig
 from ray_dit.ledger.job import Job
-from ray_dit.session import ray_session
-from ray_dit.stages.shard_jobs import ShardMaker, Work, make_shards
+from ray_dit.runtime.session import ray_session
+from ray_dit.runtime.shards import ShardMaker, Work, make_shards
 from ray_dit.storage.open import open_store
 
 
@@ -167,8 +167,8 @@ def plain_worker(config: GenerateConfig, first: int, step: int) -> None:
     """Makes shards ``first``, ``first + step``, ... as an actor would, and puts them where the environment says."""
     from ray_dit.core.determinism import make_deterministic
     from ray_dit.folders.model import read_model
+    from ray_dit.runtime.shards import shard_name
     from ray_dit.stages.generate import Painter, plan_dataset
-    from ray_dit.stages.shard_jobs import shard_name
 
     make_deterministic(config.threads)
     folder = read_model(config.model)

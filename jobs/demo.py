@@ -41,7 +41,7 @@ def main() -> None:
 
 def run_demo(folder: str, address: str = "local", settings: Path = SETTINGS) -> None:
     """Writes the digits, then runs all stages on one Ray."""
-    from ray_dit.session import ray_session
+    from ray_dit.runtime.session import ray_session
 
     began = time.monotonic()
     write_digits(f"{folder}/images")

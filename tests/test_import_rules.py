@@ -31,7 +31,7 @@ FORBIDDEN = {
     "metrics import a stage": ("metrics/base.py", "import ray_dit.stages.images", "imports go down only"),
     "config imports torch": ("config.py", "import torch", "settings are data"),
     "encode imports train": ("stages/encode.py", "import ray_dit.stages.train", "a stage never imports another"),
-    "a helper imports its stage": ("stages/progress.py", "import ray_dit.stages.encode", "a stage never imports another"),
+    "a helper imports its stage": ("stages/fingerprint.py", "import ray_dit.stages.encode", "a stage never imports another"),
     "a route imports ray": ("serving/http/routes.py", "def f():\n    import ray", "only serving's deployments know Ray"),
     "a service imports a deployment": ("serving/service.py", "import ray_dit.serving.deployments.metrics", "serving is deployments"),
     "the engine imports HTTP": ("serving/engine/loop.py", "import ray_dit.serving.http.spec", "the engine knows no HTTP"),
@@ -39,6 +39,12 @@ FORBIDDEN = {
     "the policy imports torch": ("serving/engine/policy.py", "import torch", "the engine's policy is rules"),
     "tickets import asyncio": ("serving/engine/tickets.py", "import asyncio", "the engine's policy is rules"),
     "a new part of serving nobody placed": ("serving/new.py", "", "serving is deployments"),
+    "the runtime imports a stage": ("runtime/training/task.py", "import ray_dit.stages.train", "imports go down only"),
+    "the training loop imports ray": ("runtime/training/loop.py", "def f():\n    import ray", "only launch knows Ray"),
+    "a part of training imports another": ("runtime/training/parallel.py", "import ray_dit.runtime.training.checkpointer", "put together by its worker"),
+    "a stage imports ray": ("stages/encode.py", "def f():\n    import ray", "only the runtime and serving's deployments"),
+    "the queue imports ray": ("runtime/shard_queue.py", "import ray", "only the runtime and serving's deployments"),
+    "a new part of the runtime nobody placed": ("runtime/new.py", "", "the runtime is shards and training"),
     "a new stage nobody placed": ("stages/new.py", "", "a stage never imports another"),
 }  # fmt: skip
 

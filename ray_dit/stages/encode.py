@@ -18,9 +18,8 @@ from ray_dit.folders.images import PLAN_KEY, BadImage, ImagePlan, check_bad, loa
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.ledger.job import Job
-from ray_dit.session import check_resources, ray_session
-from ray_dit.stages.fingerprint import parts
-from ray_dit.stages.shard_jobs import (
+from ray_dit.runtime.session import check_resources, ray_session
+from ray_dit.runtime.shards import (
     ShardMaker,
     Work,
     all_markers,
@@ -29,6 +28,7 @@ from ray_dit.stages.shard_jobs import (
     shard_name,
     shard_sizes,
 )
+from ray_dit.stages.fingerprint import parts
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 

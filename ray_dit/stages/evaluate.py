@@ -17,16 +17,16 @@ from safetensors.torch import load as tensors_of
 from safetensors.torch import save as bytes_of
 
 from ray_dit.config import EvaluateConfig
-from ray_dit.core.determinism import make_deterministic
 from ray_dit.errors import UserError
 from ray_dit.folders.images import BadImage, check_bad, load_images, plan_images
 from ray_dit.ledger.job import Job, canonical, manifest_sha256, read_manifest
 from ray_dit.metrics import FEATURES, JUDGE, Network, Piece, Sets, Tensors, figures_for, measure, merge
-from ray_dit.session import ray_session
+from ray_dit.runtime.progress import progress
+from ray_dit.runtime.session import ray_session
+from ray_dit.runtime.shards import ShardMaker, Work, all_markers, make_shards, shard_name
+from ray_dit.runtime.tasks import run_tasks
 from ray_dit.stages.evaluation_data import EvaluationData, check
 from ray_dit.stages.fingerprint import parts
-from ray_dit.stages.progress import progress
-from ray_dit.stages.shard_jobs import ShardMaker, Work, all_markers, make_shards, shard_name
 from ray_dit.storage.open import open_store
 
 STAGE = "evaluate"
@@ -47,43 +47,31 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if manifest is not None:
         return manifest
     with ray_session(config) as ray:
-        shared = ray.put(data)
-        _train_classifiers(ray, data, shared, job)
-        make_shards(ray, config, job, _Build(shared, job), Work(STAGE, "pictures", data.piece_sizes))
+        _train_classifiers(ray, data, job)
+        make_shards(ray, config, job, _Build(data, job), Work(STAGE, "pictures", data.piece_sizes))
     return _finish(data, job)
 
 
-def _train_classifiers(ray: Any, data: EvaluationData, shared: Any, job: Job) -> None:
+def _train_classifiers(ray: Any, data: EvaluationData, job: Job) -> None:
     """Trains those classifiers that are missing, each in a task of its own, at the same time."""
     missing = [name for name in data.classifiers if job.marker(name) is None]
     run = job.run({"what": "classifiers"})
     if missing:
-        remote = ray.remote(num_cpus=data.config.threads)(_train_task)
-        waiting = [remote.remote(shared, name, job) for name in missing]
-        with progress("classifiers", len(waiting), "trained") as advance:
-            while waiting:
-                ready, waiting = ray.wait(waiting)
-                for error in ray.get(ready):
-                    if error is not None:
-                        raise UserError(error)
-                advance(len(missing) - len(waiting))
+        with progress("classifiers", len(missing), "trained") as advance:
+            for done in run_tasks(ray, train_one, missing, data, job, threads=data.config.threads):
+                advance(done)
     run.end(classifiers=len(missing))
 
 
-def _train_task(data: EvaluationData, name: str, job: Job) -> str | None:
-    """Trains and stores one classifier; a user's error comes back as its message, for an exception would be retried."""
-    make_deterministic(data.config.threads)
-    try:
-        images, labels = data.training_pictures(name)
-        if not len(images):
-            raise UserError(f"none of the training pictures in {data.plan.uri} can be read: repair them")
-    except UserError as error:
-        return str(error)
+def train_one(data: EvaluationData, job: Job, name: str) -> None:
+    """Trains and stores one classifier; UserError where none of its images can be read."""
+    images, labels = data.training_pictures(name)
+    if not len(images):
+        raise UserError(f"none of the training pictures in {data.plan.uri} can be read: repair them")
     assert NETWORK.train is not None
     weights, shape = NETWORK.train(images, labels, data.num_classes, data.config.classifier, data.config.seed)
     facts = {"classifier": name, "images": len(images)} | shape
     job.put(name, f"classifiers/{name}.safetensors", weights, facts)
-    return None
 
 
 def load_classifier(job: Job, name: str) -> Network:
@@ -98,13 +86,11 @@ def load_classifier(job: Job, name: str) -> Network:
 class _Build:
     """Makes the measurer inside its actor."""
 
-    data: Any
+    data: EvaluationData
     job: Job
 
     def __call__(self) -> ShardMaker:
-        import ray
-
-        return Measurer(ray.get(self.data), self.job)
+        return Measurer(self.data, self.job)
 
 
 class Measurer:

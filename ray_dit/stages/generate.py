@@ -24,9 +24,8 @@ from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import MODEL_STAGE, ModelConfig
 from ray_dit.formats.registry import output_format
 from ray_dit.ledger.job import Job, manifest_sha256, read_manifest
-from ray_dit.session import check_resources, ray_session
-from ray_dit.stages.fingerprint import parts
-from ray_dit.stages.shard_jobs import (
+from ray_dit.runtime.session import check_resources, ray_session
+from ray_dit.runtime.shards import (
     ShardMaker,
     Work,
     all_markers,
@@ -34,6 +33,7 @@ from ray_dit.stages.shard_jobs import (
     repair_shards,
     shard_sizes,
 )
+from ray_dit.stages.fingerprint import parts
 from ray_dit.storage.open import open_store
 
 STAGE = "generate"

@@ -36,9 +36,9 @@ from ray_dit.formats.model_folder import (
 )
 from ray_dit.ledger.job import Job, manifest_objects, manifest_sha256, read_manifest
 from ray_dit.pipeline import Pipeline, check_adaptable, initial_state
-from ray_dit.session import ray_session
+from ray_dit.runtime.session import ray_session
+from ray_dit.runtime.training.launch import run_training
 from ray_dit.stages.fingerprint import parts
-from ray_dit.stages.training import run_training
 from ray_dit.storage.open import open_store
 
 STAGE = "train"
@@ -65,8 +65,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if manifest is not None and model_job.finished() is not None:
         return manifest
     with ray_session(config) as ray:
-        trainee = DiTTrainee(config, model_config, latents, model_job, config.optimizer, config.ema_decay)
-        run_training(ray, config, job, trainee, "train")
+        task = DiTTask(config, model_config, latents, model_job, config.optimizer, config.ema_decay)
+        run_training(ray, config, job, task, "train")
     return job.manifest() or {}
 
 
@@ -154,8 +154,8 @@ def _normalisation(latents: dict[str, Any]) -> LatentsConfig:
 
 
 @dataclass
-class DiTTrainee:
-    """The DiT as the training loop sees it."""
+class DiTTask:
+    """The DiT as the training loop sees it: a ``Task``."""
 
     config: TrainConfig
     model_config: ModelConfig
@@ -180,8 +180,25 @@ class DiTTrainee:
         model.activation_checkpointing = self.config.activation_checkpointing
         return model.to(device)
 
-    def losses(self, model: nn.Module, positions: NDArray[np.int64]) -> torch.Tensor:
-        batch = self._batch(positions)
+    def batch(self, positions: NDArray[np.int64]) -> TrainingBatch:
+        rows = self._rows[rows_at(self.config.seed, positions, len(self._rows))]
+        at = torch.from_numpy(positions)
+        view = mirror_choice(self.config.seed, at, self._data.moments.shape[1]).numpy()
+        moments = torch.from_numpy(self._data.moments[rows, view].astype(np.float32))
+        model = self.model_config.model
+        return training_batch(
+            self.config.seed,
+            at.to(self._device),
+            moments.to(self._device),
+            torch.from_numpy(self._data.labels[rows]).to(self._device),
+            shift=self._shift,
+            scale=self._scale,
+            num_timesteps=self._schedule.num_timesteps,
+            num_classes=model.num_classes,
+            class_dropout_prob=model.class_dropout_prob if model.num_classes else 0.0,
+        )
+
+    def losses(self, model: nn.Module, batch: TrainingBatch) -> torch.Tensor:
         x_t = q_sample(self._schedule, batch.x_start, batch.t, batch.noise)
         output = model(x_t, batch.t, batch.y)
         return diffusion_loss(
@@ -227,24 +244,6 @@ class DiTTrainee:
                 "samples": self.config.steps * self.config.batch_size,
                 "loss": points[-1][1],
             }
-        )
-
-    def _batch(self, positions: NDArray[np.int64]) -> TrainingBatch:
-        rows = self._rows[rows_at(self.config.seed, positions, len(self._rows))]
-        at = torch.from_numpy(positions)
-        view = mirror_choice(self.config.seed, at, self._data.moments.shape[1]).numpy()
-        moments = torch.from_numpy(self._data.moments[rows, view].astype(np.float32))
-        model = self.model_config.model
-        return training_batch(
-            self.config.seed,
-            at.to(self._device),
-            moments.to(self._device),
-            torch.from_numpy(self._data.labels[rows]).to(self._device),
-            shift=self._shift,
-            scale=self._scale,
-            num_timesteps=self._schedule.num_timesteps,
-            num_classes=model.num_classes,
-            class_dropout_prob=model.class_dropout_prob if model.num_classes else 0.0,
         )
 
     def _open_data(self, is_local_first: bool) -> LatentRows:

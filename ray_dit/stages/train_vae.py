@@ -22,9 +22,9 @@ from ray_dit.core.rng import Stream, normal
 from ray_dit.errors import UserError
 from ray_dit.folders.images import ImagePlan, load_images, plan_images
 from ray_dit.ledger.job import Job
-from ray_dit.session import ray_session
+from ray_dit.runtime.session import ray_session
+from ray_dit.runtime.training.launch import run_training
 from ray_dit.stages.fingerprint import parts
-from ray_dit.stages.training import run_training
 from ray_dit.storage.open import open_store
 
 STAGE = "train-vae"
@@ -55,8 +55,7 @@ def train_vae(config: TrainVaeConfig) -> dict[str, Any]:
     if manifest is not None:
         return manifest
     with ray_session(config) as ray:
-        trainee = VAETrainee(config, plan, config.optimizer)
-        run_training(ray, config, job, trainee, "train-vae")
+        run_training(ray, config, job, VAETask(config, plan, config.optimizer), "train-vae")
     return job.manifest() or {}
 
 
@@ -79,8 +78,8 @@ class VAELoss(nn.Module):
 
 
 @dataclass
-class VAETrainee:
-    """The VAE as the training loop sees it."""
+class VAETask:
+    """The VAE as the training loop sees it: a ``Task``."""
 
     config: TrainVaeConfig
     plan: ImagePlan
@@ -95,7 +94,8 @@ class VAETrainee:
         module = VAE.create(self.config.vae, seed=self.config.seed).module.train().requires_grad_(True)
         return VAELoss(module, self.config.kl_weight).to(device)
 
-    def losses(self, model: nn.Module, positions: NDArray[np.int64]) -> torch.Tensor:
+    def batch(self, positions: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images [B, C, H, W] float in [-1, 1] and noise for their latents; fewer where some can't be read."""
         rows = self._rows[rows_at(self.config.seed, positions, len(self._rows))]
         images, kept, bad = load_images(self.plan, rows)
         if len(bad) == len(rows):
@@ -106,7 +106,10 @@ class VAETrainee:
         shape = (self.config.vae.latent_channels, *(self._latent_size(),) * 2)
         at = torch.from_numpy(positions[alive]).to(self._device)
         noise = normal(self.config.seed, at, 0, shape, stream=Stream.VAE_NOISE)
-        return model(to_float(torch.from_numpy(images).to(self._device)), noise)
+        return to_float(torch.from_numpy(images).to(self._device)), noise
+
+    def losses(self, model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return model(*batch)
 
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         return {}

@@ -17,7 +17,7 @@ from ray_dit.errors import UserError
 from ray_dit.folders.images import plan_images
 from ray_dit.ledger.job import Job
 from ray_dit.metrics.statistics import counts, moment_tensors, moments
-from ray_dit.session import ray_session
+from ray_dit.runtime.session import ray_session
 from ray_dit.stages import evaluate as stage
 from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData
 from ray_dit.storage.open import open_store
@@ -163,7 +163,7 @@ def test_measures_of_pieces_add_up_to_those_of_the_whole(folder: Path):
     data = EvaluationData(config, plan_images(config.images), stage.read_manifest(config.dataset, "generate"))
     job = Job.open(open_store(config.output), "evaluate", {})
     for name in data.classifiers:
-        assert stage._train_task(data, name, job) is None
+        stage.train_one(data, job, name)
     measurer = stage.Measurer(data, job)
     markers = [put_piece(measurer, job, piece) for piece in range(data.num_pieces)]
     assert [marker["of"] for marker in markers] == ["train", "heldout", "generated", "generated"]
@@ -215,7 +215,7 @@ def test_a_real_picture_nobody_can_read_is_counted_and_too_many_are_refused(fold
     data = EvaluationData(config, plan_images(config.images), stage.read_manifest(config.dataset, "generate"))
     job = Job.open(open_store(config.output), "evaluate", {})
     for name in data.classifiers:
-        stage._train_task(data, name, job)
+        stage.train_one(data, job, name)
     for piece in range(data.num_pieces):
         put_piece(stage.Measurer(data, job), job, piece)
     with pytest.raises(UserError, match="1 of 80 pictures .*top/000.png"):

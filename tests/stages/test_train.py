@@ -24,7 +24,7 @@ from ray_dit.folders.model import read_model
 from ray_dit.formats.model_folder import LatentsConfig
 from ray_dit.ledger.job import Job, read_manifest
 from ray_dit.stages.encode import encode
-from ray_dit.stages.train import DiTTrainee, model_config_of, train
+from ray_dit.stages.train import DiTTask, model_config_of, train
 from ray_dit.storage.open import open_store
 from tests.support.tiny import MODEL, SAMPLER, SIZE, times, write_model, write_pictures, write_vae
 
@@ -144,13 +144,13 @@ def test_a_normalisation_of_its_own_is_not_lost_with_a_vae_that_is_only_named(pl
     assert not (place / "lost").exists()
 
 
-def trainee(place: Path, **fields: Any) -> tuple[DiTTrainee, DiT]:
+def task_of(place: Path, **fields: Any) -> tuple[DiTTask, DiT]:
     """What a worker has after its setup."""
     config = settings(place, "none", **fields)
     latents = read_manifest(config.latents, "encode")
     job = Job.open(open_store(str(place / "none-model")), "model", {"made": "by a test"})
     own = model_config_of(config, latents, read_model(config.init_from) if config.init_from else None)
-    one = DiTTrainee(config, own, latents, job, config.optimizer, None)
+    one = DiTTask(config, own, latents, job, config.optimizer, None)
     model = one.setup(torch.device("cpu"), True)
     assert isinstance(model, DiT)
     return one, model
@@ -158,20 +158,21 @@ def trainee(place: Path, **fields: Any) -> tuple[DiTTrainee, DiT]:
 
 def test_options_of_training_reach_loss_and_model(place: Path) -> None:
     positions = np.arange(8)
-    plain, model = trainee(place)
-    weighted, _ = trainee(place, min_snr_gamma=1e-6)
+    plain, model = task_of(place)
+    weighted, _ = task_of(place, min_snr_gamma=1e-6)
     # so small a gamma leaves next to nothing of the squared error; the bound is not weighted
-    assert weighted.losses(model, positions).mean() < 0.1 * plain.losses(model, positions).mean()
+    low, high = (task.losses(model, task.batch(positions)).mean() for task in (weighted, plain))
+    assert low < 0.1 * high
     assert not model.activation_checkpointing
-    assert trainee(place, activation_checkpointing=True)[1].activation_checkpointing
-    table = trainee(place, label_init_std=1.0)[1].y_embedder.embedding_table.weight
+    assert task_of(place, activation_checkpointing=True)[1].activation_checkpointing
+    table = task_of(place, label_init_std=1.0)[1].y_embedder.embedding_table.weight
     assert 0.7 < table.std() < 1.3 and model.y_embedder.embedding_table.weight.std() < 0.03
 
 
 def test_the_label_table_of_other_classes_has_the_deviation_asked_for(place: Path) -> None:
     write_model(place / "two", ("one", "two"))
     fields = {"init_from": str(place / "two"), "model": DiTSizeConfig()}
-    assert 0.7 < trainee(place, **fields, label_init_std=1.0)[1].y_embedder.embedding_table.weight.std() < 1.3
+    assert 0.7 < task_of(place, **fields, label_init_std=1.0)[1].y_embedder.embedding_table.weight.std() < 1.3
 
 
 def test_it_starts_from_a_model_of_another_resolution(place: Path) -> None:

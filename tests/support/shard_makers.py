@@ -13,7 +13,7 @@ from typing import Any
 
 from ray_dit.config import ShardsConfig
 from ray_dit.ledger.job import Job
-from ray_dit.stages.shard_jobs import ShardMaker, Work, make_shards
+from ray_dit.runtime.shards import ShardMaker, Work, make_shards
 from ray_dit.storage.open import open_store
 
 SIZE = 10

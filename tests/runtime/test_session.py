@@ -9,7 +9,7 @@ import pytest
 
 from ray_dit.config import StageConfig
 from ray_dit.errors import UserError
-from ray_dit.session import MIN_CPUS, check_resources, ray_session
+from ray_dit.runtime.session import MIN_CPUS, check_resources, ray_session
 
 
 class Resources:

@@ -9,8 +9,8 @@ import pytest
 from ray_dit.config import ShardsConfig
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import Job
-from ray_dit.stages.shard_jobs import Work, make_shards, shard_name, shard_sizes
-from ray_dit.stages.shard_queue import TRIES
+from ray_dit.runtime.shard_queue import TRIES
+from ray_dit.runtime.shards import Work, make_shards, shard_name, shard_sizes
 from ray_dit.storage.local import LocalStore
 from ray_dit.storage.open import open_store
 from tests.support.shard_makers import SIZE, run

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ray_dit.config import StageConfig
-from ray_dit.session import ray_session
+from ray_dit.runtime.session import ray_session
 from tests.support.shard_makers import run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

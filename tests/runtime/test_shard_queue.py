@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_dit.stages.shard_queue import HOPELESS, LEAST_DEADLINE, STARTS, TRIES, ShardQueue, Turn
+from ray_dit.runtime.shard_queue import HOPELESS, LEAST_DEADLINE, STARTS, TRIES, ShardQueue, Turn
 
 OVER = Turn(over=True)
 ASK_AGAIN = Turn()

@@ -24,9 +24,9 @@ from ray_dit.config import EncodeConfig, GenerateConfig, ShardsConfig
 from ray_dit.errors import UserError, first_message
 from ray_dit.ledger.job import HashAlarm, Job, RunRecord
 from ray_dit.ledger.maintenance import repair
-from ray_dit.session import debugging, ray_session
-from ray_dit.stages.progress import Advance, progress
-from ray_dit.stages.shard_queue import STARTS, TRIES, Failure, ShardQueue, Turn
+from ray_dit.runtime.progress import Advance, progress
+from ray_dit.runtime.session import debugging, ray_session
+from ray_dit.runtime.shard_queue import STARTS, TRIES, Failure, ShardQueue, Turn
 from ray_dit.storage.store import Store
 
 PAUSE = 0.2

@@ -1,0 +1,1 @@
+"""What runs work on Ray; knows no stage: a stage hands over what to do."""

@@ -1,0 +1,106 @@
+"""Ray Train: starts a training's workers and starts them again after failures; the only part of it that imports ray.
+
+Ray is told nothing of checkpoints. They lie in the job's folder, and every start of the workers, Ray's or the user's,
+goes on from the newest there.
+"""
+
+from typing import Any
+
+import torch
+
+from ray_dit.config import TrainingConfig
+from ray_dit.core.determinism import make_deterministic
+from ray_dit.errors import UserError
+from ray_dit.ledger.job import Job
+from ray_dit.runtime.session import check_resources
+from ray_dit.runtime.training.board import Board, show_progress
+from ray_dit.runtime.training.parallel import make_parallel
+from ray_dit.runtime.training.task import Task
+from ray_dit.runtime.training.worker import train_worker
+
+MAX_WORKER_FAILURES = 3
+
+
+def run_training(ray: Any, config: TrainingConfig, job: Job, task: Task[Any], what: str) -> None:
+    """Trains ``task`` to ``config.steps`` on Ray Train workers, going on from the newest checkpoint in the job's folder.
+
+    ``what`` names the training in progress and in the run's record. UserError for what the user must change,
+    RuntimeError when the workers failed too often.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    workers = config.num_workers
+    check_resources(ray, config, cpus=workers * config.threads, gpus=workers if config.use_gpu else 0)
+    # Without a CPU of its own: a machine that has just enough for the workers trains.
+    board = ray.remote(num_cpus=0)(Board).remote()
+    run = job.run({"what": what, "num_workers": workers, "device": "gpu" if config.use_gpu else "cpu"})
+    resources = {"CPU": float(config.threads)} | ({"GPU": 1.0} if config.use_gpu else {})
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"config": config, "job": job, "task": task, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=config.use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=run.id,
+            failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
+            **_ray_storage(job),
+        ),
+    )
+    with show_progress(lambda: ray.get(board.progress.remote()), what, config.steps, config.tensorboard):
+        try:
+            trainer.fit()
+        except Exception as error:
+            _raise_user_error(ray, board)
+            raise RuntimeError(
+                f"training failed after {MAX_WORKER_FAILURES} restarts of its workers"
+            ) from error
+    _raise_user_error(ray, board)
+    progress = ray.get(board.progress.remote())
+    steps = progress.done - progress.begin
+    run.end(steps=steps, samples=steps * config.batch_size)
+
+
+def _worker(arguments: dict[str, Any]) -> None:
+    """What Ray Train runs on each worker. A user's error goes to the board: trying again would not help."""
+    import ray
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    config, board, context = arguments["config"], arguments["board"], get_context()
+    make_deterministic(config.threads)
+    try:
+        train_worker(
+            arguments["task"],
+            config,
+            arguments["job"],
+            device=get_device() if config.use_gpu else torch.device("cpu"),
+            parallel=make_parallel(
+                context.get_world_rank(), context.get_local_rank(), context.get_world_size()
+            ),
+            show=board.show.remote,
+        )
+    except UserError as error:
+        ray.get(board.fail.remote(str(error)))
+
+
+def _raise_user_error(ray: Any, board: Any) -> None:
+    error = ray.get(board.error.remote())
+    if error:
+        raise UserError(error)
+
+
+def _ray_storage(job: Job) -> dict[str, Any]:
+    """Ray Train's own notes go to the run folder, which every node reaches; our checkpoints do not pass through it."""
+    path = job.store.local_path("_runs/ray_train")
+    if path is not None:
+        return {"storage_path": str(path.absolute())}
+    import fsspec
+    import pyarrow.fs
+
+    filesystem, path = fsspec.core.url_to_fs(f"{job.store.uri}/_runs/ray_train")
+    return {
+        "storage_path": path,
+        "storage_filesystem": pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)),
+    }

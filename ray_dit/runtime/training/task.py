@@ -1,0 +1,46 @@
+"""What a training stage hands over; knows nothing of workers, checkpoints or the order of a step."""
+
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ray_dit.config import OptimizerConfig
+from ray_dit.ledger.job import Job
+
+Batch = TypeVar("Batch")
+"""A task's own type of a batch; the loop only carries it from ``batch`` to ``losses``."""
+
+
+class Task(Protocol[Batch]):
+    """A model and what it learns; pickled to the workers, where ``setup`` is called first."""
+
+    optimizer: OptimizerConfig
+    ema_decay: float | None
+    """Largest decay of the averaged weights; None trains without them."""
+
+    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+        """Opens the data and builds the model on ``device`` with its initial weights, the same on every worker.
+
+        ``is_local_first``: this worker is the one of its machine that may fill local caches for the others.
+        """
+        ...
+
+    def batch(self, positions: NDArray[np.int64]) -> Batch:
+        """The samples at these global positions; a pure function of them, whoever asks and whenever."""
+        ...
+
+    def losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """Loss [B] of the samples. ``model`` is called once: it may be wrapped to average gradients."""
+        ...
+
+    def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
+        """Objects to write beside the checkpoint of ``step`` (sample grids); ``model`` has the averaged weights."""
+        ...
+
+    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
+        """Writes the result; ``model`` has the averaged weights, ``log`` [N, 2] rows are (step, mean loss)."""
+        ...

@@ -1,0 +1,87 @@
+"""A training small enough to run without Ray in milliseconds, and what the loop reports to."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from ray_dit.config import OptimizerConfig, TrainingConfig
+from ray_dit.folders.checkpoints import checkpoint_key
+from ray_dit.ledger.job import Job
+from ray_dit.runtime.training.board import Progress
+from ray_dit.runtime.training.parallel import Alone, Parallel
+from ray_dit.runtime.training.worker import train_worker
+from ray_dit.storage.open import open_store
+from ray_dit.storage.store import Store
+
+CONFIG = TrainingConfig(output="unused", steps=8, batch_size=4, checkpoint_every=4, log_every=2)
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Regression:
+    """A small network learns a fixed function; sample p's input is a function of p."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=0.01, schedule="cosine", warmup_steps=2)
+    ema_decay: float | None = 0.9
+    width: int = 8
+    seen: list[int] = field(default_factory=lambda: [])
+    result: dict[str, torch.Tensor] = field(default_factory=lambda: {})
+    log: np.ndarray | None = None
+
+    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(3, self.width), nn.Tanh(), nn.Linear(self.width, 1)).to(device)
+
+    def batch(self, positions: np.ndarray) -> torch.Tensor:
+        self.seen += positions.tolist()
+        return torch.from_numpy(np.sin(np.outer(positions + 1, [1.0, 2.0, 3.0]))).float()
+
+    def losses(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        return (model(batch) - batch.sum(dim=1, keepdim=True)).square().flatten()
+
+    def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
+        return {f"picture-{step}": save({"weight": model[0].weight.detach().clone()})}  # type: ignore[index]
+
+    def finish(self, model: nn.Module, log: np.ndarray, job: Job) -> None:
+        self.result = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        self.log = log
+
+
+def run(
+    folder: Path,
+    config: TrainingConfig = CONFIG,
+    task: Regression | None = None,
+    *,
+    parallel: Parallel | None = None,
+    shown: list[Progress] | None = None,
+) -> Regression:
+    """What one worker does, its progress appended to ``shown``; returns the task, which has the result."""
+    task = task or Regression()
+    job = Job.open(open_store(str(folder)), "train", {"test": True})
+    show = (lambda progress: None) if shown is None else shown.append
+    train_worker(task, config, job, device=CPU, parallel=parallel or Alone(), show=show)
+    return task
+
+
+def at_half(folder: Path) -> Store:
+    """A finished run's folder, put back to its checkpoint of step 4."""
+    run(folder)
+    store = open_store(str(folder))
+    store.delete(checkpoint_key(8))
+    store.delete("picture-8")
+    return store
+
+
+def same(left: Regression, right: Regression) -> bool:
+    """Whether two runs ended in the same bits."""
+    return (
+        all(torch.equal(value, right.result[name]) for name, value in left.result.items())
+        and left.log is not None
+        and right.log is not None
+        and np.array_equal(left.log, right.log)
+    )
