@@ -184,8 +184,8 @@ class EngineReplica:
     """The project's engine; the methods of ray_dit.serving.app.ModelReplica, and what a benchmark asks beside them."""
 
     def __init__(self, name: str, engine: dict[str, Any], **model: Any) -> None:
+        from ray_dit.config.serve import EngineConfig
         from ray_dit.serving.service import ModelService
-        from ray_dit.serving.settings import EngineConfig
 
         self.pipeline, self.counted = counted_pipeline(**model)
         self.counted.ahead = False  # the profile waits for each call
@@ -444,8 +444,8 @@ class Bench:
     def _serve_ours(self) -> tuple[Any, str]:
         from ray import serve
 
+        from ray_dit.config.serve import ApiConfig, EngineConfig, LimitsConfig, ServeConfig
         from ray_dit.serving.app import application, deployment
-        from ray_dit.serving.settings import ApiConfig, EngineConfig, LimitsConfig, ServeConfig
 
         engine = EngineConfig(max_queued=10_000)
         limits = LimitsConfig(requests_per_minute=10**6, max_concurrent=10**6, request_seconds=36_000)

@@ -4,11 +4,9 @@ import pytest
 
 from ray_dit.config import (
     DiffusionConfig,
-    DiffusionOverrides,
     DiTConfig,
     DiTSizeConfig,
     SamplerConfig,
-    SamplerOverrides,
 )
 
 LIST = SamplerConfig(timesteps=(900.0, 500.0, 100.0), guidance_scale=3.0, guidance_interval=(100, 600))
@@ -16,37 +14,37 @@ LATENTS = {"input_size": 8, "in_channels": 4, "num_classes": 10}
 
 
 def test_nothing_given_changes_nothing() -> None:
-    assert SamplerOverrides().over(LIST) == LIST
-    assert SamplerOverrides(guidance_scale=2.0).over(LIST).timesteps == LIST.timesteps
-    assert DiffusionOverrides().over(DiffusionConfig(beta_end=0.03)) == DiffusionConfig(beta_end=0.03)
+    assert SamplerConfig().over(LIST) == LIST
+    assert SamplerConfig(guidance_scale=2.0).over(LIST).timesteps == LIST.timesteps
+    assert DiffusionConfig().over(DiffusionConfig(beta_end=0.03)) == DiffusionConfig(beta_end=0.03)
 
 
 def test_another_sampler_keeps_steps_and_guidance_and_nothing_of_the_one_before() -> None:
     own = SamplerConfig(name="ddim", eta=1.0, spacing="trailing", num_inference_steps=7, guidance_scale=3.0)
-    changed = SamplerOverrides(name="unipc", order=3).over(own)
+    changed = SamplerConfig(name="unipc", order=3).over(own)
     assert changed == SamplerConfig(name="unipc", order=3, num_inference_steps=7, guidance_scale=3.0)
-    assert SamplerOverrides(name="ddim").over(own) == own
-    listed = SamplerOverrides(name="ddim").over(LIST)
+    assert SamplerConfig(name="ddim").over(own) == own
+    listed = SamplerConfig(name="ddim").over(LIST)
     assert (listed.timesteps, listed.num_steps, listed.guidance_interval) == (None, 3, (100, 600))
 
 
 @pytest.mark.parametrize("fields, steps", [({"num_inference_steps": 7}, 7), ({"spacing": "trailing"}, 3)])
 def test_steps_and_spacing_take_the_place_of_a_list(fields: dict[str, object], steps: int) -> None:
-    over = SamplerOverrides.model_validate(fields).over(LIST)
+    over = SamplerConfig.model_validate(fields).over(LIST)
     assert (over.timesteps, over.num_steps) == (None, steps)
 
 
 @pytest.mark.parametrize("fields", [{"num_inference_steps": 7}, {"spacing": "trailing"}])
 def test_a_list_goes_with_neither(fields: dict[str, object]) -> None:
-    both = SamplerOverrides.model_validate({"timesteps": (5.0, 1.0), **fields})
+    both = SamplerConfig.model_validate({"timesteps": (5.0, 1.0), **fields})
     with pytest.raises(ValueError, match="leave num_inference_steps and spacing out"):
         both.over(SamplerConfig())
 
 
 def test_a_schedule_is_overridden_field_by_field() -> None:
     base = DiffusionConfig(num_train_timesteps=500, beta_end=0.03)
-    assert DiffusionOverrides(beta_end=0.02).over(base) == DiffusionConfig(num_train_timesteps=500)
-    assert DiffusionOverrides(num_train_timesteps=1000).over(base) == DiffusionConfig(beta_end=0.03)
+    assert DiffusionConfig(beta_end=0.02).over(base) == DiffusionConfig(num_train_timesteps=500)
+    assert DiffusionConfig(num_train_timesteps=1000).over(base) == DiffusionConfig(beta_end=0.03)
 
 
 def test_a_size_is_given_by_preset_by_field_or_by_the_model_to_start_from() -> None:

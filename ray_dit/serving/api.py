@@ -20,6 +20,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from ray_dit import __version__
+from ray_dit.config.serve import ApiConfig
 from ray_dit.errors import UserError
 from ray_dit.serving import schemas
 from ray_dit.serving.guard import (
@@ -45,7 +46,6 @@ from ray_dit.serving.service import (
     Partial,
     Refused,
 )
-from ray_dit.serving.settings import ApiConfig
 
 REFUSED_STATUS = {
     "invalid": 400,

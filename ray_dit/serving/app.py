@@ -23,11 +23,11 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from ray_dit.config import Precision
+from ray_dit.config.serve import ApiConfig, EngineConfig, ServeConfig
 from ray_dit.errors import UserError
 from ray_dit.serving.keys import VARIABLE, Keys
 from ray_dit.serving.scaling import IMAGES_METRIC
 from ray_dit.serving.service import Accepted, Complete, Message, ModelInfo, Order, Partial, Refused
-from ray_dit.serving.settings import ApiConfig, EngineConfig, ServeConfig
 from ray_dit.session import ray_session
 
 logger = logging.getLogger(__name__)

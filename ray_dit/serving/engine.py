@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from ray_dit.config import SamplerConfig
+from ray_dit.config.serve import EngineConfig
 from ray_dit.core.sampling import Rows, TableBank, denoise_step, init_rows
 from ray_dit.serving.profile import StepCurve, Steppable, profile_steps
-from ray_dit.serving.settings import EngineConfig
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from typing import Any
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ray_dit.config.serve import ApiConfig, LimitsConfig
 from ray_dit.serving.keys import Keys
-from ray_dit.serving.settings import ApiConfig, LimitsConfig
 
 logger = logging.getLogger(__name__)
 request_logger = logging.getLogger("ray_dit.serving.requests")

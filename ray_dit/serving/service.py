@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image
 
 from ray_dit.config import SamplerConfig
+from ray_dit.config.serve import EngineConfig
+from ray_dit.core.settle import is_guidable
 from ray_dit.errors import UserError
 from ray_dit.pipeline import Pipeline
 from ray_dit.serving.engine import (
@@ -30,7 +32,6 @@ from ray_dit.serving.engine import (
     Preview,
     QueueFull,
 )
-from ray_dit.serving.settings import EngineConfig
 from ray_dit.storage.labels import Labels
 
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -156,7 +157,7 @@ class ModelService:
             labels=self.pipeline.labels,
             image_size=config.latents.image_size,
             sampler=config.sampler,
-            guidable=self._guidable,
+            guidable=is_guidable(config),
             created=self._created,
         )
 
@@ -178,8 +179,9 @@ class ModelService:
         loop = asyncio.get_running_loop()
         try:
             self._check_labels(order)
-            sampler = self._sampler(order)
-            await asyncio.to_thread(self.engine.plan, sampler)  # a table may take a while, once
+            # A table may take a while, once: not in the event loop.
+            sampler = await asyncio.to_thread(self._sampler, order)
+            await asyncio.to_thread(self.engine.plan, sampler)
             request = self.engine.submit(
                 Job(
                     labels=order.labels,
@@ -223,19 +225,10 @@ class ModelService:
         if not all(0 <= label <= most for label in order.labels):
             raise UserError(f"model {self.name!r} has the classes 0 to {most}; ask again")
 
-    @property
-    def _guidable(self) -> bool:
-        return self.pipeline.guided_model.null_label is not None
-
     def _sampler(self, order: Order) -> SamplerConfig:
-        scale = order.guidance_scale
-        if not self._guidable:
-            if scale not in (None, 1.0):
-                raise UserError(
-                    f"model {self.name!r} can't be guided: leave guidance_scale out, or make it 1"
-                )
-            scale = 1.0
-        return self.pipeline.sampler(order.sampler, steps=order.num_inference_steps, guidance_scale=scale)
+        return self.pipeline.sampler(
+            order.sampler, steps=order.num_inference_steps, guidance_scale=order.guidance_scale
+        )
 
     def _refusal(self, error: Exception) -> Refused:
         if isinstance(error, QueueFull):

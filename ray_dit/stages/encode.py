@@ -15,7 +15,7 @@ from ray_dit.config import EncodeConfig
 from ray_dit.core.latents import to_float
 from ray_dit.errors import UserError
 from ray_dit.session import check_resources, ray_session
-from ray_dit.stages.fingerprint import parts
+from ray_dit.stages.fingerprint import open_job
 from ray_dit.stages.images import BadImage, ImagePlan, check_bad, load_images, plan_images
 from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repair_shards, shard_name
 from ray_dit.storage.job import Job
@@ -40,9 +40,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
         )
     files = vae.files()
     inputs = {"images": plan.sha256, "vae": files_sha256(files)}
-    job = Job.open(
-        Store.open(config.output), STAGE, parts(config, inputs), accept_fingerprint=config.accept_fingerprint
-    )
+    job = open_job(config, STAGE, inputs)
     build = _Build(config, job.store)
     if config.repair:
         repair_shards(config, job, build)

@@ -29,12 +29,11 @@ from ray_dit.core.metrics import (
 from ray_dit.errors import UserError
 from ray_dit.session import ray_session
 from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData, check
-from ray_dit.stages.fingerprint import parts
+from ray_dit.stages.fingerprint import open_job
 from ray_dit.stages.images import BadImage, check_bad, load_images, plan_images
 from ray_dit.stages.progress import progress
 from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, shard_name
 from ray_dit.storage.job import Job, canonical, manifest_sha256, read_manifest
-from ray_dit.storage.store import Store
 
 STAGE = "evaluate"
 ACTORS = 2
@@ -48,7 +47,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     data = EvaluationData(config, plan, dataset)
     check(data)
     inputs = {"images": plan.sha256, "dataset": manifest_sha256(dataset)}
-    job = Job.open(Store.open(config.output), STAGE, parts(config, inputs))
+    job = open_job(config, STAGE, inputs)
     manifest = job.finished()
     if manifest is not None:
         return manifest

@@ -13,18 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_dit.config import GenerateConfig, SamplerConfig
-from ray_dit.core.diffusion import linear_schedule
-from ray_dit.core.dit import null_label
-from ray_dit.core.samplers import make_table
-from ray_dit.errors import UserError, first_message
+from ray_dit.core.settle import settle_sampler
 from ray_dit.session import check_resources, ray_session
-from ray_dit.stages.fingerprint import parts
+from ray_dit.stages.fingerprint import open_job
 from ray_dit.stages.shard_jobs import ShardMaker, all_markers, make_shards, repair_shards
 from ray_dit.storage.job import Job, manifest_sha256, read_manifest
 from ray_dit.storage.labels import Labels
-from ray_dit.storage.pretrained import MODEL_STAGE, ModelConfig, ModelFolder, read_model
+from ray_dit.storage.pretrained import MODEL_STAGE, ModelFolder, read_model
 from ray_dit.storage.shards import array_sha256, image_shard_bytes
-from ray_dit.storage.store import Store
 
 STAGE = "generate"
 
@@ -60,14 +56,11 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     folder = read_model(config.model)
     inputs = {"model": manifest_sha256(read_manifest(config.model, MODEL_STAGE))}
     plan = plan_dataset(config, folder.labels)
-    sampler = _sampler(config, folder.config)
-    resolved = {"sampler": sampler.content(), "classes": list(plan.classes), "num_images": plan.num_images}
-    job = Job.open(
-        Store.open(config.output),
-        STAGE,
-        parts(config, inputs, resolved=resolved),
-        accept_fingerprint=config.accept_fingerprint,
+    sampler = settle_sampler(
+        config.sampler, folder.config, where=config.model, scale_setting="--sampler.guidance-scale"
     )
+    resolved = {"sampler": sampler, "classes": list(plan.classes), "num_images": plan.num_images}
+    job = open_job(config, STAGE, inputs, resolved=resolved)
     build = _Build(config, plan, sampler)
     if config.repair:
         repair_shards(config, job, build)
@@ -99,26 +92,6 @@ def plan_dataset(config: GenerateConfig, labels: Labels) -> DatasetPlan:
         classes = tuple(range(len(labels))) or (0,)
     num_images = config.num_images or (config.per_class or 1) * len(classes)
     return DatasetPlan(classes, num_images, config.shard_size)
-
-
-def _sampler(config: GenerateConfig, model: ModelConfig) -> SamplerConfig:
-    """The model's own sampler with what was asked for; a model without a null class is sampled unguided."""
-    try:
-        sampler = config.sampler.over(model.sampler)
-    except ValueError as error:
-        raise UserError(f"these sampler settings do not fit together: {first_message(error)}") from error
-    try:
-        make_table(sampler, linear_schedule(model.diffusion), learn_sigma=model.model.learn_sigma)
-    except ValueError as error:
-        raise UserError(f"{config.model} can't be sampled with these settings: {error}") from error
-    if null_label(model.model) is not None:
-        return sampler
-    if config.sampler.guidance_scale not in (None, 1.0):
-        raise UserError(
-            f"{config.model} was trained without labels or without dropping them, so it can't be guided: leave "
-            "--sampler.guidance-scale out"
-        )
-    return sampler.model_copy(update={"guidance_scale": 1.0})
 
 
 @dataclass(frozen=True)

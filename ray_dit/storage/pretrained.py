@@ -12,19 +12,24 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import ValidationError, model_validator
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
-from ray_dit.config import Config, DiffusionConfig, DiTConfig, PositiveInt, SamplerConfig
+from ray_dit.config.model_folder import VAE_FOLDER, LatentsConfig, ModelConfig
 from ray_dit.errors import NotFound, UserError, first_message
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.manifest import job_key, manifest_objects, read_json, read_manifest
 from ray_dit.storage.store import CHUNK, Store
+
+__all__ = [
+    "VAE_FOLDER", "LatentsConfig", "ModelConfig", "ModelFolder", "check_shapes", "model_card", "model_objects", "read_model",
+    "read_safetensors",
+]  # fmt: skip
 
 MODEL_STAGE = "model"
 """What a model folder's job is called, whichever stage writes it."""
@@ -32,49 +37,6 @@ CONFIG_KEY = "config.json"
 WEIGHTS_KEY = "model.safetensors"
 LABELS_KEY = "labels.json"
 CARD_KEY = "README.md"
-VAE_FOLDER = "vae"
-
-
-class LatentsConfig(Config):
-    """How raw latents z become x_start = (z - shift) * scale, and which pictures they stand for."""
-
-    shift: float | tuple[float, ...] = 0.0
-    """One number, or one a channel."""
-    scale: float | tuple[float, ...] = 0.18215
-    """One number, or one a channel; 0.18215 belongs to Stable Diffusion's VAE."""
-    image_size: PositiveInt = 256
-    """Height and width of the pictures in pixels."""
-
-
-class ModelConfig(Config):
-    """config.json of a model folder: all that makes pictures of the weights beside it."""
-
-    format: Literal["ray-dit model 1"] = "ray-dit model 1"
-    model: DiTConfig
-    diffusion: DiffusionConfig = DiffusionConfig()
-    latents: LatentsConfig = LatentsConfig()
-    guidance_channels: PositiveInt | None = None
-    """Latent channels guidance acts on: 3 for the official models, as they were evaluated; all by default."""
-    sampler: SamplerConfig = SamplerConfig()
-    """What is used where nothing else is asked for."""
-    vae: str = VAE_FOLDER
-    """Folder of the VAE inside the model folder; or a hub id, to be fetched when the VAE is first needed."""
-    origin: str = ""
-    """Where the weights come from."""
-    licence: str = ""
-    """Licence of the weights, where known."""
-
-    @model_validator(mode="after")
-    def _channels(self) -> "ModelConfig":
-        channels = self.model.in_channels
-        for name, value in (("shift", self.latents.shift), ("scale", self.latents.scale)):
-            if isinstance(value, tuple) and len(value) != channels:
-                raise ValueError(f"latents.{name} has {len(value)} numbers for {channels} channels")
-        if self.guidance_channels is not None and self.guidance_channels > channels:
-            raise ValueError(
-                f"guidance_channels is {self.guidance_channels}, but the latents have {channels}"
-            )
-        return self
 
 
 @dataclass(frozen=True)

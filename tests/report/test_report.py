@@ -23,7 +23,6 @@ from ray_dit.config import (
     OptimizerConfig,
     ReportConfig,
     SamplerConfig,
-    SamplerOverrides,
     TrainConfig,
     TrainVaeConfig,
     VAESizeConfig,
@@ -87,7 +86,7 @@ def settings(folder: Path) -> dict[str, object]:
             output=f"{folder}/dataset",
             num_images=12,
             classes=("1",),
-            sampler=SamplerOverrides(guidance_scale=3.0, guidance_interval=(10, 900)),
+            sampler=SamplerConfig(guidance_scale=3.0, guidance_interval=(10, 900)),
         ),
         "evaluate": EvaluateConfig(images=images, dataset=f"{folder}/dataset", output=f"{folder}/evaluation"),
     }

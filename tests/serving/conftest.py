@@ -15,11 +15,11 @@ import uvicorn
 from jaxtyping import config as jaxtyping_config
 
 from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
+from ray_dit.config.serve import ApiConfig, EngineConfig
 from ray_dit.core.dit import DiT
 from ray_dit.pipeline import Pipeline, load
 from ray_dit.serving.api import create_app
 from ray_dit.serving.service import Backend, ModelService
-from ray_dit.serving.settings import ApiConfig, EngineConfig
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
 from ray_dit.storage.store import Store

@@ -10,6 +10,7 @@ import torch
 from fakes import NUM_CLASSES, FakeModel
 
 from ray_dit.config import SamplerConfig
+from ray_dit.config.serve import EngineConfig
 from ray_dit.core.sampling import Rows, TableBank, init_rows, sample
 from ray_dit.serving.engine import (
     Closed,
@@ -24,7 +25,6 @@ from ray_dit.serving.engine import (
     QueueFull,
     preview_steps,
 )
-from ray_dit.serving.settings import EngineConfig
 
 QUICK = EngineConfig(profile_seconds=0)
 

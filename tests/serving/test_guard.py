@@ -14,12 +14,12 @@ from conftest import serving
 from fakes import FakeBackend
 
 from ray_dit.config import SamplerConfig
+from ray_dit.config.serve import ApiConfig, LimitsConfig
 from ray_dit.errors import UserError
 from ray_dit.serving.api import create_app
 from ray_dit.serving.guard import ProxyGuard
 from ray_dit.serving.keys import VARIABLE, Keys, new_key
 from ray_dit.serving.service import Refused
-from ray_dit.serving.settings import ApiConfig, LimitsConfig
 
 GENERATE = "/v1/images/generations"
 

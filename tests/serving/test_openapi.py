@@ -6,7 +6,7 @@ import pytest
 from conftest import serving
 from fakes import FakeBackend
 
-from ray_dit.serving.settings import ApiConfig, LimitsConfig
+from ray_dit.config.serve import ApiConfig, LimitsConfig
 
 schemathesis = pytest.importorskip("schemathesis")
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+from ray_dit.config.serve import ServeConfig
 from ray_dit.serving.scaling import ImagesPolicy
-from ray_dit.serving.settings import ServeConfig
 
 ROOT = Path(__file__).parents[2]
 

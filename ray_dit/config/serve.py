@@ -1,17 +1,15 @@
 """Settings of the image endpoint: what is served, where, on how many replicas, and what a client may ask for.
 
-Frozen pydantic models as in ray_dit.config; imports neither torch nor ray. Each limit says what it counts: a replica of
-the API, a replica of a model's engine, or everything.
+Each limit says what it counts: a replica of the API, a replica of a model's engine, or everything. Serving makes no job:
+nothing of it is in a fingerprint.
 """
 
 from pathlib import PurePosixPath
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ray_dit.config import Config, NonNegativeInt, PositiveInt, Precision, Uri
-
-Seconds = Annotated[float, Field(gt=0)]
+from ray_dit.config.base import Config, NonNegativeInt, PositiveInt, Precision, Seconds, Uri
 
 
 class EngineConfig(Config):
@@ -65,8 +63,6 @@ class ApiConfig(Config):
 
 class ServeConfig(Config):
     """`ray-dit serve`: models behind an HTTP API compatible with OpenAI's images API, and a page."""
-
-    PLACEMENT: ClassVar[frozenset[str]] = frozenset()
 
     model: tuple[str, ...]
     """Model folders, each a path or fsspec URI, or NAME=URI; the first is the default."""

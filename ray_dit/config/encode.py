@@ -1,0 +1,25 @@
+"""Settings of `ray-dit encode`."""
+
+from ray_dit.config.base import Content, Placement, PositiveInt, VaeSource
+from ray_dit.config.images import ImagesConfig
+from ray_dit.config.stage import StageConfig
+
+
+class EncodeConfig(StageConfig):
+    """`ray-dit encode`: pictures to latents (moments of the VAE's posterior) in shards."""
+
+    images: ImagesConfig
+    vae: Placement[VaeSource]
+    """The VAE: a folder made by train-vae, any diffusers AutoencoderKL folder, or a hub id."""
+    mirror: Content[bool] = True
+    """Encode each picture's mirror image too; turn it off where a mirror image is a wrong picture."""
+    shard_size: Content[PositiveInt] = 1024
+    """Pictures a shard."""
+    batch_size: Content[PositiveInt] = 32
+    """Pictures the VAE sees at once."""
+    actors: Placement[PositiveInt] = 2
+    """VAE actors."""
+    use_gpu: Placement[bool] = False
+    """Give each actor a GPU."""
+    repair: Placement[bool] = False
+    """First read all that is there again, and make damaged or missing shards anew."""
