@@ -19,7 +19,7 @@ from ray_dit.cli.settings import settings_of
 from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
 from ray_dit.errors import UserError
 from ray_dit.storage import local
-from ray_dit.storage.job import Job
+from ray_dit.storage.job import Job, canonical
 from ray_dit.storage.labels import Labels
 from ray_dit.storage.pretrained import LatentsConfig, ModelConfig, model_objects
 from ray_dit.storage.store import Store
@@ -272,6 +272,28 @@ def test_an_output_with_another_configurations_result_shows_the_difference_and_s
     assert "config.batch_size: 32 -> 7" in said and "config.mirror: True -> False" in said
     assert "take another output folder" in said and "actors" not in said
     assert before and all(path.read_bytes() == data for path, data in before.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting", "default"),
+    [
+        (ENCODE, "mirror", True),
+        (["train-vae", *IMAGES, "--vae.block-out-channels", "8"], "kl_weight", 1e-4),
+        (["generate", "--model", "model", "--num-images", "2"], "precision", "float32"),
+    ],
+)
+def test_a_folder_of_a_version_that_lacked_a_setting_goes_on(
+    arguments: list[str], setting: str, default: object, capsys: pytest.CaptureFixture[str], place: Path
+) -> None:
+    folder = f"older-{arguments[0]}"
+    begin = [*arguments, "--output", folder, "--address", "127.0.0.1:1"]
+    complaint(capsys, *begin)  # no Ray there, but the job has begun
+    job = json.loads((place / folder / "_job.json").read_bytes())
+    assert job["parts"]["config"].pop(setting) == default
+    (place / folder / "_job.json").write_bytes(canonical(job))
+    assert "nothing answers at" in complaint(capsys, *begin)
+    said = complaint(capsys, *begin, "--threads", "2")
+    assert "(config.threads: 1 -> 2)" in said
 
 
 def test_a_folder_that_may_not_be_written(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ def _train_vae(config: settings.TrainVaeConfig) -> None:
 
     manifest = train_vae(config)
     _said(
-        f"VAE, {manifest['psnr_heldout']:.1f} dB on {manifest['num_heldout']} held-out pictures",
+        f"VAE, {manifest['psnr_heldout']:.1f} dB on {manifest['num_heldout']} held-out images",
         config.output,
         f"ray-dit encode --images.uri {config.images.uri} --images.size {config.images.size} --vae {config.output} "
         "--output latents",
@@ -45,7 +45,7 @@ def _encode(config: settings.EncodeConfig) -> None:
     manifest = encode(config)
     bad = f", {manifest['bad']} unreadable ones listed in quarantine.tsv" if manifest["bad"] else ""
     _said(
-        f"latents of {manifest['rows']} pictures in {len(manifest['classes'])} classes{bad}",
+        f"latents of {manifest['rows']} images in {len(manifest['classes'])} classes{bad}",
         config.output,
         f"ray-dit train --latents {config.output} --output run",
     )
@@ -135,11 +135,11 @@ def _info(config: settings.InfoConfig) -> None:
 
 
 COMMANDS = {
-    "train-vae": Command("train a small VAE on your pictures", settings.TrainVaeConfig, _train_vae),
-    "encode": Command("pictures to latents, in shards", settings.EncodeConfig, _encode),
+    "train-vae": Command("train a small VAE on your images", settings.TrainVaeConfig, _train_vae),
+    "encode": Command("images to latents, in shards", settings.EncodeConfig, _encode),
     "train": Command("train a DiT on latents", settings.TrainConfig, _train),
     "generate": Command("make a labelled dataset with a model", settings.GenerateConfig, _generate),
-    "evaluate": Command("judge a generated dataset beside real pictures", settings.EvaluateConfig, _evaluate),
+    "evaluate": Command("judge a generated dataset beside real images", settings.EvaluateConfig, _evaluate),
     "report": Command("one HTML page about a pipeline run", settings.ReportConfig, _report),
     "serve": Command("an HTTP endpoint and a page for models", settings.ServeConfig, _serve),
     "import-checkpoint": Command(

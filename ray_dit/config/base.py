@@ -155,6 +155,8 @@ def over_defaults(config: type[Config], given: Mapping[str, Any]) -> dict[str, A
         if section is None or name not in given:
             continue
         inner = over_defaults(section, given[name])
-        default = {} if field.is_required() else field.get_default().model_dump(exclude_unset=True)
+        default: dict[str, Any] = (
+            {} if field.is_required() else field.get_default().model_dump(exclude_unset=True)
+        )
         laid[name] = default | inner
     return laid

@@ -6,17 +6,17 @@ from ray_dit.config.stage import StageConfig
 
 
 class EncodeConfig(StageConfig):
-    """`ray-dit encode`: pictures to latents (moments of the VAE's posterior) in shards."""
+    """`ray-dit encode`: images to latents (moments of the VAE's posterior) in shards."""
 
     images: ImagesConfig
     vae: Placement[VaeSource]
     """The VAE: a folder made by train-vae, any diffusers AutoencoderKL folder, or a hub id."""
     mirror: Content[bool] = True
-    """Encode each picture's mirror image too; turn it off where a mirror image is a wrong picture."""
+    """Encode each image's mirror image too; turn it off where mirroring makes an image wrong (text, digits)."""
     shard_size: Content[PositiveInt] = 1024
-    """Pictures a shard."""
+    """Images per shard."""
     batch_size: Content[PositiveInt] = 32
-    """Pictures the VAE sees at once."""
+    """Images the VAE sees at once."""
     actors: Placement[PositiveInt] = 2
     """VAE actors."""
     use_gpu: Placement[bool] = False

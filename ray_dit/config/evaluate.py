@@ -10,7 +10,7 @@ from ray_dit.config.stage import StageConfig
 
 
 class ClassifierConfig(ContentConfig):
-    """The small convolutional classifier that judges pictures."""
+    """The small convolutional classifier that judges images."""
 
     steps: PositiveInt = 600
     batch_size: PositiveInt = 64
@@ -20,10 +20,10 @@ class ClassifierConfig(ContentConfig):
 
 
 class EvaluateConfig(StageConfig):
-    """`ray-dit evaluate`: how good a generated dataset is, beside held-out real pictures."""
+    """`ray-dit evaluate`: how good a generated dataset is, beside held-out real images."""
 
     images: ImagesConfig
-    """The real pictures; the same split as encode's, so give it the same size and heldout."""
+    """The real images; the same split as encode's, so give it the same size and heldout."""
     dataset: Placement[Uri]
     """Folder made by generate."""
     classifier: ClassifierConfig = ClassifierConfig()

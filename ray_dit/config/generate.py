@@ -10,23 +10,23 @@ from ray_dit.config.stage import StageConfig
 
 
 class GenerateConfig(StageConfig):
-    """`ray-dit generate`: labelled pictures by the number, in shards."""
+    """`ray-dit generate`: as many labelled images as asked for, in shards."""
 
     model: Placement[Uri]
     """Model folder."""
     num_images: Content[PositiveInt | None] = None
-    """Pictures in all, as equal over the classes as can be; this or per_class."""
+    """Images in all, as evenly over the classes as possible; this or per_class."""
     per_class: Content[PositiveInt | None] = None
-    """Pictures a class; this or num_images."""
+    """Images per class; this or num_images."""
     classes: Content[tuple[str, ...] | None] = None
     """Classes by name or number; all by default."""
     sampler: Annotated[SamplerConfig, Over("the model's own")] = SamplerConfig()
     """What differs from the sampler stored with the model (`ray-dit info MODEL` shows it)."""
     seed: Content[Seed] = 0
     shard_size: Content[PositiveInt] = 1000
-    """Pictures a shard."""
+    """Images per shard."""
     batch_size: Content[PositiveInt] = 50
-    """Pictures the model sees at once; always that many (the last is padded), since it decides the last bits."""
+    """Images the model sees at once; always that many (the last is padded), since it decides the last bits."""
     actors: Placement[PositiveInt] = 2
     precision: Content[Precision] = "float32"
     """What the transformer's matrix products compute in; bfloat16 is faster and changes pixels a little."""

@@ -13,18 +13,18 @@ VAE_FOLDER = "vae"
 
 
 class LatentsConfig(ContentConfig):
-    """How raw latents z become x_start = (z - shift) * scale, and which pictures they stand for."""
+    """How raw latents z become x_start = (z - shift) * scale, and which images they stand for."""
 
     shift: float | tuple[float, ...] = 0.0
-    """One number, or one a channel."""
+    """One number, or one per channel."""
     scale: float | tuple[float, ...] = 0.18215
-    """One number, or one a channel; 0.18215 belongs to Stable Diffusion's VAE."""
+    """One number, or one per channel; 0.18215 belongs to Stable Diffusion's VAE."""
     image_size: PositiveInt = 256
-    """Height and width of the pictures in pixels."""
+    """Height and width of the images in pixels."""
 
 
 class ModelConfig(ContentConfig):
-    """config.json of a model folder: all that makes pictures of the weights beside it."""
+    """config.json of a model folder: all it takes to make images with the weights beside it."""
 
     format: Literal["ray-dit model 1"] = "ray-dit model 1"
     model: DiTConfig

@@ -7,7 +7,7 @@ class ReportConfig(Config):
     """`ray-dit report`: one HTML file about a whole pipeline run."""
 
     images: Uri
-    """Folder of the real pictures."""
+    """Folder of the real images."""
     vae: VaeSource | None = None
     """Folder made by train-vae."""
     latents: Uri

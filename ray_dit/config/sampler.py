@@ -13,7 +13,7 @@ class SamplerConfig(ContentConfig):
     name: Literal["ddpm", "ddim", "dpmpp", "unipc"] = "unipc"
     """ddpm (Ho 2020), ddim (Song 2021), dpmpp (DPM-Solver++(2M), Lu 2022), unipc (UniPC-bh2, Zhao 2023)."""
     num_inference_steps: Annotated[int, Field(gt=0, le=1000)] = 10
-    """Model evaluations an image, each one or two rows (guided)."""
+    """Model evaluations per image, each one or two rows (guided)."""
     guidance_scale: Annotated[float, Field(ge=0.0, le=100.0)] = 2.0
     """Classifier-free guidance; 1 is off and skips the unconditional rows."""
     guidance_interval: tuple[float, float] | None = None
@@ -31,7 +31,7 @@ class SamplerConfig(ContentConfig):
 
     @property
     def num_steps(self) -> int:
-        """Model evaluations an image: the list's where there is one."""
+        """Model evaluations per image: the list's where there is one."""
         return self.num_inference_steps if self.timesteps is None else len(self.timesteps)
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from ray_dit.config.base import Config, Content, Placement, PositiveInt, Uri
 
 
 class StageConfig(Config):
-    """What every stage has: where its result goes, the Ray it runs on, threads an actor."""
+    """What every stage has: where its result goes, the Ray it runs on, threads per actor."""
 
     output: Placement[Uri]
     """Folder the result goes to: a path or any fsspec URI."""
@@ -15,4 +15,4 @@ class StageConfig(Config):
     accept_fingerprint: Placement[bool] = False
     """Go on with a job that was begun with other library versions; each shard records which made it."""
     threads: Content[PositiveInt] = 1
-    """torch threads an actor; part of what determines bytes."""
+    """torch threads per actor; part of what determines bytes."""

@@ -42,4 +42,4 @@ class TrainConfig(TrainingConfig):
     sampler: SamplerConfig = SamplerConfig()
     """For the sample grids, and the defaults stored with the model."""
     grid_per_class: Content[NonNegativeInt] = 8
-    """Pictures a class in the sample grid made at each checkpoint, of the first ten classes; 0 makes none."""
+    """Images per class in the sample grid made at each checkpoint, of the first ten classes; 0 makes none."""

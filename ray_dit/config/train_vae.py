@@ -29,7 +29,7 @@ class VAESizeConfig(ContentConfig):
 
 
 class TrainVaeConfig(TrainingConfig):
-    """`ray-dit train-vae`: a small AutoencoderKL on your pictures, where Stable Diffusion's VAE does not fit."""
+    """`ray-dit train-vae`: a small AutoencoderKL on your images, where Stable Diffusion's VAE does not fit."""
 
     images: ImagesConfig
     vae: VAESizeConfig = VAESizeConfig()

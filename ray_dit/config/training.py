@@ -31,7 +31,7 @@ class TrainingConfig(StageConfig):
     steps: Content[PositiveInt]
     """Optimizer steps in all."""
     batch_size: Content[PositiveInt]
-    """Samples a step over all workers; the number of workers must divide it."""
+    """Samples per step over all workers; the number of workers must divide it."""
     num_workers: Content[PositiveInt] = 1
     """Ray Train workers (DDP); part of what determines bits, not which samples a step sees."""
     use_gpu: Content[bool] = False

@@ -4,12 +4,16 @@
     PYTHONPATH=/tmp/then:/tmp/then/tests python tests/golden/folders/make.py tests/golden/folders
 
 Kept is what a comparison of settings reads: `_job.json`, the markers and, of a finished job, the manifest and its listing.
+Two more are as a version would have left them that did not know `precision` yet, and one that counted encode's `actors`.
 """
 
+import hashlib
+import json
 import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import tiny
 
@@ -18,6 +22,7 @@ from ray_dit.session import ray_session
 from ray_dit.stages.encode import encode
 from ray_dit.stages.generate import generate
 from ray_dit.stages.train import train
+from ray_dit.storage.job import canonical
 
 KEPT = ("_job.json", "manifest.json", "manifest", "_markers")
 HALF_DONE = ("train", "generate")
@@ -83,7 +88,25 @@ def keep(place: Path, target: Path) -> None:
                 marker.unlink()
 
 
+def age(target: Path) -> None:
+    """Writes the folders of the two other versions from those of this one."""
+    before = json.loads((target / "generate/_job.json").read_bytes())
+    del before["parts"]["config"]["precision"]
+    _write_job(target / "generate-before-precision", before)
+    counted = json.loads((target / "encode/_job.json").read_bytes())
+    counted["parts"]["config"]["actors"] = 3
+    _write_job(target / "encode-counting-actors", counted)
+
+
+def _write_job(folder: Path, job: dict[str, Any]) -> None:
+    parts = {name: value for name, value in job.items() if name != "fingerprint"}
+    folder.mkdir(exist_ok=True)
+    fingerprint = hashlib.sha256(canonical(parts)).hexdigest()
+    (folder / "_job.json").write_bytes(canonical(parts | {"fingerprint": fingerprint}))
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
         make(Path(scratch))
         keep(Path(scratch), Path(sys.argv[1]))
+    age(Path(sys.argv[1]))
