@@ -24,16 +24,9 @@ def read_recipe(file: str, section: str, config: type[Config], sections: Collect
 def _load(file: str) -> Any:
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        """YAML without dates: a folder may be named by one."""
-
-    Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
     try:
         with open(file, encoding="utf-8") as text:
-            return yaml.load(text, Loader) or {}
+            return yaml.safe_load(text) or {}
     except OSError as error:
         raise UserError(
             f"the configuration {file} cannot be read ({error.strerror}): check --config"
@@ -74,7 +67,7 @@ class _Section:
                 )
 
     def _value(self, setting: Setting, value: Any, where: str) -> Any:
-        """The value as pydantic shall see it: a list where it is one, text where a bare word looks like a number."""
+        """The value as pydantic shall see it: a list where it is one, text where a bare word looks like a number or a date."""
         if setting.is_switch and not isinstance(value, bool) and not (value is None and setting.takes_none):
             raise UserError(f"{where} must be true or false, not {value!r}")
         if isinstance(value, Mapping):

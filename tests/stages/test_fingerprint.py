@@ -12,7 +12,7 @@ from ray_dit import config
 from ray_dit.config import Placement, PositiveInt
 from ray_dit.errors import Conflict
 from ray_dit.stages.fingerprint import STAGE_RULES, comparison, parts
-from ray_dit.storage.job import Job
+from ray_dit.storage.job import Job, canonical
 from ray_dit.storage.maintenance import Tally, verify
 from ray_dit.storage.store import Store
 
@@ -121,6 +121,16 @@ def test_a_setting_that_became_placement_may_change_and_a_new_one_may_be_absent(
     assert open_as_today(store, later).fingerprint == json.loads(store.get("_job.json"))["fingerprint"]
     with pytest.raises(Conflict, match=r"config.num_workers: 2 -> 4\)"):
         open_as_today(store, train_config(num_workers=4))
+
+
+def test_what_was_settled_without_a_setting_had_its_default(tmp_path: Path) -> None:
+    """Absent in a settled section means the default, where it would mean "not asked for" in what the user gives."""
+    for name, section, setting in (("train", "model", "mlp_ratio"), ("generate", "sampler", "eta")):
+        store = stored(name, tmp_path)
+        job = json.loads(store.get("_job.json"))
+        del job["parts"]["config"][section][setting]
+        (tmp_path / name / "_job.json").write_bytes(canonical(job))
+        assert open_as_today(store, TODAY[name]).fingerprint == job["fingerprint"]
 
 
 @pytest.mark.parametrize(
