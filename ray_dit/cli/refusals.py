@@ -1,7 +1,6 @@
 """What pydantic refuses, as one sentence that names the option; knows error types, never printed text."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -24,13 +23,9 @@ def refusal(error: ValidationError, settings: Sequence[Setting], places: Mapping
     """The first complaint as a sentence; ``places``: the file a setting comes from, where it was not an option."""
     errors = error.errors()
     setting = _setting_of(errors[0], settings)
-    if setting is None:
-        section = ".".join(map(str, errors[0]["loc"]))
-        return (
-            f"these {section} settings do not fit together: {_message(errors[0])}"
-            if section
-            else _message(errors[0])
-        )
+    if setting is None:  # a check of settings against each other, in a section or in the whole
+        section, message = ".".join(map(str, errors[0]["loc"])), _message(errors[0])
+        return f"these {section} settings do not fit together: {message}" if section else message
     ours = [other for other in errors if _setting_of(other, settings) is setting]
     where = f", in {places[setting.path]}" if setting.path in places else ""
     return f"{setting.option}: {_complaint(ours, setting)}{where}"
@@ -63,5 +58,6 @@ def _wanted(error: ErrorDetails, setting: Setting) -> str | None:
     return WANTED.get(error["type"])
 
 
-def _message(error: ErrorDetails | Mapping[str, Any]) -> str:
-    return str(error["msg"]).removeprefix("Value error, ")
+def _message(error: ErrorDetails) -> str:
+    """What one of our own checks raised, or pydantic's words for one of its."""
+    return str(error["ctx"]["error"]) if error["type"] == "value_error" and "ctx" in error else error["msg"]
