@@ -184,8 +184,8 @@ class EngineReplica:
     """The project's engine; the methods of ray_dit.serving.deployments.replica.ModelReplica, and what a benchmark asks beside them."""
 
     def __init__(self, name: str, engine: dict[str, Any], **model: Any) -> None:
+        from ray_dit.config.serve import EngineConfig
         from ray_dit.serving.service import ModelService
-        from ray_dit.serving.settings import EngineConfig
 
         self.pipeline, self.counted = counted_pipeline(**model)
         self.counted.ahead = False  # the profile waits for each call
@@ -354,9 +354,10 @@ def _client() -> httpx.AsyncClient:
 def random_model(folder: Path, preset: str) -> str:
     """A model folder with random weights: DiT-S/2 at 256 pixels, or the small stand-in the simulated device needs."""
     from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
+    from ray_dit.config.model_folder import LatentsConfig
     from ray_dit.core.dit import DiT
     from ray_dit.formats.labels import Labels
-    from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
+    from ray_dit.formats.model_folder import ModelConfig, model_objects
     from ray_dit.storage.open import open_store
     from ray_dit.vae import VAE
 
@@ -445,8 +446,8 @@ class Bench:
     def _serve_ours(self) -> tuple[Any, str]:
         from ray import serve
 
+        from ray_dit.config.serve import ApiConfig, EngineConfig, LimitsConfig, ServeConfig
         from ray_dit.serving.deployments.application import application, deployment
-        from ray_dit.serving.settings import ApiConfig, EngineConfig, LimitsConfig, ServeConfig
 
         engine = EngineConfig(max_queued=10_000)
         limits = LimitsConfig(requests_per_minute=10**6, max_concurrent=10**6, request_seconds=36_000)

@@ -45,12 +45,11 @@ def run_demo(folder: str, address: str = "local", settings: Path = SETTINGS) -> 
 
     began = time.monotonic()
     write_digits(f"{folder}/images")
-    commands = cli.commands()
     with ray_session(StageConfig(output=folder, address=address)):
         for stage in STAGES:
             since = time.monotonic()
             print(f"== {stage}", flush=True)
-            command = commands[stage]
+            command = cli.COMMANDS[stage]
             config = cli.parse(stage, command.config, ["--config", str(settings)])
             command.run(relocated(config, folder))
             print(f"   {time.monotonic() - since:.1f} s", flush=True)

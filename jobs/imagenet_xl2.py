@@ -17,7 +17,7 @@ import argparse
 import sys
 
 from jobs import fid
-from ray_dit.config import GenerateConfig, ImportConfig, SamplerOverrides
+from ray_dit.config import GenerateConfig, ImportConfig, SamplerConfig
 from ray_dit.errors import UserError
 
 NUM_IMAGES = 50_000
@@ -85,9 +85,7 @@ def generation(options: argparse.Namespace, model: str) -> GenerateConfig:
         model=model,
         output=f"{options.folder.rstrip('/')}/dataset",
         num_images=options.num_images,
-        sampler=SamplerOverrides(
-            name="ddpm", num_inference_steps=250, guidance_scale=1.5, variance="learned"
-        ),
+        sampler=SamplerConfig(name="ddpm", num_inference_steps=250, guidance_scale=1.5, variance="learned"),
         actors=options.actors,
         precision=options.precision,
         use_gpu=not options.cpu,

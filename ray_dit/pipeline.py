@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from ray_dit.config import DiTConfig, Precision, SamplerConfig, SamplerOverrides
+from ray_dit.config import DiTConfig, Precision, SamplerConfig
 from ray_dit.core.determinism import set_cublas_workspace
 from ray_dit.core.diffusion import Schedule, linear_schedule
 from ray_dit.core.dit import (
@@ -27,8 +27,9 @@ from ray_dit.core.dit import (
 )
 from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.latents import denormalize, to_uint8
-from ray_dit.core.samplers import SamplerTable, check_settings, make_table
+from ray_dit.core.samplers import SamplerTable, make_table
 from ray_dit.core.sampling import TableBank, init_rows, sample
+from ray_dit.core.settle import settle_sampler
 from ray_dit.errors import UserError, first_message
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.weights import check_shapes
@@ -147,27 +148,17 @@ class Pipeline:
     ) -> SamplerConfig:
         """Settings to sample with: given ones, or the model's own; ``steps`` and ``guidance_scale`` override theirs.
 
-        A sampler by name is a change of the model's own (`SamplerOverrides.over`). UserError where they don't go together.
+        A sampler by name is a change of the model's own (`SamplerConfig.over`). UserError where they don't go together.
         """
-        name = sampler if isinstance(sampler, str) else None
-        base = sampler if isinstance(sampler, SamplerConfig) else self.config.sampler
-        if guidance_scale is not None:
-            self._check_guidance(guidance_scale)
+        name, base = (sampler, None) if isinstance(sampler, str) else (None, sampler)
+        given = {"name": name, "num_inference_steps": steps, "guidance_scale": guidance_scale}
         try:
-            settled = SamplerOverrides.model_validate(
-                {"name": name, "num_inference_steps": steps, "guidance_scale": guidance_scale}
-            ).over(base)
-            check_settings(settled)
-            return settled
+            asked = SamplerConfig.model_validate(
+                {key: value for key, value in given.items() if value is not None}
+            )
         except ValueError as error:
             raise UserError(f"these sampler settings don't work: {first_message(error)}") from error
-
-    def _check_guidance(self, guidance_scale: float) -> None:
-        if guidance_scale != 1 and self.guided_model.null_label is None:
-            raise UserError(
-                f"{self.folder.store.uri} was trained without labels or without dropping them, so it can't be guided: "
-                "leave the guidance scale out, or at 1"
-            )
+        return settle_sampler(asked, self.config, base=base, where=self.folder.store.uri)
 
     def table(self, sampler: SamplerConfig) -> SamplerTable:
         """The sampler's coefficients on this model's schedule; UserError for settings the model can't follow."""

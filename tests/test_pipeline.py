@@ -12,12 +12,13 @@ from torch import Tensor
 
 import ray_dit
 from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
+from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.core.dit import DiT
 from ray_dit.core.latents import denormalize, to_uint8
 from ray_dit.errors import UserError
 from ray_dit.folders.model import read_model
 from ray_dit.formats.labels import Labels
-from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
+from ray_dit.formats.model_folder import ModelConfig, model_objects
 from ray_dit.pipeline import Pipeline, initial_state, meta_dit
 from ray_dit.vae import VAE
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ray_dit.checkpoints.importing import SIDE_KEY, TORCH_SUFFIXES, check_position_table, locate
 from ray_dit.config import ExportConfig
+from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.errors import UserError
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.foreign.diffusers_layout import scheduler_config, to_diffusers, transformer_config
-from ray_dit.formats.model_folder import CONFIG_KEY, VAE_FOLDER, LatentsConfig
+from ray_dit.formats.model_folder import CONFIG_KEY, VAE_FOLDER
 from ray_dit.formats.weights import check_shapes
 from ray_dit.ledger.manifest import canonical
 from ray_dit.pipeline import meta_dit

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ray_dit.config import DiTConfig, ImportConfig
+from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.core.dit import position_table
 from ray_dit.errors import NotFound, UserError, first_message
 from ray_dit.folders.model import read_safetensors
@@ -32,15 +33,14 @@ from ray_dit.formats.model_folder import (
     CONFIG_KEY,
     MODEL_STAGE,
     VAE_FOLDER,
-    LatentsConfig,
     ModelConfig,
     model_card,
     model_objects,
 )
 from ray_dit.formats.weights import check_shapes
-from ray_dit.ledger.job import Job, Manifest
+from ray_dit.ledger.job import Manifest
 from ray_dit.pipeline import meta_dit
-from ray_dit.stages.fingerprint import parts
+from ray_dit.stages.fingerprint import open_job
 from ray_dit.storage.local_file import local_file
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
@@ -85,10 +85,7 @@ def import_checkpoint(config: ImportConfig) -> Manifest:
         "vae": files_sha256(vae_files) if vae_files else model_config.vae,
         "labels": hashlib.sha256(labels.to_json()).hexdigest(),
     }
-    fingerprint = parts(config, inputs, resolved={"model": model_config.content()})
-    job = Job.open(
-        open_store(config.output), MODEL_STAGE, fingerprint, accept_fingerprint=config.accept_fingerprint
-    )
+    job = open_job(config, MODEL_STAGE, inputs, resolved={"model": model_config})
     markers = [job.put(key.replace("/", "-"), key, data, {}) for key, data in objects.items()]
     return job.finished() or job.finish({"origin": model_config.origin}, objects=markers)
 
@@ -132,7 +129,7 @@ def _read_file(config: ImportConfig, store: Store, name: str) -> Checkpoint:
         )
     num_classes = len(_named_labels(config.labels)) if config.labels else None
     model = config_of(state_dict, config.source, num_heads=config.num_heads, num_classes=num_classes)
-    return Checkpoint(name, sha256, _with_given(config, _as_published(model, name, sha256)), state_dict)
+    return Checkpoint(name, sha256, _as_asked(config, _as_published(model, name, sha256)), state_dict)
 
 
 def _read_diffusers(
@@ -150,7 +147,7 @@ def _read_diffusers(
     if pipeline is not None:
         found, labels, vae = _pipeline_around(pipeline, found)
     state_dict = without_padding(state_dict, found.model) | {"pos_embed": _position_table(found.model)}
-    return Checkpoint(name, sha256, _with_given(config, found), state_dict, labels, vae)
+    return Checkpoint(name, sha256, _as_asked(config, found), state_dict, labels, vae)
 
 
 def _pipeline_around(pipeline: Store, found: ModelConfig) -> tuple[ModelConfig, Labels | None, str | None]:
@@ -237,19 +234,16 @@ def _as_published(model: DiTConfig, name: str, sha256: str) -> ModelConfig:
     )
 
 
-def _with_given(config: ImportConfig, found: ModelConfig) -> ModelConfig:
+def _as_asked(config: ImportConfig, found: ModelConfig) -> ModelConfig:
     """What the source told, but for what the command line says otherwise."""
-    latents = {key: value for key in ("scale", "shift") if (value := getattr(config, key)) is not None}
-    changes: dict[str, Any] = {
-        "diffusion": config.diffusion.over(found.diffusion).model_dump(),
-        "latents": found.latents.model_dump() | latents,
-    }
-    if config.guidance_channels is not None:
-        changes["guidance_channels"] = None if config.guidance_channels == "all" else config.guidance_channels
-    if config.licence is not None:
-        changes["licence"] = config.licence
+    asked = config.model_dump(include={"guidance_channels", "licence"}, exclude_none=True)
+    if asked.get("guidance_channels") == "all":
+        asked["guidance_channels"] = None
+    normalisation = config.model_dump(include={"scale", "shift"}, exclude_none=True)
     try:
-        return ModelConfig.model_validate(found.model_dump() | changes)
+        asked["diffusion"] = config.diffusion.over(found.diffusion)
+        asked["latents"] = found.latents.model_dump() | normalisation
+        return ModelConfig.model_validate(found.model_dump() | asked)
     except ValidationError as error:
         raise UserError(f"{config.source} can't have these settings: {first_message(error)}") from error
 

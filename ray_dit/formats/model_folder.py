@@ -5,12 +5,10 @@ checkpoints' names), labels.json, vae/ (diffusers' layout) and README.md, the mo
 """
 
 from collections.abc import Mapping
-from typing import Literal
 
-from pydantic import model_validator
 from torch import Tensor
 
-from ray_dit.config import Config, DiffusionConfig, DiTConfig, PositiveInt, SamplerConfig
+from ray_dit.config.model_folder import VAE_FOLDER, ModelConfig
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.weights import weights_bytes
 
@@ -20,49 +18,6 @@ CONFIG_KEY = "config.json"
 WEIGHTS_KEY = "model.safetensors"
 LABELS_KEY = "labels.json"
 CARD_KEY = "README.md"
-VAE_FOLDER = "vae"
-
-
-class LatentsConfig(Config):
-    """How raw latents z become x_start = (z - shift) * scale, and which pictures they stand for."""
-
-    shift: float | tuple[float, ...] = 0.0
-    """One number, or one a channel."""
-    scale: float | tuple[float, ...] = 0.18215
-    """One number, or one a channel; 0.18215 belongs to Stable Diffusion's VAE."""
-    image_size: PositiveInt = 256
-    """Height and width of the pictures in pixels."""
-
-
-class ModelConfig(Config):
-    """config.json of a model folder: all that makes pictures of the weights beside it."""
-
-    format: Literal["ray-dit model 1"] = "ray-dit model 1"
-    model: DiTConfig
-    diffusion: DiffusionConfig = DiffusionConfig()
-    latents: LatentsConfig = LatentsConfig()
-    guidance_channels: PositiveInt | None = None
-    """Latent channels guidance acts on: 3 for the official models, as they were evaluated; all by default."""
-    sampler: SamplerConfig = SamplerConfig()
-    """What is used where nothing else is asked for."""
-    vae: str = VAE_FOLDER
-    """Folder of the VAE inside the model folder; or a hub id, to be fetched when the VAE is first needed."""
-    origin: str = ""
-    """Where the weights come from."""
-    licence: str = ""
-    """Licence of the weights, where known."""
-
-    @model_validator(mode="after")
-    def _channels(self) -> "ModelConfig":
-        channels = self.model.in_channels
-        for name, value in (("shift", self.latents.shift), ("scale", self.latents.scale)):
-            if isinstance(value, tuple) and len(value) != channels:
-                raise ValueError(f"latents.{name} has {len(value)} numbers for {channels} channels")
-        if self.guidance_channels is not None and self.guidance_channels > channels:
-            raise ValueError(
-                f"guidance_channels is {self.guidance_channels}, but the latents have {channels}"
-            )
-        return self
 
 
 def model_objects(

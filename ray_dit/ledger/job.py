@@ -17,10 +17,10 @@ again, or run twice at the same time. An extension is a new generation (``_job-g
 import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
 
 from ray_dit.errors import Conflict, UserError
+from ray_dit.ledger.comparison import Comparison
 from ray_dit.ledger.manifest import (
     FORMAT,
     Json,
@@ -46,8 +46,7 @@ __all__ = [
     "read_json", "read_manifest",
 ]  # fmt: skip
 
-LIBRARIES = "libraries"
-"""The part of a fingerprint that an accepted upgrade may change."""
+_AS_WRITTEN = Comparison()
 
 _RESERVED = {"format", "stage", "fingerprint", "parts", "extends", "listings", "accepted"}
 
@@ -79,14 +78,17 @@ class Job:
         *,
         accept_fingerprint: bool = False,
         generation: int = 0,
+        comparison: Comparison = _AS_WRITTEN,
     ) -> "Job":
         """Begins or continues the job that ``parts`` (everything that determines its bytes) describe.
 
         Conflict if the folder belongs to a job with other parts; the message names them. ``accept_fingerprint`` goes
-        on with a job that differs in library versions only. ``generation``: see ``extend``.
+        on with a job that differs in library versions only. ``generation``: see ``extend``. ``comparison`` says what
+        parts mean that another version wrote; the folder keeps the fingerprint it was begun with. An unfinished job is
+        refused where the stage's rules have changed; a finished one stays readable.
         """
-        parts_json = {"format": FORMAT, "stage": stage, "parts": dict(parts)}
-        job = parts_json | _extends(store, generation)
+        ours_only: Json = {"format": FORMAT, "stage": stage, "parts": dict(parts)}
+        job: Json = ours_only | _extends(store, generation)
         fingerprint = hashlib.sha256(canonical(job)).hexdigest()
         if store.head(manifest_key(generation)) is None:
             store = store.checked()
@@ -96,13 +98,27 @@ class Job:
             return ours
         except Conflict as error:
             there = read_json(store, job_key(generation))
-            if accept_fingerprint and _only_libraries_differ(there, job):
-                return ours._accepted_as(there["fingerprint"], job)
-            raise Conflict(_difference(store, there, job)) from error
+            same = _same_but_parts(there, job) and comparison.same(
+                there["parts"], job["parts"], libraries=not accept_fingerprint
+            )
+            if not same:
+                raise Conflict(_difference(store, there, job, comparison)) from error
+            other = comparison.other_rules(stage, there["parts"])
+            if other and store.head(manifest_key(generation)) is None:
+                raise Conflict(f"{store.uri} was begun {other[0]}: {_way_out(store, other[1])}") from error
+            if comparison.same(there["parts"], job["parts"]):
+                return replace(ours, fingerprint=there["fingerprint"])
+            return ours._accepted_as(there["fingerprint"], job)
 
     @classmethod
     def extend(
-        cls, store: Store, stage: str, parts: Mapping[str, Json], *, accept_fingerprint: bool = False
+        cls,
+        store: Store,
+        stage: str,
+        parts: Mapping[str, Json],
+        *,
+        accept_fingerprint: bool = False,
+        comparison: Comparison = _AS_WRITTEN,
     ) -> "Job":
         """The next generation of a finished job, or the one that was begun with these parts.
 
@@ -113,9 +129,16 @@ class Job:
         if newest == 0:
             read_manifest(store, stage)  # says so if the job is unfinished, or another's
         there = read_json(store, job_key(newest))
-        same = there["parts"] == dict(parts) and there["stage"] == stage
-        generation = newest if same else newest + 1
-        return cls.open(store, stage, parts, accept_fingerprint=accept_fingerprint, generation=generation)
+        same = there["stage"] == stage and comparison.same(there["parts"], parts)
+        generation = newest if same and comparison.other_rules(stage, there["parts"]) is None else newest + 1
+        return cls.open(
+            store,
+            stage,
+            parts,
+            accept_fingerprint=accept_fingerprint,
+            generation=generation,
+            comparison=comparison,
+        )
 
     @property
     def prefix(self) -> str:
@@ -287,6 +310,11 @@ class Job:
 _enrolled: set[tuple[str, str]] = set()
 
 
+def _same_but_parts(there: Json, ours: Json) -> bool:
+    """Whether both are of one stage and format, and extend the same job or none."""
+    return {**there, "parts": None, "fingerprint": None} == {**ours, "parts": None, "fingerprint": None}
+
+
 def _extends(store: Store, generation: int) -> dict[str, str]:
     """What ties a generation to the one before, which must be finished."""
     if not generation:
@@ -297,16 +325,7 @@ def _extends(store: Store, generation: int) -> dict[str, str]:
     return {"extends": manifest_sha256(before)}
 
 
-def _only_libraries_differ(there: Json, ours: Json) -> bool:
-    return _without_libraries(there) == _without_libraries(ours)
-
-
-def _without_libraries(job: Json) -> Json:
-    parts = {name: part for name, part in job["parts"].items() if name != LIBRARIES}
-    return {name: value for name, value in job.items() if name != "fingerprint"} | {"parts": parts}
-
-
-def _difference(store: Store, there: Json, ours: Json) -> str:
+def _difference(store: Store, there: Json, ours: Json, comparison: Comparison) -> str:
     """The sentence that refuses a job whose folder belongs to another one."""
     if there["stage"] != ours["stage"]:
         return f"{store.uri} belongs to {there['stage']}, not {ours['stage']}: take another output folder"
@@ -314,28 +333,23 @@ def _difference(store: Store, there: Json, ours: Json) -> str:
         return (
             f"{store.uri} has format {there['format']}, not {ours['format']}: use the ray-dit that began it"
         )
-    old, new = _flat(there["parts"]), _flat(ours["parts"])
-    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    shown = ", ".join(f"{name}: {_short(old, name)} -> {_short(new, name)}" for name in changed[:6])
+    changed = comparison.differences(there["parts"], ours["parts"])
+    shown = ", ".join(
+        f"{name}: {_short(old)} -> {_short(new)}" for name, (old, new) in [*changed.items()][:6]
+    )
     more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-    ways = "take another output folder, or go back to what it was begun with"
-    if all(info.key.startswith(("_job", "_runs/", "_accepted/")) for info in store.list()):
-        ways = f"nothing was made there yet, so delete it if no run is under way, or {ways}"
-    if _only_libraries_differ(there, ours):
+    ways = _way_out(store, "take another output folder, or go back to what it was begun with")
+    if comparison.same(there["parts"], ours["parts"], libraries=False):
         ways = "go back to those versions, or add --accept-fingerprint to finish it with these"
     return f"{store.uri} was begun with other settings ({shown}{more}): {ways}"
 
 
-def _short(values: dict[str, Json], name: str) -> str:
-    text = str(values.get(name, "absent"))
+def _way_out(store: Store, ways: str) -> str:
+    if all(info.key.startswith(("_job", "_runs/", "_accepted/")) for info in store.list()):
+        return f"nothing was made there yet, so delete it if no run is under way, or {ways}"
+    return ways
+
+
+def _short(value: Json) -> str:
+    text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _flat(value: Json, name: str = "") -> dict[str, Json]:
-    """Nested settings as dotted names."""
-    if not isinstance(value, dict) or not value:
-        return {name: value}
-    items = cast("dict[str, Json]", value).items()
-    return {
-        path: leaf for key, child in items for path, leaf in _flat(child, f"{name}.{key}".lstrip(".")).items()
-    }

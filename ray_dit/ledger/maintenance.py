@@ -19,6 +19,7 @@ from ray_dit.ledger.manifest import (
     manifest_objects,
     read_json,
 )
+from ray_dit.storage.open import open_store
 from ray_dit.storage.s3 import PROBES
 from ray_dit.storage.store import Store, ahead
 
@@ -73,6 +74,20 @@ def verify(store: Store, *, tally: Tally | None = None, threads: int = 8) -> Ite
         raise NotFound(f"{store.uri} holds no job of ray-dit: check the path")
 
 
+def verify_all(uri: str, *, tell: Callable[[Problem], None]) -> str:
+    """Verifies the jobs at and below ``uri`` and tells of each problem; a sentence where all is whole, else UserError."""
+    tally, problems = Tally(), 0
+    for problem in verify(open_store(uri), tally=tally):
+        problems += 1
+        tell(problem)
+    if problems:
+        raise UserError(
+            f"{problems} of the objects in {uri} are missing or damaged: run encode or generate again with --repair; "
+            "what another stage made, restore, or delete its folder and run it again"
+        )
+    return f"verified: {tally.objects} objects, {tally.bytes / 1e6:.1f} MB in {tally.jobs} jobs at {uri} are whole"
+
+
 def repair(store: Store, rebuild: Callable[[Store, Marker], bytes], *, threads: int = 8) -> Iterator[Problem]:
     """Makes the objects ``verify`` complains of anew and puts them in place; yields each as it is done.
 
@@ -99,6 +114,17 @@ def gc(store: Store, *, older_than: float = HOUR) -> Iterator[str]:
         if int(info.key.removeprefix(PROBES).partition("-")[0]) < time.time() - older_than:
             store.delete(info.key)
             yield store.where(info.key)
+
+
+def gc_all(uri: str, *, older_than: float, tell: Callable[[str], None]) -> str:
+    """As ``gc`` at ``uri``, telling of each thing removed; a sentence on how many. NotFound where nothing is at all."""
+    store, removed = open_store(uri), 0
+    for what in gc(store, older_than=older_than):
+        removed += 1
+        tell(f"removed {what}")
+    if not removed and next(store.list(), None) is None:
+        raise NotFound(f"nothing is at {uri}: check the path")
+    return f"removed: {removed} leftovers at {uri}"
 
 
 def abandon(store: Store) -> Iterator[str]:
@@ -182,7 +208,7 @@ def _put_back(problem: Problem, marker: Marker, data: bytes) -> None:
     if hashlib.sha256(data).hexdigest() != marker["sha256"]:
         raise UserError(
             f"{folder.where(key)} cannot be repaired here, because this machine makes other bytes of it: repair it on"
-            " the kind of machine and with the library versions it was made with"
+            " the kind of machine and with the versions (of ray-dit and its libraries) it was made with"
         )
     info = folder.head(key)
     if info is None:

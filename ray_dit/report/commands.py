@@ -4,11 +4,11 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import BaseModel
+from ray_dit.config import Config, content_defaults
 
 
 def command(
-    stage: str, config: type[BaseModel], content: Mapping[str, Any], placement: Mapping[str, str]
+    stage: str, config: type[Config], content: Mapping[str, Any], placement: Mapping[str, str]
 ) -> str:
     """`ray-dit STAGE ...` for the content of a fingerprint.
 
@@ -21,25 +21,7 @@ def command(
     words = ["ray-dit", stage]
     for name, value in placement.items():
         words += [_option(name), value]
-    return shlex.join([*words, *_options(content, _defaults(config), "")])
-
-
-def _defaults(config: type[BaseModel]) -> dict[str, Any]:
-    """The values a configuration has where nothing is given, nested; settings that must be given are missing."""
-    values: dict[str, Any] = {}
-    for name, field in config.model_fields.items():
-        if not field.is_required():
-            default = field.get_default(call_default_factory=True)
-            values[name] = _plain(default)
-        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            values[name] = _defaults(field.annotation)
-    return values
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    return list(value) if isinstance(value, tuple) else value
+    return shlex.join([*words, *_options(content, content_defaults(config), "")])
 
 
 def _options(content: Mapping[str, Any], usual: Mapping[str, Any], prefix: str) -> Iterator[str]:

@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 
 from ray_dit.config import SamplerConfig
+from ray_dit.config.serve import EngineConfig
+from ray_dit.core.settle import is_guidable
 from ray_dit.errors import UserError
 from ray_dit.pipeline import Pipeline
 from ray_dit.serving.backend import (
@@ -41,7 +43,6 @@ from ray_dit.serving.engine.tickets import (
     QueueFull,
     Work,
 )
-from ray_dit.serving.settings import EngineConfig
 
 
 class ModelService:
@@ -69,7 +70,7 @@ class ModelService:
             labels=self.pipeline.labels,
             image_size=config.latents.image_size,
             sampler=config.sampler,
-            guidable=self._guidable,
+            guidable=is_guidable(config),
             created=self._created,
         )
 
@@ -91,8 +92,9 @@ class ModelService:
         loop = asyncio.get_running_loop()
         try:
             self._check_labels(spec)
-            sampler = self._sampler(spec)
-            await asyncio.to_thread(self.engine.prepare, sampler)  # a new table may take a while
+            # A new sampler's checks and table may take a while: not in the event loop.
+            sampler = await asyncio.to_thread(self._sampler, spec)
+            await asyncio.to_thread(self.engine.prepare, sampler)
             ticket = self.engine.submit(
                 Work(
                     labels=spec.labels,
@@ -136,19 +138,10 @@ class ModelService:
         if not all(0 <= label <= most for label in spec.labels):
             raise UserError(f"model {self.name!r} has the classes 0 to {most}; ask again")
 
-    @property
-    def _guidable(self) -> bool:
-        return self.pipeline.guided_model.null_label is not None
-
     def _sampler(self, spec: ImageSpec) -> SamplerConfig:
-        scale = spec.guidance_scale
-        if not self._guidable:
-            if scale not in (None, 1.0):
-                raise UserError(
-                    f"model {self.name!r} can't be guided: leave guidance_scale out, or make it 1"
-                )
-            scale = 1.0
-        return self.pipeline.sampler(spec.sampler, steps=spec.num_inference_steps, guidance_scale=scale)
+        return self.pipeline.sampler(
+            spec.sampler, steps=spec.num_inference_steps, guidance_scale=spec.guidance_scale
+        )
 
     def _refusal(self, error: Exception) -> Refused:
         if isinstance(error, QueueFull):

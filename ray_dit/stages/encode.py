@@ -28,8 +28,7 @@ from ray_dit.runtime.shards import (
     shard_name,
     shard_sizes,
 )
-from ray_dit.stages.fingerprint import parts
-from ray_dit.storage.open import open_store
+from ray_dit.stages.fingerprint import open_job
 from ray_dit.storage.store import Store
 
 STAGE = "encode"
@@ -48,9 +47,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
         )
     files = vae.files()
     inputs = {"images": plan.sha256, "vae": files_sha256(files)}
-    job = Job.open(
-        open_store(config.output), STAGE, parts(config, inputs), accept_fingerprint=config.accept_fingerprint
-    )
+    job = open_job(config, STAGE, inputs)
     build = _Build(config, job.store)
     if config.repair:
         repair_shards(config, job, build)

@@ -26,8 +26,7 @@ from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import ShardMaker, Work, all_markers, make_shards, shard_name
 from ray_dit.runtime.tasks import run_tasks
 from ray_dit.stages.evaluation_data import EvaluationData, check
-from ray_dit.stages.fingerprint import parts
-from ray_dit.storage.open import open_store
+from ray_dit.stages.fingerprint import open_job
 
 STAGE = "evaluate"
 NETWORK = FEATURES[JUDGE]
@@ -42,7 +41,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     data = EvaluationData(config, plan, dataset)
     check(data)
     inputs = {"images": plan.sha256, "dataset": manifest_sha256(dataset)}
-    job = Job.open(open_store(config.output), STAGE, parts(config, inputs))
+    job = open_job(config, STAGE, inputs)
     manifest = job.finished()
     if manifest is not None:
         return manifest

@@ -12,16 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_dit.config import GenerateConfig, SamplerConfig
-from ray_dit.core.diffusion import linear_schedule
-from ray_dit.core.dit import null_label
 from ray_dit.core.media import png
-from ray_dit.core.samplers import check_settings, make_table
-from ray_dit.errors import UserError, first_message
+from ray_dit.core.settle import settle_sampler
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.image_format import ImageShard
 from ray_dit.formats.labels import Labels
-from ray_dit.formats.model_folder import MODEL_STAGE, ModelConfig
+from ray_dit.formats.model_folder import MODEL_STAGE
 from ray_dit.formats.registry import output_format
 from ray_dit.ledger.job import Job, manifest_sha256, read_manifest
 from ray_dit.runtime.session import check_resources, ray_session
@@ -33,8 +30,7 @@ from ray_dit.runtime.shards import (
     repair_shards,
     shard_sizes,
 )
-from ray_dit.stages.fingerprint import parts
-from ray_dit.storage.open import open_store
+from ray_dit.stages.fingerprint import open_job
 
 STAGE = "generate"
 FORMAT = "parquet"
@@ -72,14 +68,11 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     folder = read_model(config.model)
     inputs = {"model": manifest_sha256(read_manifest(config.model, MODEL_STAGE))}
     plan = plan_dataset(config, folder.labels)
-    sampler = _sampler(config, folder.config)
-    resolved = {"sampler": sampler.content(), "classes": list(plan.classes), "num_images": plan.num_images}
-    job = Job.open(
-        open_store(config.output),
-        STAGE,
-        parts(config, inputs, resolved=resolved),
-        accept_fingerprint=config.accept_fingerprint,
+    sampler = settle_sampler(
+        config.sampler, folder.config, where=config.model, scale_setting="--sampler.guidance-scale"
     )
+    resolved = {"sampler": sampler, "classes": list(plan.classes), "num_images": plan.num_images}
+    job = open_job(config, STAGE, inputs, resolved=resolved)
     build = _Build(config, plan, sampler)
     if config.repair:
         repair_shards(config, job, build)
@@ -101,27 +94,6 @@ def plan_dataset(config: GenerateConfig, labels: Labels) -> DatasetPlan:
         classes = tuple(range(len(labels))) or (0,)
     num_images = config.num_images or (config.per_class or 1) * len(classes)
     return DatasetPlan(classes, num_images, config.shard_size)
-
-
-def _sampler(config: GenerateConfig, model: ModelConfig) -> SamplerConfig:
-    """The model's own sampler with what was asked for; a model without a null class is sampled unguided."""
-    try:
-        sampler = config.sampler.over(model.sampler)
-        check_settings(sampler)
-    except ValueError as error:
-        raise UserError(f"these sampler settings do not fit together: {first_message(error)}") from error
-    try:
-        make_table(sampler, linear_schedule(model.diffusion), learn_sigma=model.model.learn_sigma)
-    except ValueError as error:
-        raise UserError(f"{config.model} can't be sampled with these settings: {error}") from error
-    if null_label(model.model) is not None:
-        return sampler
-    if config.sampler.guidance_scale not in (None, 1.0):
-        raise UserError(
-            f"{config.model} was trained without labels or without dropping them, so it can't be guided: leave "
-            "--sampler.guidance-scale out"
-        )
-    return sampler.model_copy(update={"guidance_scale": 1.0})
 
 
 @dataclass(frozen=True)

@@ -14,31 +14,32 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ray_dit.config import DiffusionConfig, DiTConfig, DiTSizeConfig, OptimizerConfig, TrainConfig
+from ray_dit.config import (
+    DiffusionConfig,
+    DiTConfig,
+    DiTSizeConfig,
+    OptimizerConfig,
+    SamplerConfig,
+    TrainConfig,
+)
+from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.core.batch import TrainingBatch, mirror_choice, training_batch
 from ray_dit.core.diffusion import linear_schedule, q_sample
 from ray_dit.core.dit import DiT, init_label_table
 from ray_dit.core.loss import diffusion_loss
 from ray_dit.core.media import grid
 from ray_dit.core.order import rows_at
-from ray_dit.core.samplers import make_table
+from ray_dit.core.settle import settle_sampler
 from ray_dit.errors import UserError, first_message
 from ray_dit.folders.latents import LatentRows, cache_folder, open_latent_rows
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.labels import Labels
-from ray_dit.formats.model_folder import (
-    MODEL_STAGE,
-    VAE_FOLDER,
-    LatentsConfig,
-    ModelConfig,
-    model_card,
-    model_objects,
-)
+from ray_dit.formats.model_folder import MODEL_STAGE, VAE_FOLDER, ModelConfig, model_card, model_objects
 from ray_dit.ledger.job import Job, manifest_objects, manifest_sha256, read_manifest
 from ray_dit.pipeline import Pipeline, check_adaptable, initial_state
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.training.launch import run_training
-from ray_dit.stages.fingerprint import parts
+from ray_dit.stages.fingerprint import open_job
 from ray_dit.storage.open import open_store
 
 STAGE = "train"
@@ -55,11 +56,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         source = read_model(config.init_from)
     model_config = model_config_of(config, latents, source)
     size = model_config.model.model_dump(mode="json", include=set(DiTSizeConfig.model_fields))
-    resolved = {"model": size, "diffusion": model_config.diffusion.content()}
-    fingerprint = parts(config, inputs, resolved=resolved)
-    job = Job.open(
-        open_store(config.output), STAGE, fingerprint, accept_fingerprint=config.accept_fingerprint
-    )
+    resolved = {"model": size, "diffusion": model_config.diffusion}
+    job = open_job(config, STAGE, inputs, resolved=resolved)
     model_job = Job.open(open_store(model_folder(config)), MODEL_STAGE, {"train": job.fingerprint})
     manifest = job.manifest()
     if manifest is not None and model_job.finished() is not None:
@@ -96,10 +94,6 @@ def model_config_of(
     if source is not None:
         check_adaptable(source, shape)
     diffusion = config.diffusion.over(source.config.diffusion if source else DiffusionConfig())
-    try:
-        make_table(config.sampler, linear_schedule(diffusion), learn_sigma=shape.learn_sigma)
-    except ValueError as error:
-        raise UserError(f"the model could not be sampled by its own sampler: {error}") from error
     own = ModelConfig(
         model=shape,
         diffusion=diffusion,
@@ -107,6 +101,9 @@ def model_config_of(
         sampler=config.sampler,
         origin="trained with ray-dit",
     )
+    settle_sampler(
+        SamplerConfig(), own, where="the model to be trained"
+    )  # refused now, not after its training
     if source is None:
         return own
     kept = source.config

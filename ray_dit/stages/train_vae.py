@@ -24,8 +24,7 @@ from ray_dit.folders.images import ImagePlan, load_images, plan_images
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.training.launch import run_training
-from ray_dit.stages.fingerprint import parts
-from ray_dit.storage.open import open_store
+from ray_dit.stages.fingerprint import open_job
 
 STAGE = "train-vae"
 MAX_JUDGED = 1000
@@ -45,12 +44,7 @@ def train_vae(config: TrainVaeConfig) -> dict[str, Any]:
         )
     if not len(plan.rows(heldout=False)):
         raise UserError(f"every picture in {plan.uri} is held out: lower --images.heldout or add pictures")
-    job = Job.open(
-        open_store(config.output),
-        STAGE,
-        parts(config, {"images": plan.sha256}),
-        accept_fingerprint=config.accept_fingerprint,
-    )
+    job = open_job(config, STAGE, {"images": plan.sha256})
     manifest = job.finished()
     if manifest is not None:
         return manifest

@@ -14,9 +14,10 @@ from ray_dit.config import (
     SamplerConfig,
     VAESizeConfig,
 )
+from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.core.dit import DiT
 from ray_dit.formats.labels import Labels
-from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
+from ray_dit.formats.model_folder import ModelConfig, model_objects
 from ray_dit.vae import VAE
 from tests.support.checkpoints import GOLDEN, imported
 

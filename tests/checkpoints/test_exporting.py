@@ -14,13 +14,14 @@ from ray_dit.config import (
     ExportConfig,
     SamplerConfig,
 )
+from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.core.dit import DiT
 from ray_dit.core.latents import denormalize
 from ray_dit.core.sampling import TableBank, init_rows, sample
 from ray_dit.errors import UserError
 from ray_dit.folders.model import read_model
 from ray_dit.formats.labels import Labels
-from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
+from ray_dit.formats.model_folder import ModelConfig, model_objects
 from ray_dit.vae import VAE
 from tests.support.checkpoints import GOLDEN, imported, same
 

@@ -27,11 +27,11 @@ from ray_dit.config import (
     ExportConfig,
     ImportConfig,
 )
+from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.core.dit import DiT
 from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.folders.model import read_model
 from ray_dit.formats.labels import Labels
-from ray_dit.formats.model_folder import LatentsConfig
 from ray_dit.vae import VAE
 from tests.support.checkpoints import GOLDEN, imported, same
 

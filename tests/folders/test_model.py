@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from ray_dit.config import DiTConfig
+from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.errors import NotFound, UserError
 from ray_dit.folders.model import read_model
 from ray_dit.formats.labels import Labels
-from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_card, model_objects
+from ray_dit.formats.model_folder import ModelConfig, model_card, model_objects
 from ray_dit.ledger.job import Job
 from ray_dit.storage.open import open_store
 

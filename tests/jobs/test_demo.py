@@ -19,7 +19,7 @@ def test_every_path_of_the_demo_moves(
     stage: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.chdir(tmp_path)
-    config = cli.parse(stage, cli.commands()[stage].config, ["--config", str(SETTINGS)])
+    config = cli.parse(stage, cli.COMMANDS[stage].config, ["--config", str(SETTINGS)])
     moved = relocated(config, folder)
     section = re.search(rf"^{stage}:\n((?:  .*\n|\n)*)", SETTINGS.read_text(), flags=re.MULTILINE)
     assert section is not None

@@ -105,11 +105,11 @@ def test_a_stage_joins_by_address_and_a_submitted_job_makes_the_same(cluster: Cl
     encode = ["ray-dit", "encode", "--address", cluster.address, *options(place, "joined")]
     joined = cluster.run(*encode)
     assert joined.returncode == 0, joined.stderr[-3000:]
-    assert "latents of 8 pictures in 2 classes" in joined.stdout
+    assert "latents of 8 images in 2 classes" in joined.stdout
     submit = ["ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", ".", "--"]
     submitted = cluster.run(*submit, "python", "-m", "jobs.encode", *options(place, "submitted"))
     assert submitted.returncode == 0, submitted.stdout[-3000:] + submitted.stderr[-3000:]
-    assert "latents of 8 pictures in 2 classes" in submitted.stdout
+    assert "latents of 8 images in 2 classes" in submitted.stdout
     assert contents(place / "submitted") == contents(place / "joined") != {}
 
 

@@ -23,16 +23,16 @@ from ray_dit.config import (
     OptimizerConfig,
     ReportConfig,
     SamplerConfig,
-    SamplerOverrides,
     TrainConfig,
     TrainVaeConfig,
     VAESizeConfig,
 )
+from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.core.dit import DiT
 from ray_dit.errors import UserError
 from ray_dit.folders.images import PLAN_KEY, plan_images
 from ray_dit.formats.labels import Labels
-from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
+from ray_dit.formats.model_folder import ModelConfig, model_objects
 from ray_dit.ledger.job import Job, canonical
 from ray_dit.report.gather import commands, gather, spaced, stage_times
 from ray_dit.report.html import write_report
@@ -89,7 +89,7 @@ def settings(folder: Path) -> dict[str, object]:
             output=f"{folder}/dataset",
             num_images=12,
             classes=("1",),
-            sampler=SamplerOverrides(guidance_scale=3.0, guidance_interval=(10, 900)),
+            sampler=SamplerConfig(guidance_scale=3.0, guidance_interval=(10, 900)),
         ),
         "evaluate": EvaluateConfig(images=images, dataset=f"{folder}/dataset", output=f"{folder}/evaluation"),
     }

@@ -10,12 +10,13 @@ import torch
 from jaxtyping import config as jaxtyping_config
 
 from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
+from ray_dit.config.model_folder import LatentsConfig
+from ray_dit.config.serve import EngineConfig
 from ray_dit.core.dit import DiT
 from ray_dit.formats.labels import Labels
-from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
+from ray_dit.formats.model_folder import ModelConfig, model_objects
 from ray_dit.pipeline import Pipeline, load
 from ray_dit.serving.service import ModelService
-from ray_dit.serving.settings import EngineConfig
 from ray_dit.storage.open import open_store
 from ray_dit.vae import VAE
 from tests.support.serving import serving

@@ -4,9 +4,9 @@ import re
 
 from starlette.testclient import TestClient
 
+from ray_dit.config.serve import ApiConfig
 from ray_dit.core.samplers import SAMPLERS
 from ray_dit.serving.http.app import create_app
-from ray_dit.serving.settings import ApiConfig
 from tests.support.fakes import FakeBackend
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ray_dit.serving.settings import ServeConfig
+from ray_dit.config.serve import ServeConfig
 
 
 def test_models_are_named_by_their_place_unless_told():

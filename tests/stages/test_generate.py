@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ray_dit
-from ray_dit.config import GenerateConfig, SamplerOverrides
+from ray_dit.config import GenerateConfig, SamplerConfig
 from ray_dit.errors import Conflict, UserError
 from ray_dit.folders.dataset import read_shard
 from ray_dit.formats.labels import Labels
@@ -57,7 +57,7 @@ def test_a_model_that_knows_no_null_class_is_not_said_to_be_guided(place: Path) 
         place / "undropped", NAMES, dropout=0.0, sampler=SAMPLER.model_copy(update={"guidance_scale": 4.0})
     )
     fields = {"num_images": 1, "model": str(place / "undropped")}
-    asked = settings(place, "guided", **fields, sampler=SamplerOverrides(guidance_scale=2.0))
+    asked = settings(place, "guided", **fields, sampler=SamplerConfig(guidance_scale=2.0))
     with pytest.raises(UserError, match="can't be guided: leave --sampler.guidance-scale out"):
         generate(asked)
     made = generate(settings(place, "unguided", **fields))
@@ -65,7 +65,7 @@ def test_a_model_that_knows_no_null_class_is_not_said_to_be_guided(place: Path) 
 
 
 def test_settings_that_can_not_be_followed_leave_the_folder_free(place: Path) -> None:
-    wrong = SamplerOverrides(timesteps=(5000.0, 20.0))
+    wrong = SamplerConfig(timesteps=(5000.0, 20.0))
     with pytest.raises(UserError, match="can't be sampled with these settings: timesteps must lie in"):
         generate(settings(place, "free", sampler=wrong))
     assert not (place / "free").exists()
@@ -143,7 +143,7 @@ def test_classes_by_name_and_number(place: Path) -> None:
 
 
 def test_other_sampler_settings_are_written_down(place: Path) -> None:
-    sampler = SamplerOverrides(num_inference_steps=2, guidance_scale=1.0)
+    sampler = SamplerConfig(num_inference_steps=2, guidance_scale=1.0)
     manifest = generate(settings(place, "quick", num_images=2, sampler=sampler, classes=("middle",)))
     expected = SAMPLER.model_copy(update={"num_inference_steps": 2, "guidance_scale": 1.0})
     assert manifest["sampler"] == expected.model_dump(mode="json")

@@ -12,9 +12,9 @@ import numpy as np
 import uvicorn
 from PIL import Image
 
+from ray_dit.config.serve import ApiConfig
 from ray_dit.serving.backend import Backend
 from ray_dit.serving.http.app import create_app
-from ray_dit.serving.settings import ApiConfig
 
 
 @contextlib.contextmanager

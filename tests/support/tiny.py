@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image
 
 from ray_dit.config import DiTConfig, DiTSizeConfig, SamplerConfig, VAESizeConfig
+from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.core.dit import DiT
 from ray_dit.formats.image_format import ImageShard
 from ray_dit.formats.labels import Labels
-from ray_dit.formats.model_folder import LatentsConfig, ModelConfig, model_objects
+from ray_dit.formats.model_folder import ModelConfig, model_objects
 from ray_dit.formats.registry import output_format
 from ray_dit.ledger.job import Job
 from ray_dit.storage.open import open_store

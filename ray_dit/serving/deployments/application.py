@@ -11,10 +11,10 @@ from ray import serve as ray_serve
 from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from ray.serve.handle import DeploymentHandle
 
+from ray_dit.config.serve import ApiConfig, ServeConfig
 from ray_dit.serving.deployments.replica import ModelReplica, set_up_logging
 from ray_dit.serving.deployments.replica_backend import ReplicaBackend
 from ray_dit.serving.http.keys import VARIABLE
-from ray_dit.serving.settings import ApiConfig, ServeConfig
 
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 """Ray Serve's own log: the API writes one line per request, which says more."""

@@ -11,11 +11,11 @@ from typing import Any
 from ray import serve as ray_serve
 from ray.serve.config import ProxyLocation
 
+from ray_dit.config.serve import ServeConfig
 from ray_dit.errors import UserError
 from ray_dit.runtime.session import ray_session
 from ray_dit.serving.deployments.application import QUIET, build
 from ray_dit.serving.http.keys import Keys
-from ray_dit.serving.settings import ServeConfig
 
 APP_NAME = "ray-dit"
 PROXY_CALLBACK = "ray_dit.serving.http.middleware.proxy:proxy_middlewares"

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from ray_dit.config import Precision
+from ray_dit.config.serve import EngineConfig
 from ray_dit.serving.backend import ImageSpec, Message, ModelInfo
 from ray_dit.serving.scaling import IMAGES_METRIC
-from ray_dit.serving.settings import EngineConfig
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ray_dit.config import SamplerConfig
+from ray_dit.config.serve import EngineConfig
 from ray_dit.core.sampling import Rows, denoise_step
 from ray_dit.serving.engine.bank import BankEntry, SamplerBank
 from ray_dit.serving.engine.batch import Batch
@@ -33,7 +34,6 @@ from ray_dit.serving.engine.tickets import (
     Ticket,
     Work,
 )
-from ray_dit.serving.settings import EngineConfig
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from ray_dit import __version__
+from ray_dit.config.serve import ApiConfig
 from ray_dit.serving.backend import Backend
 from ray_dit.serving.http.errors import add_error_handlers
 from ray_dit.serving.http.keys import Keys
@@ -22,7 +23,6 @@ from ray_dit.serving.http.openapi import describe
 from ray_dit.serving.http.pages import add_pages
 from ray_dit.serving.http.record import Observe
 from ray_dit.serving.http.routes import Routes
-from ray_dit.serving.settings import ApiConfig
 
 
 def create_app(

@@ -4,8 +4,8 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from ray_dit.config.serve import LimitsConfig
 from ray_dit.serving.http.errors import too_many
-from ray_dit.serving.settings import LimitsConfig
 
 
 class Limiter:

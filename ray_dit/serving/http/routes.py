@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from ray_dit.config.serve import ApiConfig
 from ray_dit.serving.backend import Accepted, Backend, Complete, Ended, Message, ModelInfo, Partial, Refused
 from ray_dit.serving.http import schemas
 from ray_dit.serving.http.answers import Answer
@@ -18,7 +19,6 @@ from ray_dit.serving.http.openapi import IMAGES, errors
 from ray_dit.serving.http.record import RequestRecord, record_of
 from ray_dit.serving.http.spec import read_spec, size
 from ray_dit.serving.http.streaming import server_sent_events, until_gone, until_late
-from ray_dit.serving.settings import ApiConfig
 
 INFO_SECONDS = 5.0
 """How long a route waits for what a model is, or whether it is ready."""

@@ -2,11 +2,11 @@
 
 import secrets
 
+from ray_dit.config.serve import LimitsConfig
 from ray_dit.errors import UserError
 from ray_dit.serving.backend import ImageSpec, ModelInfo
 from ray_dit.serving.http.errors import invalid
 from ray_dit.serving.http.schemas import ImageRequest
-from ray_dit.serving.settings import LimitsConfig
 
 
 def read_spec(body: ImageRequest, info: ModelInfo, limits: LimitsConfig) -> ImageSpec:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from ray_dit.config.serve import ServeConfig
 from ray_dit.serving.deployments.application import application
-from ray_dit.serving.settings import ServeConfig
 
 ROOT = Path(__file__).parents[3]
 

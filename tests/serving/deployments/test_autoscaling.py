@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ray_dit.serving.settings import ApiConfig, EngineConfig, LimitsConfig, ServeConfig
+from ray_dit.config.serve import ApiConfig, EngineConfig, LimitsConfig, ServeConfig
 from tests.support.serving import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

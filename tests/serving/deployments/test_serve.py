@@ -14,7 +14,7 @@ import httpx
 import openai
 import pytest
 
-from ray_dit.serving.settings import ApiConfig, EngineConfig, LimitsConfig, ServeConfig
+from ray_dit.config.serve import ApiConfig, EngineConfig, LimitsConfig, ServeConfig
 from tests.support.serving import free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -203,7 +203,7 @@ def test_the_command_serves_and_lets_requests_finish(model_uri, tmp_path):
     port = free_port()
     code = (
         "from ray_dit.serving.deployments.launcher import serve; "
-        "from ray_dit.serving.settings import EngineConfig, ServeConfig; "
+        "from ray_dit.config.serve import EngineConfig, ServeConfig; "
         f"serve(ServeConfig(model=({model_uri!r},), port={port}, engine=EngineConfig(profile_seconds=0)))"
     )
     environment = os.environ | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from ray_dit.config import SamplerConfig
+from ray_dit.config.serve import EngineConfig
 from ray_dit.core.sampling import TableBank, init_rows, sample
 from ray_dit.serving.engine.loop import Engine
 from ray_dit.serving.engine.tickets import Done, Event, Failed, FinalImage, Work
-from ray_dit.serving.settings import EngineConfig
 from tests.support.fakes import FakeModel
 
 QUICK = EngineConfig(profile_seconds=0)

@@ -2,9 +2,9 @@
 
 import pytest
 
+from ray_dit.config.serve import EngineConfig
 from ray_dit.serving.engine.loop import Engine
 from ray_dit.serving.engine.tickets import Observer
-from ray_dit.serving.settings import EngineConfig
 from tests.serving.engine.clients import QUICK
 from tests.support.fakes import FakeModel
 

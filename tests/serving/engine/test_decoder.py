@@ -2,8 +2,8 @@
 
 import time
 
+from ray_dit.config.serve import EngineConfig
 from ray_dit.serving.engine.tickets import Failed, FinalImage, Preview
-from ray_dit.serving.settings import EngineConfig
 from tests.serving.engine.clients import Client, until, work
 from tests.support.fakes import FakeModel
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from ray_dit.config.serve import EngineConfig
 from ray_dit.core.sampling import Rows
 from ray_dit.serving.engine.tickets import Closed, Done, Failed, Observer, QueueFull
-from ray_dit.serving.settings import EngineConfig
 from tests.serving.engine.clients import Client, expected, held_engine, until, work
 from tests.support.fakes import NUM_CLASSES, FakeModel
 

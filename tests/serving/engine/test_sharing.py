@@ -7,8 +7,8 @@ import threading
 import time
 
 from ray_dit.config import SamplerConfig
+from ray_dit.config.serve import EngineConfig
 from ray_dit.serving.engine.tickets import Done, Failed, Work
-from ray_dit.serving.settings import EngineConfig
 from tests.serving.engine.clients import Client, held_engine, until, work
 from tests.support.fakes import NUM_CLASSES, FakeModel
 

@@ -5,8 +5,8 @@ import http.client
 
 import httpx
 
+from ray_dit.config.serve import ApiConfig
 from ray_dit.serving.http.app import create_app
-from ray_dit.serving.settings import ApiConfig
 from tests.support.fakes import FakeBackend
 
 GENERATE = "/v1/images/generations"

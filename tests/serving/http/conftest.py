@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from ray_dit.config.serve import ApiConfig
 from ray_dit.serving.http.keys import new_key
-from ray_dit.serving.settings import ApiConfig
 
 
 @pytest.fixture

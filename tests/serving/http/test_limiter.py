@@ -2,7 +2,7 @@
 
 import asyncio
 
-from ray_dit.serving.settings import ApiConfig, LimitsConfig
+from ray_dit.config.serve import ApiConfig, LimitsConfig
 from tests.serving.http.client import GENERATE, app_client
 from tests.support.fakes import FakeBackend
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from ray_dit.config import SamplerConfig
+from ray_dit.config.serve import ApiConfig, EngineConfig, LimitsConfig
 from ray_dit.serving.service import ModelService
-from ray_dit.serving.settings import ApiConfig, EngineConfig, LimitsConfig
 from tests.support.serving import serving
 
 OPEN = ApiConfig(limits=LimitsConfig(requests_per_minute=10**6, max_concurrent=10**6))

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ray_dit.config import SamplerConfig
-from ray_dit.serving.settings import ApiConfig, LimitsConfig
+from ray_dit.config.serve import ApiConfig, LimitsConfig
 from tests.serving.http.client import ask
 from tests.support.fakes import FakeBackend
 

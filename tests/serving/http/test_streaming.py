@@ -5,7 +5,7 @@ import time
 import httpx
 import pytest
 
-from ray_dit.serving.settings import ApiConfig, LimitsConfig
+from ray_dit.config.serve import ApiConfig, LimitsConfig
 from tests.serving.http.client import GENERATE, ask
 from tests.support.fakes import FakeBackend
 from tests.support.serving import serving

@@ -4,9 +4,9 @@ import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ray_dit.config.serve import LimitsConfig
 from ray_dit.serving.http.errors import ApiError, ClientGone
 from ray_dit.serving.http.middleware.scope import headers_of
-from ray_dit.serving.settings import LimitsConfig
 
 CLOSE = {"Connection": "close"}
 """The rest of a body that was not read would be taken for the next request."""

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from ray_dit.serving.settings import ApiConfig, LimitsConfig
+from ray_dit.config.serve import ApiConfig, LimitsConfig
 from tests.serving.http.client import GENERATE, ask
 from tests.support.fakes import FakeBackend
 from tests.support.serving import serving

@@ -2,8 +2,8 @@
 
 import asyncio
 
+from ray_dit.config.serve import ApiConfig
 from ray_dit.serving.http.app import create_app
-from ray_dit.serving.settings import ApiConfig
 from tests.support.fakes import FakeBackend
 
 

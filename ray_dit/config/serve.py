@@ -1,17 +1,15 @@
 """Settings of the image endpoint: what is served, where, on how many replicas, and what a client may ask for.
 
-Frozen pydantic models as in ray_dit.config; imports neither torch nor ray. Each limit says what it counts: a replica of
-the API, a replica of a model's engine, or everything.
+Each limit says what it counts: a replica of the API, a replica of a model's engine, or everything. Serving makes no job:
+nothing of it is in a fingerprint.
 """
 
 from pathlib import PurePosixPath
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ray_dit.config import Config, NonNegativeInt, PositiveInt, Precision, Uri
-
-Seconds = Annotated[float, Field(gt=0)]
+from ray_dit.config.base import Config, NonNegativeInt, PositiveInt, Precision, Seconds, Uri
 
 
 class EngineConfig(Config):
@@ -33,13 +31,13 @@ class LimitsConfig(Config):
     """What one request and one key may ask for. Rates and counts are per replica of the API (one by default)."""
 
     max_images: Annotated[int, Field(gt=0, le=10)] = 10
-    """Images a request."""
+    """Images per request."""
     max_inference_steps: Annotated[int, Field(gt=0, le=1000)] = 250
-    """Denoising steps an image."""
+    """Denoising steps per image."""
     max_total_steps: PositiveInt = 2500
-    """Images times steps of a request."""
+    """Images times steps per request."""
     max_partial_images: Annotated[int, Field(ge=0, le=50)] = 10
-    """Previews an image; OpenAI's clients know up to 3."""
+    """Previews per image; OpenAI's clients know up to 3."""
     max_body_bytes: PositiveInt = 64 * 1024
     """Length of a request's body."""
     body_seconds: Seconds = 10.0
@@ -47,9 +45,9 @@ class LimitsConfig(Config):
     request_seconds: Seconds = 300.0
     """Time for a request in all; what is not done then is answered 504."""
     requests_per_minute: PositiveInt = 600
-    """Requests for images a key and minute, in bursts of up to a tenth of it (at least 10)."""
+    """Requests for images per key and minute, in bursts of up to a tenth of it (at least 10)."""
     max_concurrent: PositiveInt = 64
-    """Requests for images of a key at once."""
+    """Requests for images per key at once."""
 
 
 class ApiConfig(Config):
@@ -57,7 +55,7 @@ class ApiConfig(Config):
 
     limits: LimitsConfig = LimitsConfig()
     keys_file: Uri | None = None
-    """File of API keys, a line `name:sha256-of-the-key` each; the variable RAY_DIT_API_KEYS may hold such lines too.
+    """File of API keys, one line `name:sha256-of-the-key` per key; the variable RAY_DIT_API_KEYS may hold such lines too.
     Without any key everyone who reaches the port may ask."""
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
     """Host names a request may be addressed to (against DNS rebinding); * allows any."""
@@ -65,8 +63,6 @@ class ApiConfig(Config):
 
 class ServeConfig(Config):
     """`ray-dit serve`: models behind an HTTP API compatible with OpenAI's images API, and a page."""
-
-    PLACEMENT: ClassVar[frozenset[str]] = frozenset()
 
     model: tuple[str, ...]
     """Model folders, each a path or fsspec URI, or NAME=URI; the first is the default."""
@@ -80,7 +76,7 @@ class ServeConfig(Config):
     use_gpu: bool = False
     """Give each replica of a model a GPU."""
     threads: PositiveInt = 1
-    """torch threads a replica, without a GPU."""
+    """torch threads per replica, without a GPU."""
     precision: Precision = "float32"
     """What the transformers' matrix products compute in; bfloat16 is faster and changes pixels a little."""
     replicas: PositiveInt = 1
@@ -88,7 +84,7 @@ class ServeConfig(Config):
     max_replicas: PositiveInt | None = None
     """Replicas of each model, at most: autoscaling between the two; by default as many as ``replicas``."""
     images_per_replica: PositiveInt = 64
-    """Autoscaling aims at so many images, on their way and waiting, a replica."""
+    """Autoscaling aims at so many images, on their way and waiting, per replica."""
     upscale_seconds: Annotated[float, Field(ge=0)] = 10.0
     """More replicas are started once they were wanted for so long."""
     downscale_seconds: Annotated[float, Field(ge=0)] = 300.0

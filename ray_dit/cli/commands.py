@@ -1,0 +1,154 @@
+"""The commands: a row each in `COMMANDS`, and what each says when its work is done. The work itself is elsewhere.
+
+What a command runs is imported when it runs: reading this table imports neither torch nor ray.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ray_dit import config as settings
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand: a line for the overview, its settings, and what to do with them."""
+
+    summary: str
+    config: type[settings.Config]
+    run: Callable[[Any], None]
+    positional: str | None = None
+    """The setting that may be given without its name."""
+
+
+def _said(result: str, where: str, next_command: str | None) -> None:
+    print(f"{result}: {where}")
+    if next_command:
+        print(f"next: {next_command}")
+
+
+def _train_vae(config: settings.TrainVaeConfig) -> None:
+    from ray_dit.stages.train_vae import train_vae
+
+    manifest = train_vae(config)
+    _said(
+        f"VAE, {manifest['psnr_heldout']:.1f} dB on {manifest['num_heldout']} held-out images",
+        config.output,
+        f"ray-dit encode --images.uri {config.images.uri} --images.size {config.images.size} --vae {config.output} "
+        "--output latents",
+    )
+
+
+def _encode(config: settings.EncodeConfig) -> None:
+    from ray_dit.stages.encode import encode
+
+    manifest = encode(config)
+    bad = f", {manifest['bad']} unreadable ones listed in quarantine.tsv" if manifest["bad"] else ""
+    _said(
+        f"latents of {manifest['rows']} images in {len(manifest['classes'])} classes{bad}",
+        config.output,
+        f"ray-dit train --latents {config.output} --output run",
+    )
+
+
+def _train(config: settings.TrainConfig) -> None:
+    from ray_dit.stages.train import model_folder, train
+
+    manifest = train(config)
+    model = model_folder(config)
+    _said(
+        f"model after {manifest['steps']} steps, loss {manifest['loss']:.4f}",
+        model,
+        f"ray-dit generate --model {model} --num-images 1000 --output dataset",
+    )
+
+
+def _generate(config: settings.GenerateConfig) -> None:
+    from ray_dit.stages.generate import generate
+
+    manifest = generate(config)
+    labelled = bool(manifest["classes"])
+    size = manifest.get("image_size", "SIZE")
+    judged = f"ray-dit evaluate --images.uri IMAGES --images.size {size} --dataset {config.output} --output evaluation"
+    _said(
+        f"dataset of {manifest['rows']} images"
+        + (f" of {len(manifest['labels'])} classes" if labelled else ""),
+        config.output,
+        judged if labelled else None,
+    )
+
+
+def _evaluate(config: settings.EvaluateConfig) -> None:
+    from ray_dit.stages.evaluate import evaluate
+
+    manifest = evaluate(config)
+    _said(f"class accuracy {manifest['class_accuracy']:.1%}", f"{config.output}/metrics.json", None)
+
+
+def _report(config: settings.ReportConfig) -> None:
+    from ray_dit.report.html import write_report
+
+    write_report(config)
+    _said("report", config.output, None)
+
+
+def _import(config: settings.ImportConfig) -> None:
+    from ray_dit.checkpoints.importing import import_checkpoint
+    from ray_dit.folders.model import read_model
+
+    import_checkpoint(config)
+    print(read_model(config.output).config.summary())
+    _said(
+        "model", config.output, f"ray-dit generate --model {config.output} --num-images 1000 --output dataset"
+    )
+
+
+def _export(config: settings.ExportConfig) -> None:
+    from ray_dit.checkpoints.exporting import export
+
+    _said(f"{config.format} checkpoint", export(config), None)
+
+
+def _serve(config: settings.ServeConfig) -> None:
+    from ray_dit.serving.deployments.launcher import serve
+
+    serve(config)
+
+
+def _verify(config: settings.VerifyConfig) -> None:
+    from ray_dit.ledger.maintenance import verify_all
+
+    print(verify_all(config.uri, tell=print))
+
+
+def _gc(config: settings.GcConfig) -> None:
+    from ray_dit.ledger.maintenance import gc_all
+
+    print(gc_all(config.uri, older_than=config.older_than, tell=print))
+
+
+def _info(config: settings.InfoConfig) -> None:
+    from ray_dit.stages.info import describe
+
+    print(describe(config.uri))
+
+
+COMMANDS = {
+    "train-vae": Command("train a small VAE on your images", settings.TrainVaeConfig, _train_vae),
+    "encode": Command("images to latents, in shards", settings.EncodeConfig, _encode),
+    "train": Command("train a DiT on latents", settings.TrainConfig, _train),
+    "generate": Command("make a labelled dataset with a model", settings.GenerateConfig, _generate),
+    "evaluate": Command("judge a generated dataset beside real images", settings.EvaluateConfig, _evaluate),
+    "report": Command("one HTML page about a pipeline run", settings.ReportConfig, _report),
+    "serve": Command("an HTTP endpoint and a page for models", settings.ServeConfig, _serve),
+    "import-checkpoint": Command(
+        "a published DiT as a model folder", settings.ImportConfig, _import, "source"
+    ),
+    "export": Command(
+        "a model folder for diffusers or as an official .pt", settings.ExportConfig, _export, "model"
+    ),
+    "info": Command("what a folder holds and how far it is", settings.InfoConfig, _info, "uri"),
+    "verify": Command("read every object again and compare hashes", settings.VerifyConfig, _verify, "uri"),
+    "gc": Command("remove what killed processes left behind", settings.GcConfig, _gc, "uri"),
+}
+"""All subcommands by name, in the order one uses them."""

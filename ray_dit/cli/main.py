@@ -1,0 +1,69 @@
+"""`ray-dit COMMAND`: finds the command, makes its settings, runs it, reports errors in a sentence."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ray_dit.cli import options
+from ray_dit.cli.commands import COMMANDS
+from ray_dit.cli.help import command_help, overview
+from ray_dit.cli.settings import near
+from ray_dit.config import Config
+from ray_dit.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the `ray-dit` command; exits with 0, 1 (a user's error, said in a sentence) or 130 (Ctrl-C)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    if debug:
+        arguments.remove("--debug")
+        os.environ["RAY_DIT_DEBUG"] = "1"
+    try:
+        _dispatch(arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        _fail(str(error), error, debug)
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again, it goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `ray-dit info X | head`: who reads has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        _fail(f"{error.strerror or error}: {error.filename or 'no file name known'}", error, debug)
+
+
+def parse(name: str, config: type[Config], arguments: Sequence[str]) -> Any:
+    """The settings of a command from ``--config FILE`` and options; UserError for what is wrong with them."""
+    return options.parse(name, config, arguments, COMMANDS)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview({name: command.summary for name, command in COMMANDS.items()}))
+        return
+    if arguments[0] == "--version":
+        from ray_dit import __version__
+
+        print(f"ray-dit {__version__}")
+        return
+    name, rest = arguments[0], arguments[1:]
+    if name not in COMMANDS:
+        raise UserError(f"there is no command {name!r}{near(name, COMMANDS)}; `ray-dit --help` lists them")
+    command = COMMANDS[name]
+    if {"-h", "--help"} & set(rest):
+        print(command_help(name, command.config, command.positional))
+        return
+    if command.positional and rest and not rest[0].startswith("-"):
+        rest = [f"--{command.positional}", *rest]
+    command.run(parse(name, command.config, rest))
+
+
+def _fail(message: str, error: BaseException, debug: bool) -> None:
+    if debug:
+        raise error
+    print(f"ray-dit: error: {message}", file=sys.stderr)
+    sys.exit(1)

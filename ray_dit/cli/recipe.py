@@ -1,0 +1,88 @@
+"""A YAML file with a section per command as settings: values keep their types. Knows settings classes, and no command."""
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, cast
+
+from ray_dit.cli.settings import Path, Setting, near, settings_of
+from ray_dit.config import Config
+from ray_dit.errors import UserError
+
+
+def read_recipe(file: str, section: str, config: type[Config], sections: Collection[str]) -> dict[Path, Any]:
+    """What a file's section sets, by path; UserError for unknown sections and keys, with the near match."""
+    document = _load(file)
+    if not isinstance(document, dict):
+        raise UserError(f"the configuration {file} must have a section per stage, such as `{section}:`")
+    for key in cast("dict[Any, Any]", document):
+        if key not in sections:
+            raise UserError(
+                f"unknown section {key!r} in {file}{near(str(key), sections)}; sections are named as commands"
+            )
+    return dict(_Section(file, section, config).read(document.get(section) or {}))
+
+
+def _load(file: str) -> Any:
+    import yaml
+
+    try:
+        with open(file, encoding="utf-8") as text:
+            return yaml.safe_load(text) or {}
+    except OSError as error:
+        raise UserError(
+            f"the configuration {file} cannot be read ({error.strerror}): check --config"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the configuration {file} is not a text in UTF-8: check --config") from error
+    except yaml.MarkedYAMLError as error:
+        line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"the configuration {file} is not valid YAML{line}: fix it there") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"the configuration {file} is not valid YAML ({error}): fix it there") from error
+
+
+class _Section:
+    """A command's section of a file."""
+
+    def __init__(self, file: str, name: str, config: type[Config]) -> None:
+        self._file, self._name = file, name
+        self._settings = {setting.path: setting for setting in settings_of(config)}
+        self._sections = {path[:end] for path in self._settings for end in range(len(path))}
+
+    def read(self, values: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+        """Settings and values of the section at ``path``, and of those in it."""
+        where = ".".join((self._name, *path))
+        if not isinstance(values, Mapping):
+            raise UserError(f"{where} in {self._file} must hold settings, a `key: value` per line")
+        for key, value in cast("Mapping[Any, Any]", values).items():
+            inner = (*path, str(key))
+            if inner in self._sections:
+                yield from self.read(value, inner)
+            elif inner in self._settings:
+                yield inner, self._value(self._settings[inner], value, f"{where}.{key} in {self._file}")
+            else:
+                known = {other[len(path)] for other in self._settings if other[: len(path)] == path}
+                raise UserError(
+                    f"unknown key {key!r} in section {where} of {self._file}{near(str(key), sorted(known))}; "
+                    f"see `ray-dit {self._name} --help`"
+                )
+
+    def _value(self, setting: Setting, value: Any, where: str) -> Any:
+        """The value as pydantic shall see it: a list where it is one, text where a bare word looks like a number or a date."""
+        if setting.is_switch and not isinstance(value, bool) and not (value is None and setting.takes_none):
+            raise UserError(f"{where} must be true or false, not {value!r}")
+        if isinstance(value, Mapping):
+            raise UserError(f"{where} must be a value, not settings of its own")
+        if value is None and not setting.takes_none:
+            raise UserError(f"{where} needs a value")
+        if value is None or setting.is_switch:
+            return value
+        values: list[Any] = cast("list[Any]", value) if isinstance(value, list) else [value]
+        for item in values:
+            if isinstance(item, bool):
+                quotes = f": put {str(item).lower()} in quotes" if setting.is_text else ""
+                raise UserError(f"{where} cannot be {str(item).lower()}{quotes}")
+        if setting.is_text:
+            values = [item if isinstance(item, list) else str(item) for item in values]
+        if setting.length is not None and setting.length > 1 and len(values) != setting.length:
+            raise UserError(f"{where}: {setting.length} values are wanted, not {len(values)}")
+        return values[0] if not isinstance(value, list) and setting.takes_one else values

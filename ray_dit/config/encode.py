@@ -1,0 +1,23 @@
+"""Settings of `ray-dit encode`."""
+
+from ray_dit.config.base import Content, Placement, PositiveInt, VaeSource
+from ray_dit.config.images import ImagesConfig
+from ray_dit.config.shards import ShardsConfig
+
+
+class EncodeConfig(ShardsConfig):
+    """`ray-dit encode`: images to latents (moments of the VAE's posterior) in shards."""
+
+    images: ImagesConfig
+    vae: Placement[VaeSource]
+    """The VAE: a folder made by train-vae, any diffusers AutoencoderKL folder, or a hub id."""
+    mirror: Content[bool] = True
+    """Encode each image's mirror image too; turn it off where mirroring makes an image wrong (text, digits)."""
+    shard_size: Content[PositiveInt] = 1024
+    """Images per shard."""
+    batch_size: Content[PositiveInt] = 32
+    """Images the VAE sees at once."""
+    use_gpu: Placement[bool] = False
+    """Give each actor a GPU."""
+    repair: Placement[bool] = False
+    """First read all that is there again, and make damaged or missing shards anew."""

@@ -1,0 +1,45 @@
+"""Settings of `ray-dit train`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from ray_dit.config.base import Content, NonNegativeInt, Over, Placement, PositiveInt, Uri
+from ray_dit.config.diffusion import DiffusionConfig
+from ray_dit.config.model import DiTSizeConfig
+from ray_dit.config.sampler import SamplerConfig
+from ray_dit.config.training import OptimizerConfig, TrainingConfig
+
+
+class TrainConfig(TrainingConfig):
+    """`ray-dit train`: a DiT on latents, with DDP on Ray Train."""
+
+    latents: Placement[Uri]
+    """Folder made by encode."""
+    model_output: Placement[Uri | None] = None
+    """Folder the finished model goes to; by default `model` inside output."""
+    model: Annotated[
+        DiTSizeConfig, Over("that of the preset, else of init_from's model, else of DiT-S/2")
+    ] = DiTSizeConfig()
+    diffusion: Annotated[DiffusionConfig, Over("that of init_from's model, else the paper's")] = (
+        DiffusionConfig()
+    )
+    optimizer: OptimizerConfig = OptimizerConfig()
+    steps: Content[PositiveInt] = 400_000
+    batch_size: Content[PositiveInt] = 256
+    checkpoint_every: Content[PositiveInt] = 5000
+    ema_decay: Content[Annotated[float, Field(gt=0, lt=1)]] = 0.9999
+    """Decay of the averaged weights; warmed up as (1 + step) / (10 + step), so that short runs are usable."""
+    min_snr_gamma: Content[Annotated[float, Field(gt=0)] | None] = None
+    """Min-SNR weighting of the loss (Hang et al. 2023); off by default, as in the paper."""
+    init_from: Placement[Uri | None] = None
+    """Model folder to start from: size and schedule are its own; class count, resolution and schedule may differ."""
+    label_init_std: Content[Annotated[float, Field(gt=0)]] = 0.02
+    """Standard deviation of the initial label vectors. 0.02 is the paper's, for runs of 100,000s of steps; with 1 the
+    labels take hold within hundreds."""
+    activation_checkpointing: Content[bool] = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    sampler: SamplerConfig = SamplerConfig()
+    """For the sample grids, and the defaults stored with the model."""
+    grid_per_class: Content[NonNegativeInt] = 8
+    """Images per class in the sample grid made at each checkpoint, of the first ten classes; 0 makes none."""

@@ -1,0 +1,56 @@
+"""What the two training stages share: data order, workers, checkpoints, the optimizer."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from ray_dit.config.base import Content, ContentConfig, NonNegativeInt, Placement, PositiveInt, Seed, Uri
+from ray_dit.config.stage import StageConfig
+
+
+class OptimizerConfig(ContentConfig):
+    """AdamW (Loshchilov & Hutter 2019) and its learning rate over time."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak learning rate; the paper's is 1e-4."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """constant as in the paper, or a cosine to zero at the last step."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient over all parameters; longer ones are scaled down."""
+
+
+class TrainingConfig(StageConfig):
+    """What the two training stages share: data order, workers, checkpoints."""
+
+    seed: Content[Seed] = 0
+    """Decides the order of the data, all noise and the initial weights."""
+    steps: Content[PositiveInt]
+    """Optimizer steps in all."""
+    batch_size: Content[PositiveInt]
+    """Samples per step over all workers; the number of workers must divide it."""
+    num_workers: Content[PositiveInt] = 1
+    """Ray Train workers (DDP); part of what determines bits, not which samples a step sees."""
+    use_gpu: Content[bool] = False
+    """Give each worker a GPU."""
+    checkpoint_every: Content[PositiveInt] = 1000
+    """Steps between checkpoints."""
+    log_every: Content[PositiveInt] = 10
+    """Steps between points of the loss curve, each the mean over them; divides checkpoint_every."""
+    tensorboard: Placement[Uri | None] = None
+    """Folder for TensorBoard's event files (needs the extra ray-dit[tensorboard])."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "TrainingConfig":
+        if self.batch_size % self.num_workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}: change one of them"
+            )
+        if self.checkpoint_every % self.log_every:
+            raise ValueError(
+                f"checkpoint_every {self.checkpoint_every} is not a multiple of log_every {self.log_every}"
+            )
+        return self

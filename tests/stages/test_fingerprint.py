@@ -1,0 +1,214 @@
+"""Folders that other versions began: which go on, which are refused, and what is said. Without Ray."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ray_dit import config
+from ray_dit.config import Placement, PositiveInt
+from ray_dit.errors import Conflict
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.maintenance import Tally, verify
+from ray_dit.ledger.manifest import canonical
+from ray_dit.stages.fingerprint import STAGE_RULES, comparison, parts
+from ray_dit.storage.open import open_store
+from ray_dit.storage.store import Store
+
+FOLDERS = Path(__file__).parents[1] / "golden/folders"
+"""What stages of commit ac66511 left; make.py beside them says how."""
+
+
+class LaterTrainConfig(config.TrainConfig):
+    """As it would be if the number of workers decided no bytes, and there were one setting more."""
+
+    num_workers: Placement[PositiveInt] = 1
+    horizontal_shift: config.Content[int] = 0
+
+
+def encode_config(**fields: Any) -> config.EncodeConfig:
+    known = {"images": {"uri": "images", "size": 16, "heldout": 0.2}, "vae": "vae", "output": "out"}
+    return config.EncodeConfig(**known | {"shard_size": 5, "mirror": False} | fields)
+
+
+def train_config(kind: type[config.TrainConfig] = config.TrainConfig, **fields: Any) -> config.TrainConfig:
+    known = {"latents": "latents", "output": "out", "model": {"hidden_size": 16, "depth": 1, "num_heads": 2}}
+    known |= {
+        "optimizer": {"learning_rate": 0.004, "betas": (0.9, 0.95)},
+        "sampler": {"num_inference_steps": 3},
+    }
+    known |= {"steps": 4, "batch_size": 4, "checkpoint_every": 2, "log_every": 2, "num_workers": 2}
+    return kind(**known | fields)
+
+
+def generate_config(**fields: Any) -> config.GenerateConfig:
+    known = {"model": "model", "output": "out", "per_class": 3, "classes": ("dog", "cat")}
+    return config.GenerateConfig(**known | {"shard_size": 2, "batch_size": 2} | fields)
+
+
+def train_resolved(asked: config.TrainConfig) -> dict[str, Any]:
+    """What train makes of its settings, for latents of that day."""
+    shape = asked.model.resolve(input_size=8, in_channels=4, num_classes=2)
+    size = shape.model_dump(mode="json", include=set(config.DiTSizeConfig.model_fields))
+    return {"model": size, "diffusion": asked.diffusion.over(config.DiffusionConfig())}
+
+
+def generate_resolved(asked: config.GenerateConfig) -> dict[str, Any]:
+    """What generate makes of its settings, for the model of that day."""
+    sampler = asked.sampler.over(config.SamplerConfig(num_inference_steps=3))
+    return {"sampler": sampler, "classes": [1, 0], "num_images": 6}
+
+
+RESOLVED: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "encode": lambda asked: {},
+    "train": train_resolved,
+    "generate": generate_resolved,
+}
+
+
+def stored(name: str, place: Path) -> Store:
+    """A copy of a stored folder."""
+    shutil.copytree(FOLDERS / name, place / name)
+    return open_store(str(place / name))
+
+
+def open_as_today(store: Store, asked: config.StageConfig, accept_fingerprint: bool = False) -> Job:
+    """The stage's job in the folder, inputs and libraries being those of that day."""
+    there = json.loads(store.get("_job.json"))
+    stage, resolved = there["stage"], RESOLVED[there["stage"]](asked)
+    ours = parts(asked, stage, there["parts"]["inputs"], resolved=resolved)
+    ours["libraries"] = there["parts"]["libraries"]
+    compared = comparison(type(asked), stage, resolved=resolved)
+    return Job.open(store, stage, ours, comparison=compared, accept_fingerprint=accept_fingerprint)
+
+
+TODAY = {
+    "encode": encode_config(),
+    "train": train_config(),
+    "generate": generate_config(),
+    "generate-before-precision": generate_config(),
+    "encode-counting-actors": encode_config(actors=7),
+}
+
+
+@pytest.mark.parametrize("name", TODAY)
+def test_a_folder_of_before_goes_on_under_its_own_fingerprint(name: str, tmp_path: Path) -> None:
+    store = stored(name, tmp_path)
+    before = {info.key: store.get(info.key) for info in store.list()}
+    job = open_as_today(store, TODAY[name])
+    assert job.fingerprint == json.loads(before["_job.json"])["fingerprint"] and job.accepted is None
+    assert (job.manifest() is None) == (name != "encode")
+    job.put("00077", "data/77", b"more", {"rows": 1})
+    assert "fingerprint" not in (job.marker("00077") or {})
+    assert all(store.get(key) == data for key, data in before.items())
+
+
+@pytest.mark.parametrize("name", RESOLVED)
+def test_the_same_settings_have_the_fingerprint_of_that_day(name: str, tmp_path: Path) -> None:
+    there = FOLDERS / name / "_job.json"
+    store = open_store(str(tmp_path))
+    asked = TODAY[name]
+    that_day = json.loads(there.read_bytes())["parts"]
+    ours = parts(asked, name, that_day["inputs"], resolved=RESOLVED[name](asked))
+    Job.open(store, name, ours | {"libraries": that_day["libraries"]})
+    assert store.get("_job.json") == there.read_bytes()
+
+
+def test_a_setting_that_became_placement_may_change_and_a_new_one_may_be_absent(tmp_path: Path) -> None:
+    store = stored("train", tmp_path)
+    later = train_config(LaterTrainConfig, num_workers=4)
+    assert open_as_today(store, later).fingerprint == json.loads(store.get("_job.json"))["fingerprint"]
+    with pytest.raises(Conflict, match=r"config.num_workers: 2 -> 4\)"):
+        open_as_today(store, train_config(num_workers=4))
+
+
+def test_what_was_settled_without_a_setting_had_its_default(tmp_path: Path) -> None:
+    """Absent in a settled section means the default, where it would mean "not asked for" in what the user gives."""
+    for name, section, setting in (("train", "model", "mlp_ratio"), ("generate", "sampler", "eta")):
+        store = stored(name, tmp_path)
+        job = json.loads(store.get("_job.json"))
+        del job["parts"]["config"][section][setting]
+        (tmp_path / name / "_job.json").write_bytes(canonical(job))
+        assert open_as_today(store, TODAY[name]).fingerprint == job["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "shown"),
+    [
+        ("encode", encode_config(mirror=True), "config.mirror: False -> True"),
+        ("train", train_config(LaterTrainConfig, horizontal_shift=2), "config.horizontal_shift: 0 -> 2"),
+        ("train", train_config(optimizer={"betas": (0.9, 0.95)}), "config.optimizer.learning_rate: 0.004 -> 0.0001"),
+        ("train", train_config(model={"hidden_size": 16, "depth": 2, "num_heads": 2}), "config.model.depth: 1 -> 2"),
+        ("generate", generate_config(sampler={"eta": 0.5}), "config.sampler.eta: 0.0 -> 0.5"),
+        ("generate-before-precision", generate_config(precision="bfloat16"), "config.precision: float32 -> bfloat16"),
+        ("encode-counting-actors", encode_config(batch_size=3), "config.batch_size: 32 -> 3"),
+    ],
+)  # fmt: skip
+def test_what_gives_other_bytes_is_refused_by_name(
+    name: str, asked: config.StageConfig, shown: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Conflict, match="was begun with other settings") as refused:
+        open_as_today(stored(name, tmp_path), asked)
+    assert f"({shown})" in str(refused.value)
+
+
+def new_rules(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on the stage gives other bytes than that day."""
+    monkeypatch.setitem(STAGE_RULES, stage, (*STAGE_RULES[stage], "noise is drawn in float64"))
+
+
+def test_a_half_done_folder_under_older_rules_is_refused_with_what_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_rules("generate", monkeypatch)
+    with pytest.raises(Conflict) as refused:
+        open_as_today(stored("generate", tmp_path), generate_config(), accept_fingerprint=True)
+    assert str(refused.value) == (
+        f"{tmp_path}/generate was begun under rules 1 of generate, and this ray-dit has rules 2, which give other bytes:"
+        " noise is drawn in float64: finish it with the ray-dit that began it, or take another output folder"
+    )
+    with pytest.raises(
+        Conflict, match="nothing was made there yet, so delete it if no run is under way, or fin"
+    ):
+        open_as_today(stored("generate-before-precision", tmp_path), generate_config())
+
+
+def test_a_finished_folder_under_older_rules_stays_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new_rules("encode", monkeypatch)
+    store = stored("encode", tmp_path)
+    manifest = open_as_today(store, encode_config()).manifest()
+    assert manifest is not None and manifest["rows"] == 12
+    tally = Tally()
+    problems = [problem.what for problem in verify(store, tally=tally)]
+    assert (
+        problems == ["missing"] * 3
+    )  # the shards, which are not kept here; nothing is said against the job itself
+    with pytest.raises(Conflict, match="other settings"):
+        open_as_today(store, encode_config(mirror=True))
+
+
+def test_rules_are_written_from_two_on_and_a_newer_number_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "rules" not in parts(encode_config(), "encode", {})
+    with monkeypatch.context() as later:
+        new_rules("encode", later)
+        assert parts(encode_config(), "encode", {})["rules"] == 2
+        there = json.loads((FOLDERS / "encode/_job.json").read_bytes())["parts"]
+        ours = parts(encode_config(), "encode", there["inputs"]) | {"libraries": there["libraries"]}
+        store = open_store(str(tmp_path / "later"))
+        Job.open(store, "encode", ours).put_plain("plan", b"plan")
+    with pytest.raises(
+        Conflict, match=r"by a newer ray-dit \(rules 2 of encode; this one knows 1\): finish it with"
+    ):
+        open_as_today(store, encode_config())
+
+
+def test_every_job_has_rules_with_a_history() -> None:
+    assert set(STAGE_RULES) == {"train-vae", "encode", "train", "generate", "evaluate", "model"}
+    assert all(history and all(history) for history in STAGE_RULES.values())
