@@ -34,6 +34,8 @@ def imports(folder: Path) -> dict[str, str]:
     """Every foreign top-level module that Python files in ``folder`` import anywhere, and a file that does."""
     found: dict[str, str] = {}
     for path in folder.rglob("*.py"):
+        if "golden" in path.parts:  # made with the imports of an older commit
+            continue
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.level == 0:

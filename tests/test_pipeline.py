@@ -159,7 +159,7 @@ def test_sampler_settings(pipe: Pipeline) -> None:
     with pytest.raises(UserError, match="can't be sampled with these settings"):
         pipe(labels=[0], sampler=SamplerConfig(timesteps=(5000.0,)))
     with pytest.raises(
-        UserError, match="settings don't work: dpmpp has order 1 or 2; for order 3 take unipc"
+        UserError, match="do not fit together: dpmpp has order 1 or 2; for order 3 take unipc"
     ):
         pipe(labels=[0], sampler=SamplerConfig(name="dpmpp", order=3))
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from ray_dit.config import DiffusionConfig, ModelConfig, SamplerConfig
 from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.dit import null_label
-from ray_dit.core.samplers import make_table
+from ray_dit.core.samplers import check_settings, make_table
 from ray_dit.errors import UserError, first_message
 
 
@@ -39,6 +39,7 @@ def settle_sampler(
     """
     try:
         sampler = asked.over(base or model.sampler)
+        check_settings(sampler)
     except ValueError as error:
         raise UserError(f"these sampler settings do not fit together: {first_message(error)}") from error
     try:

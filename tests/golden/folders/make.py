@@ -18,11 +18,11 @@ from typing import Any
 import tiny
 
 from ray_dit import config
-from ray_dit.ledger.manifest import canonical
-from ray_dit.runtime.session import ray_session
+from ray_dit.session import ray_session
 from ray_dit.stages.encode import encode
 from ray_dit.stages.generate import generate
 from ray_dit.stages.train import train
+from ray_dit.storage.job import canonical
 
 KEPT = ("_job.json", "manifest.json", "manifest", "_markers")
 HALF_DONE = ("train", "generate")
