@@ -28,7 +28,7 @@ from benchmarks.common import RESULTS, argument_parser, machine, write_json
 from ray_dit.config import GenerateConfig, ShardsConfig
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.shards import ShardMaker, Work, make_shards
+from ray_dit.runtime.shards import Made, ShardMaker, Work, make_shards
 from ray_dit.storage.open import open_store
 
 
@@ -79,9 +79,18 @@ class Sleeping:
     seconds: float
     number: int
 
-    def make(self, shard: int) -> tuple[str, bytes, dict[str, Any]]:
+    def prepare(self, shard: int) -> int:
+        """Nothing to read."""
+        return shard
+
+    def compute(self, inputs: int) -> int:
+        """Sleeps."""
         time.sleep(self.seconds)
-        return f"data/{shard:05d}", b"x" * 1000, {"actor": self.number, "end": time.time()}
+        return inputs
+
+    def finish(self, outputs: int) -> Made:
+        """A kilobyte, and when it was done."""
+        return Made(f"data/{outputs:05d}", b"x" * 1000, {"actor": self.number, "end": time.time()})
 
 
 def ideal(shards: int, ready: Sequence[float], seconds: Sequence[float]) -> float:
@@ -167,7 +176,7 @@ def plain_worker(config: GenerateConfig, first: int, step: int) -> None:
     """Makes shards ``first``, ``first + step``, ... as an actor would, and puts them where the environment says."""
     from ray_dit.core.determinism import make_deterministic
     from ray_dit.folders.model import read_model
-    from ray_dit.runtime.shards import shard_name
+    from ray_dit.runtime.shards import make_shard, shard_name
     from ray_dit.stages.generate import Painter, plan_dataset
 
     make_deterministic(config.threads)
@@ -176,8 +185,8 @@ def plain_worker(config: GenerateConfig, first: int, step: int) -> None:
     painter = Painter(config, plan, folder.config.sampler)
     job = Job.open(open_store(os.environ["BENCH_OUT"]), "generate", {"made": "by a benchmark"})
     for shard in range(first, plan.num_shards, step):
-        key, data, facts = painter.make(shard)
-        job.put(shard_name(shard), key, data, {"shard": shard, **facts})
+        made = make_shard(painter, shard)
+        job.put(shard_name(shard), made.key, made.data, {"shard": shard, **made.facts})
 
 
 def span(markers: Path) -> float:

@@ -42,10 +42,38 @@ def set_up_torch(threads: int) -> None:
     make_deterministic(threads)
 
 
-class ShardMaker(Protocol):
-    """Lives in an actor: made with its model loaded, compiled and warm, it gives a shard's key, bytes and facts."""
+@dataclass(frozen=True)
+class Made:
+    """A finished shard: where it goes, its bytes, and deterministic facts for its marker."""
 
-    def make(self, shard: int) -> tuple[str, bytes, dict[str, Any]]: ...
+    key: str
+    data: bytes
+    facts: dict[str, Any]
+
+
+class ShardMaker(Protocol):
+    """Lives in an actor; made with its model loaded, compiled and warm.
+
+    A shard has three phases. Each is a pure function of the job and its argument, so an actor may run those of different
+    shards at the same time without changing a byte.
+    """
+
+    def prepare(self, shard: int) -> Any:
+        """Reads and decodes what the shard needs; in any thread, ahead of the shards before it."""
+        ...
+
+    def compute(self, inputs: Any) -> Any:
+        """Uses the accelerator on what ``prepare`` gave; one call at a time."""
+        ...
+
+    def finish(self, outputs: Any) -> Made:
+        """Compresses and serialises what ``compute`` gave; in any thread, while the next shard is computed."""
+        ...
+
+
+def make_shard(maker: ShardMaker, shard: int) -> Made:
+    """The three phases, one after the other."""
+    return maker.finish(maker.compute(maker.prepare(shard)))
 
 
 @dataclass(frozen=True)
@@ -142,7 +170,7 @@ class _Maker:
         self._maker = build()
 
     def rebuild(self, shard: int) -> bytes:
-        return self._maker.make(shard)[1]
+        return make_shard(self._maker, shard).data
 
 
 @dataclass(frozen=True)
@@ -286,8 +314,8 @@ class _Actor:
         name = shard_name(shard)
         try:
             if self._job.marker(name) is None:  # another try may have made it
-                key, data, facts = self._maker.make(shard)
-                self._job.put(name, key, data, {"shard": shard, **facts})
+                made = make_shard(self._maker, shard)
+                self._job.put(name, made.key, made.data, {"shard": shard, **made.facts})
         except HashAlarm as alarm:
             self._get(self._coordinator.stop.remote(str(alarm)))
             return self._coordinator.take.remote(self._id)

@@ -20,6 +20,7 @@ from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.session import check_resources, ray_session
 from ray_dit.runtime.shards import (
+    Made,
     ShardMaker,
     Work,
     all_markers,
@@ -76,8 +77,18 @@ class _Build:
         return Encoder(self.config, plan)
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """The images of a shard: ``images`` uint8 [N, S, S, 3] of the rows ``kept``, and those that can't be read."""
+
+    shard: int
+    images: NDArray[np.uint8]
+    kept: NDArray[np.int64]
+    bad: list[BadImage]
+
+
 class Encoder:
-    """Makes latent shards: reads, crops, encodes."""
+    """Makes latent shards: reads and crops, encodes, serialises."""
 
     def __init__(self, config: EncodeConfig, plan: ImagePlan) -> None:
         from ray_dit.vae import VAE
@@ -86,27 +97,35 @@ class Encoder:
         self._device = torch.device("cuda" if config.use_gpu else "cpu")
         self._vae = VAE.load(config.vae, device=self._device)
 
-    def make(self, shard: int) -> tuple[str, bytes, dict[str, Any]]:
-        """Key, bytes and facts of a shard."""
+    def prepare(self, shard: int) -> Decoded:
+        """The shard's images, read and cropped."""
         first = shard * self._config.shard_size
         rows = np.arange(first, min(first + self._config.shard_size, len(self._plan.keys)))
-        images, kept, bad = load_images(self._plan, rows)
-        latents = LatentShard(
+        return Decoded(shard, *load_images(self._plan, rows))
+
+    def compute(self, inputs: Decoded) -> tuple[Decoded, LatentShard]:
+        """Moments of the images, and of their mirror images where the job wants them."""
+        kept, images = inputs.kept, inputs.images
+        return inputs, LatentShard(
             keys=[self._plan.keys[row] for row in kept],
             labels=self._plan.labels[kept],
             heldout=self._plan.heldout[kept],
             moments=self._moments(images),
             moments_mirror=self._moments(images[:, :, ::-1]) if self._config.mirror else None,
         )
+
+    def finish(self, outputs: tuple[Decoded, LatentShard]) -> Made:
+        """The shard as Parquet."""
+        inputs, latents = outputs
         facts = {
-            "rows": len(kept),
-            "seen": len(rows),
-            "bad": [[entry.key, entry.reason] for entry in bad],
+            "rows": len(inputs.kept),
+            "seen": len(inputs.kept) + len(inputs.bad),
+            "bad": [[entry.key, entry.reason] for entry in inputs.bad],
             "train_rows": int((~latents.heldout).sum()),
             "moments_sha256": array_sha256(latents.moments),
             **_sums(latents),
         }
-        return f"latents/{shard_name(shard)}.parquet", latent_shard_bytes(latents), facts
+        return Made(f"latents/{shard_name(inputs.shard)}.parquet", latent_shard_bytes(latents), facts)
 
     def _moments(self, images: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Moments float16 [N, 2C, h, w]; the last batch is filled up, since batch size decides the last bits."""

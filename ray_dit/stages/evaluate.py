@@ -23,7 +23,7 @@ from ray_dit.ledger.job import Job, canonical, manifest_sha256, read_manifest
 from ray_dit.metrics import FEATURES, JUDGE, Network, Piece, Sets, Tensors, figures_for, measure, merge
 from ray_dit.runtime.progress import progress
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.shards import ShardMaker, Work, all_markers, make_shards, shard_name
+from ray_dit.runtime.shards import Made, ShardMaker, Work, all_markers, make_shards, shard_name
 from ray_dit.runtime.tasks import run_tasks
 from ray_dit.stages.evaluation_data import EvaluationData, check
 from ray_dit.stages.fingerprint import open_job
@@ -92,6 +92,19 @@ class _Build:
         return Measurer(self.data, self.job)
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """The images of a piece, uint8 [N, S, S, 3] with labels [N]; ``compared`` marks those a distance is taken between."""
+
+    number: int
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    compared: NDArray[np.bool_]
+    classifiers: tuple[str, ...]
+    """Who looks at them; the judge is always among them."""
+    facts: dict[str, Any]
+
+
 class Measurer:
     """Measures pieces: passes their images through the classifiers and keeps what the figures need."""
 
@@ -99,53 +112,52 @@ class Measurer:
         self._data = data
         self._classifiers = {name: load_classifier(job, name) for name in data.classifiers}
 
-    def make(self, shard: int) -> tuple[str, bytes, dict[str, Any]]:
-        """Key, bytes and facts of a piece's measures."""
+    def prepare(self, shard: int) -> Decoded:
+        """The piece's images: the pieces of real ones come first, then one per generated shard."""
         num_real = len(self._data.real_pieces)
-        piece, facts = self._real(shard) if shard < num_real else self._generated(shard - num_real)
-        return f"measures/{shard_name(shard)}.safetensors", bytes_of(measure(FIGURES, piece)), facts
+        return self._real(shard) if shard < num_real else self._generated(shard, shard - num_real)
 
-    def _real(self, number: int) -> tuple[Piece, dict[str, Any]]:
+    def compute(self, inputs: Decoded) -> tuple[Decoded, Tensors]:
+        """What the figures keep of what the classifiers see."""
+        seen = {name: self._classifiers[name](inputs.images) for name in inputs.classifiers}
+        piece = Piece(
+            features=seen[JUDGE].features,
+            compared=torch.from_numpy(inputs.compared),
+            labels=torch.from_numpy(inputs.labels),
+            logits={name: one.logits for name, one in seen.items() if one.logits is not None},
+            num_classes=self._data.num_classes,
+        )
+        return inputs, measure(FIGURES, piece)
+
+    def finish(self, outputs: tuple[Decoded, Tensors]) -> Made:
+        """The measures as safetensors."""
+        inputs, tensors = outputs
+        return Made(f"measures/{shard_name(inputs.number)}.safetensors", bytes_of(tensors), inputs.facts)
+
+    def _real(self, number: int) -> Decoded:
         plan, rows = self._data.plan, self._data.real_pieces[number]
         heldout = bool(plan.heldout[rows[0]])
         images, kept, bad = load_images(plan, rows)
+        compared, classifiers = np.ones(len(kept), np.bool_), (JUDGE,)
         if heldout:
             # Only held-out images show what a classifier has learned, so only they are read by all of them.
             everyone = plan.rows(heldout=True)
             compared = np.isin(kept, everyone[self._data.subset(len(everyone), self._data.num_compared)])
-            piece = self._seen(images, plan.labels[kept], compared, self._data.classifiers)
-        else:
-            piece = self._seen(images, plan.labels[kept], np.ones(len(kept), np.bool_), (JUDGE,))
+            classifiers = self._data.classifiers
         facts = {"of": "heldout" if heldout else "train", "seen": len(rows), "rows": len(kept)}
-        return piece, facts | {"bad": [[entry.key, entry.reason] for entry in bad]}
+        facts |= {"bad": [[entry.key, entry.reason] for entry in bad]}
+        return Decoded(number, images, plan.labels[kept], compared, classifiers, facts)
 
-    def _generated(self, number: int) -> tuple[Piece, dict[str, Any]]:
-        shard = self._data.shards[number]
-        rows = np.arange(shard["rows"])
-        images, labels = self._data.shard_pictures(number, rows)
+    def _generated(self, number: int, shard: int) -> Decoded:
+        marker = self._data.shards[shard]
+        rows = np.arange(marker["rows"])
+        images, labels = self._data.shard_pictures(shard, rows)
         # As many as there are held-out ones: a Fréchet distance grows as samples get fewer.
         compared = np.isin(
-            rows + shard["before"], self._data.subset(self._data.num_generated, self._data.num_compared)
+            rows + marker["before"], self._data.subset(self._data.num_generated, self._data.num_compared)
         )
-        piece = self._seen(images, labels, compared, (JUDGE,))
-        return piece, {"of": "generated", "seen": len(rows), "rows": len(rows), "bad": []}
-
-    def _seen(
-        self,
-        images: NDArray[np.uint8],
-        labels: NDArray[np.int64],
-        compared: NDArray[np.bool_],
-        classifiers: tuple[str, ...],
-    ) -> Piece:
-        """What these classifiers, of which the judge is one, see in the images."""
-        seen = {name: self._classifiers[name](images) for name in classifiers}
-        return Piece(
-            features=seen[JUDGE].features,
-            compared=torch.from_numpy(compared),
-            labels=torch.from_numpy(labels),
-            logits={name: one.logits for name, one in seen.items() if one.logits is not None},
-            num_classes=self._data.num_classes,
-        )
+        facts = {"of": "generated", "seen": len(rows), "rows": len(rows), "bad": []}
+        return Decoded(number, images, labels, compared, (JUDGE,), facts)
 
 
 @dataclass

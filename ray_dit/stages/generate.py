@@ -23,6 +23,7 @@ from ray_dit.formats.registry import output_format
 from ray_dit.ledger.job import Job, manifest_sha256, read_manifest
 from ray_dit.runtime.session import check_resources, ray_session
 from ray_dit.runtime.shards import (
+    Made,
     ShardMaker,
     Work,
     all_markers,
@@ -109,7 +110,7 @@ class _Build:
 
 
 class Painter:
-    """Makes image shards: samples latents, decodes, compresses."""
+    """Makes image shards: samples latents and decodes them, then compresses the images."""
 
     def __init__(self, config: GenerateConfig, plan: DatasetPlan, sampler: SamplerConfig) -> None:
         from ray_dit.pipeline import load
@@ -119,27 +120,32 @@ class Painter:
             config.model, device="cuda" if config.use_gpu else "cpu", precision=config.precision
         )
 
-    def make(self, shard: int) -> tuple[str, bytes, dict[str, Any]]:
-        """Key, bytes and facts of a shard."""
+    def prepare(self, shard: int) -> int:
+        """Nothing has to be read: an image is a function of its number."""
+        return shard
+
+    def compute(self, inputs: int) -> tuple[int, NDArray[np.uint8]]:
+        """Images uint8 [N, H, W, 3] of the shard, canonical batch by canonical batch."""
+        ids, size = self._plan.ids(inputs), self._config.batch_size
+        return inputs, np.concatenate(
+            [self._batch(ids[first : first + size]) for first in range(0, len(ids), size)]
+        )
+
+    def finish(self, outputs: tuple[int, NDArray[np.uint8]]) -> Made:
+        """The shard in the dataset's format."""
+        shard, images = outputs
         ids = self._plan.ids(shard)
         labels = self._plan.labels(ids)
-        pictures = np.concatenate(
-            [
-                self._batch(ids[first : first + self._config.batch_size])
-                for first in range(0, len(ids), self._config.batch_size)
-            ]
-        )
-        files = [png(picture) for picture in pictures]
-        images = ImageShard(files, labels, ids, self._pipeline.labels.names)
+        rows = ImageShard([png(image) for image in images], labels, ids, self._pipeline.labels.names)
         # one object per shard, since a marker is that of one object
-        ((key, data),) = output_format(FORMAT).write(images, self._plan.name(shard)).items()
+        ((key, data),) = output_format(FORMAT).write(rows, self._plan.name(shard)).items()
         facts = {
             "rows": len(ids),
-            "pixels_sha256": array_sha256(pictures),
+            "pixels_sha256": array_sha256(images),
             "first_id": int(ids[0]),
             "classes": {str(label): int((labels == label).sum()) for label in np.unique(labels)},
         }
-        return key, data, facts
+        return Made(key, data, facts)
 
     def _batch(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Pictures uint8 [N, H, W, 3] of one canonical batch, filled up with the numbers that would follow."""

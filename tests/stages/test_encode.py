@@ -164,4 +164,4 @@ def test_a_picture_that_went_away_meanwhile_is_named(place: Path) -> None:
     plan = plan_images(config.images)
     (place / "fleeting/left/01.png").unlink()
     with pytest.raises(NotFound, match="fleeting/left/01.png does not exist"):
-        Encoder(config, plan).make(0)
+        Encoder(config, plan).prepare(0)

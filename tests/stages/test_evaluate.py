@@ -18,6 +18,7 @@ from ray_dit.folders.images import plan_images
 from ray_dit.ledger.job import Job
 from ray_dit.metrics.statistics import counts, moment_tensors, moments
 from ray_dit.runtime.session import ray_session
+from ray_dit.runtime.shards import make_shard
 from ray_dit.stages import evaluate as stage
 from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData
 from ray_dit.storage.open import open_store
@@ -152,8 +153,8 @@ def test_a_finished_evaluation_is_returned_without_work(folder: Path):
 
 def put_piece(measurer: stage.Measurer, job: Job, piece: int) -> dict[str, Any]:
     """What an actor does with a piece."""
-    key, data, facts = measurer.make(piece)
-    return job.put(stage.shard_name(piece), key, data, facts)
+    made = make_shard(measurer, piece)
+    return job.put(stage.shard_name(piece), made.key, made.data, made.facts)
 
 
 def test_measures_of_pieces_add_up_to_those_of_the_whole(folder: Path):
@@ -167,7 +168,7 @@ def test_measures_of_pieces_add_up_to_those_of_the_whole(folder: Path):
     measurer = stage.Measurer(data, job)
     markers = [put_piece(measurer, job, piece) for piece in range(data.num_pieces)]
     assert [marker["of"] for marker in markers] == ["train", "heldout", "generated", "generated"]
-    assert stage.Measurer(data, job).make(0) == measurer.make(0)
+    assert make_shard(stage.Measurer(data, job), 0) == make_shard(measurer, 0)
     compared = {marker["key"]: int(load(job.store.get(marker["key"]))["count"]) for marker in markers[1:]}
     assert list(compared.values()) == [13, 8, 5]  # held out, and the two generated shards
     manifest = stage._finish(data, job)

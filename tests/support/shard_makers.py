@@ -13,7 +13,7 @@ from typing import Any
 
 from ray_dit.config import ShardsConfig
 from ray_dit.ledger.job import Job
-from ray_dit.runtime.shards import ShardMaker, Work, make_shards
+from ray_dit.runtime.shards import Made, ShardMaker, Work, make_shards
 from ray_dit.storage.open import open_store
 
 SIZE = 10
@@ -55,9 +55,14 @@ class Maker:
     def __init__(self, build: Build, seconds: float) -> None:
         self._build, self._seconds = build, seconds
 
-    def make(self, shard: int) -> tuple[str, bytes, dict[str, Any]]:
-        what = self._build.poison.get(shard)
-        if what and (_claim(Path(self._build.folder), f"poison{shard}") == 0 or not self._build.once):
+    def prepare(self, shard: int) -> int:
+        """Nothing to read."""
+        return shard
+
+    def compute(self, inputs: int) -> int:
+        """Sleeps, or does what the test wants done to this shard."""
+        what = self._build.poison.get(inputs)
+        if what and (_claim(Path(self._build.folder), f"poison{inputs}") == 0 or not self._build.once):
             if what == "raise":
                 raise ValueError("not a number")
             if what == "hang":
@@ -65,7 +70,11 @@ class Maker:
             os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGSTOP)
             time.sleep(1000)  # the signal may take a moment
         time.sleep(self._seconds)
-        return f"data/{shard:05d}", f"shard {shard}".encode(), {"rows": SIZE}
+        return inputs
+
+    def finish(self, outputs: int) -> Made:
+        """Bytes that are a function of the shard."""
+        return Made(f"data/{outputs:05d}", f"shard {outputs}".encode(), {"rows": SIZE})
 
 
 def _claim(folder: Path, what: str) -> int:
