@@ -14,14 +14,20 @@ from dataclasses import dataclass, field
 
 TRIES = 3
 """How often a shard that raises, kills its process or hangs is tried."""
+STARTS = 3
+"""Starts in a row that may fail, times the number of workers, before nobody is expected to start."""
 LEAST_DEADLINE = 15 * 60.0
 """Seconds that a shard may always take."""
 DEADLINE_IN_MEDIANS = 20.0
 """How many times the median of the finished shards another shard may take."""
-STARTS = 3
-"""How often in a row, on average over the workers, a process may end before it asks for work."""
+MOST_DOUBLINGS = 8
+"""How often the deadline may double while nothing is finished: to 64 hours."""
 HOPELESS = 30
-"""Different shards failing one after the other, none finished in between, after which the rest is not tried."""
+"""Errors in a row, on every worker, after which the rest is not tried."""
+LEAST_REST = 10.0
+"""Seconds for which a shard that raised on a worker is left to the others."""
+LONGEST_REST = 3600.0
+"""Seconds for which a worker on which everything raises gets nothing to do; from 2 on, they double with each error."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +50,16 @@ class Failure:
 
 @dataclass
 class _Shard:
-    """An unfinished shard's holders, each with the time it began, and the causes of the tries that failed."""
+    """An unfinished shard: its holders, each with the time it began, and the tries that failed."""
 
     holders: dict[str, float] = field(default_factory=lambda: {})
     causes: list[str] = field(default_factory=lambda: [])
+    failed_on: dict[str, float] = field(default_factory=lambda: {})
+    """Workers it raised on, each with the time of the last error."""
 
 
 class ShardQueue:
-    """The unfinished shards of a job and who works on them."""
+    """The unfinished shards of a job and who works on them. A worker holds one shard at a time."""
 
     def __init__(self, shards: Iterable[int], *, deadline: float | None = None) -> None:
         """``deadline``: seconds a shard may take; by default ``max(15 min, 20 x the median)`` of those finished."""
@@ -60,11 +68,14 @@ class ShardQueue:
         self._shards: dict[int, _Shard] = {}  # those that were taken or have failed, and are not finished
         self._processes: dict[str, str] = {}
         self._loading: set[str] = set()  # workers that have not asked for work since they joined
-        self._broken_starts = 0  # in a row
+        self._condemned: set[str] = set()  # workers past their deadline, whose process is being ended
+        self._failed_starts = 0  # in a row
         self._start_error: str | None = None
         self._deadline = deadline
+        self._timeouts = 0
         self._seconds: list[float] = []  # of the finished shards, sorted
-        self._failed_in_a_row: set[int] = set()
+        self._errors_in_a_row: dict[str, int] = {}
+        self._last_error: dict[str, float] = {}
         self.made: dict[str, int] = {}
         """Shards finished by each worker."""
         self.lost: dict[int, str] = {}
@@ -77,39 +88,49 @@ class ShardQueue:
         """Whether there is nothing left to do or to wait for."""
         return not self._open or self.stopped is not None
 
+    @property
+    def ready(self) -> bool:
+        """Whether any worker has ever asked for work."""
+        return len(self._errors_in_a_row) > 0
+
     def join(self, worker: str, process: str) -> list[Failure]:
         """A worker is there, or there again: what another ``process`` of that name held is free again, and has failed."""
         before = self._processes.get(worker)
         self._processes[worker] = process
         self.made.setdefault(worker, 0)
-        if before is None or before == process:
-            self._loading.add(worker)
+        if before == process:
             return []
         if worker in self._loading:
-            self._broken_starts += 1
-            if self._broken_starts >= STARTS * len(self._processes):
+            self._failed_starts += 1
+            if self._failed_starts >= STARTS * len(self._processes):
                 cause = (
                     self._start_error
                     or "the process died while it loaded the model (killed, or out of memory)"
                 )
-                self.stop(f"{self._broken_starts} times in a row an actor could not start: {cause}")
+                self.stop(f"{self._failed_starts} times in a row an actor could not start: {cause}")
         self._loading.add(worker)
-        held = [shard for shard, state in self._shards.items() if worker in state.holders]
+        self._condemned.discard(worker)
         died = "the process that made it died (killed, or out of memory)"
-        return [failure for shard in held if (failure := self._fail(worker, shard, died))]
+        return [self._fail(worker, shard, died) for shard in self._held(worker)]
 
     def take(self, worker: str, now: float) -> Turn:
         """The worker's next shard: one that nobody has begun, else one that another worker has held for long."""
         if worker in self._loading:
             self._loading.remove(worker)
-            self._broken_starts = 0
+            self._failed_starts = 0
+        self._errors_in_a_row.setdefault(worker, 0)
         if self.over:
             return Turn(over=True)
-        while self._waiting:
-            shard = self._waiting.popleft()
-            if shard in self._open:  # else a try that was believed lost has finished it after all
+        if worker in self._condemned or self._rests(worker, now):
+            return Turn()
+        self._release(worker)
+        while self._waiting and self._waiting[0] not in self._open:
+            self._waiting.popleft()  # a try that was believed lost has finished it after all
+        for shard in self._waiting:
+            if shard in self._open and not self._is_for_others(shard, worker, now):
+                self._waiting.remove(shard)
                 return self._lease(worker, shard, now)
-        late = self._late(now)
+        late = self._late(worker, now)
         return Turn() if late is None else self._lease(worker, late, now)
 
     def finish(self, worker: str, shard: int, now: float) -> bool:
@@ -122,34 +143,43 @@ class ShardQueue:
         self.made[worker] = self.made.get(worker, 0) + 1
         if worker in state.holders:
             bisect.insort(self._seconds, now - state.holders[worker])
-        self._failed_in_a_row.clear()
+        self._errors_in_a_row[worker] = 0
+        self._failed_starts = 0
         return True
 
-    def fail(self, worker: str, shard: int, cause: str) -> Failure | None:
-        """A try failed; the shard is tried again, after those that wait, unless it was the last try.
+    def fail(self, worker: str, shard: int, cause: str, now: float) -> Failure | None:
+        """A try raised; the shard is tried again, after those that wait, unless it was the last try.
 
         None where that try does not count any more: the shard is finished, or was taken from the worker.
         """
+        self._errors_in_a_row[worker] = self._errors_in_a_row.get(worker, 0) + 1
+        self._last_error[worker] = now
+        if min(self._errors_in_a_row.values()) >= HOPELESS:
+            self.stop(f"every actor has met {HOPELESS} errors in a row, the last: {cause}")
         state = self._shards.get(shard)
-        return self._fail(worker, shard, cause) if state and worker in state.holders else None
+        if state is None or worker not in state.holders:
+            return None
+        state.failed_on[worker] = now
+        return self._fail(worker, shard, cause)
 
     def overdue(self, now: float) -> tuple[list[str], list[Failure]]:
         """Takes their shard from the workers that have held it for longer than the deadline.
 
-        Returns those workers, whose processes must be ended, and the tries that failed so.
+        Returns those workers, whose processes must be ended, and the tries that failed so. They get nothing more to do
+        until their next process has joined.
         """
+        allowed = self._seconds_allowed()
         late = [
-            (worker, shard, self._seconds_allowed(state))
+            (worker, shard)
             for shard, state in self._shards.items()
             for worker, since in state.holders.items()
-            if now - since > self._seconds_allowed(state)
+            if now - since > allowed
         ]
-        slow = "(if it is only slow, raise --shard-deadline or make shards smaller)"
-        failures = [
-            self._fail(worker, shard, f"it was not finished within {allowed:.0f} s {slow}")
-            for worker, shard, allowed in late
-        ]
-        return [worker for worker, _, _ in late], [failure for failure in failures if failure]
+        cause = f"it was not finished within {allowed:.0f} s (if it is only slow, raise --shard-deadline or make shards smaller)"
+        failures = [self._fail(worker, shard, cause) for worker, shard in late]
+        self._timeouts += len(late)
+        self._condemned |= {worker for worker, _ in late}
+        return [worker for worker, _ in late], failures
 
     def note_start_error(self, cause: str) -> None:
         """A worker could not get ready; its process ends now, and another one of that worker will join."""
@@ -163,7 +193,35 @@ class ShardQueue:
         self._shards.setdefault(shard, _Shard()).holders[worker] = now
         return Turn(shard)
 
-    def _late(self, now: float) -> int | None:
+    def _held(self, worker: str) -> list[int]:
+        return [shard for shard, state in self._shards.items() if worker in state.holders]
+
+    def _release(self, worker: str) -> None:
+        """A worker that asks for work holds none: the answer that gave it this shard was lost on the way."""
+        for shard in self._held(worker):
+            state = self._shards[shard]
+            del state.holders[worker]
+            if not state.holders:
+                self._waiting.appendleft(shard)
+
+    def _rests(self, worker: str, now: float) -> bool:
+        """Whether the worker gets nothing for now: a broken machine fails fast, and would use up tries of every shard."""
+        errors = self._errors_in_a_row[worker]
+        if not errors or not self._others_fare_better(worker):
+            return False
+        return now - self._last_error[worker] < min(2.0**errors, LONGEST_REST)
+
+    def _is_for_others(self, shard: int, worker: str, now: float) -> bool:
+        """Whether the shard is for now left to other workers: it raised on this one, whose fault that may be."""
+        state = self._shards.get(shard)
+        if state is None or worker not in state.failed_on or not self._others_fare_better(worker):
+            return False
+        return now - state.failed_on[worker] < max(LEAST_REST, self._median() or 0.0)
+
+    def _others_fare_better(self, worker: str) -> bool:
+        return any(not errors for other, errors in self._errors_in_a_row.items() if other != worker)
+
+    def _late(self, worker: str, now: float) -> int | None:
         """The shard that one worker has held longest, if that is longer than shards usually take.
 
         By then another worker would probably be done sooner, and whoever stores the shard first wins. Without it a slow,
@@ -176,36 +234,35 @@ class ShardQueue:
             (since, shard)
             for shard, state in self._shards.items()
             if len(state.holders) == 1
+            and len(state.causes) + 1
+            < TRIES  # with the one under way: a deadly shard must not go on for ever
+            and not self._is_for_others(shard, worker, now)
             for since in state.holders.values()
             if now - since >= usual
         ]
         return min(held)[1] if held else None
 
-    def _fail(self, worker: str, shard: int, cause: str) -> Failure | None:
-        """Ends a lease and counts a try; None where the shard was given up already."""
+    def _fail(self, worker: str, shard: int, cause: str) -> Failure:
+        """Ends a lease and counts a try."""
         state = self._shards[shard]
         del state.holders[worker]
-        if shard in self.lost:
-            return None
         state.causes.append(cause)
-        failures = len(state.causes)
-        self._failed_in_a_row.add(shard)
-        if failures >= TRIES:
-            self._open.discard(shard)
-            self.lost[shard] = cause
-        else:
-            self._waiting.append(shard)
-        if len(self._failed_in_a_row) >= HOPELESS:
-            self.stop(f"{HOPELESS} different shards failed one after the other, the last because of: {cause}")
-        return Failure(shard, failures, cause)
+        if not state.holders:  # else another worker is still at it, and may be about to finish
+            if len(state.causes) >= TRIES:
+                self._open.discard(shard)
+                self.lost[shard] = cause
+            else:
+                self._waiting.append(shard)
+        return Failure(shard, len(state.causes), cause)
 
     def _median(self) -> float | None:
         return self._seconds[len(self._seconds) // 2] if self._seconds else None
 
-    def _seconds_allowed(self, state: _Shard) -> float:
+    def _seconds_allowed(self) -> float:
         if self._deadline is not None:
             return self._deadline
         usual = self._median()
-        if usual is None:  # nothing tells a slow job from a stuck one yet: each try may take twice as long
-            return LEAST_DEADLINE * 2 ** len(state.causes)
-        return max(LEAST_DEADLINE, DEADLINE_IN_MEDIANS * usual)
+        if usual is not None:
+            return max(LEAST_DEADLINE, DEADLINE_IN_MEDIANS * usual)
+        # Nothing tells a slow job from a stuck one yet: each time that all have timed out, all may take twice as long.
+        return LEAST_DEADLINE * 2 ** min(self._timeouts // max(len(self._processes), 1), MOST_DOUBLINGS)

@@ -21,14 +21,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ray_dit.config import EncodeConfig, GenerateConfig, ShardsConfig
-from ray_dit.errors import UserError, first_message
+from ray_dit.errors import StoreFailure, UserError, first_message
 from ray_dit.ledger.job import HashAlarm, Job, RunRecord
 from ray_dit.ledger.maintenance import repair
 from ray_dit.runtime.progress import Advance, progress
-from ray_dit.runtime.session import debugging, ray_session
+from ray_dit.runtime.session import check_resources, debugging, ray_session
 from ray_dit.runtime.shard_queue import STARTS, TRIES, Failure, ShardQueue, Turn
 from ray_dit.storage.store import Store
 
+ERRORS = 2
+"""Errors in a row after which an actor goes on in a new process."""
 PAUSE = 0.2
 """Seconds after which an idle actor asks again, and the driver looks at what has happened."""
 SHOWN = 3
@@ -116,20 +118,21 @@ def make_shards(
     missing = _missing(job, len(work.sizes))
     total = sum(work.sizes)
     before = after = total - sum(work.sizes[shard] for shard in missing)
-    run = job.run({"what": work.what, "actors": config.actors, "device": "gpu" if gpus else "cpu"})
     outcome = Outcome()
-    if missing:
-        with progress(work.what, total, work.unit, done=before) as advance:
-            watch = _Watch(work, run, advance, done=before)
-            arguments = {"job": job, "build": build, "set_up": set_up, "threads": config.threads}
-            outcome = _fan_out(ray, config, missing, arguments, watch, gpus)
-            after = watch.done
-    run.end(
-        **{work.unit: after - before, "shards": sum(outcome.made), "shards_by_actor": outcome.made},
-        failed=sorted(outcome.lost),
-    )
-    if outcome.lost or outcome.stopped:
-        raise UserError(_complaint(outcome, job, work, run))
+    with job.run({"what": work.what, "actors": config.actors, "device": "gpu" if gpus else "cpu"}) as run:
+        if missing:
+            check_resources(ray, config, cpus=config.threads, gpus=gpus)
+            with progress(work.what, total, work.unit, done=before) as advance:
+                watch = _Watch(work, run, advance, done=before)
+                arguments = {"job": job, "build": build, "set_up": set_up, "threads": config.threads}
+                outcome = _fan_out(ray, config, missing, arguments, watch, gpus)
+                after = watch.done
+        run.end(
+            **{work.unit: after - before, "shards": sum(outcome.made), "shards_by_actor": outcome.made},
+            failed=sorted(outcome.lost),
+        )
+        if outcome.lost or outcome.stopped or not outcome.over:
+            raise UserError(_complaint(outcome, job, work, run))
 
 
 def all_markers(job: Job, num_shards: int) -> Iterator[dict[str, Any]]:
@@ -150,13 +153,17 @@ def repair_shards(config: EncodeConfig | GenerateConfig, job: Job, build: Callab
     """
     gpus = 1 if config.use_gpu else 0
     with ray_session(config) as ray:
+        check_resources(ray, config, cpus=config.threads, gpus=gpus)
         maker = ray.remote(num_cpus=config.threads, num_gpus=gpus)(_Maker).remote(build, config.threads)
 
         def rebuild(_: Store, marker: dict[str, Any]) -> bytes:
             if "shard" not in marker:
                 where = job.store.where(marker["key"])
                 raise UserError(f"{where} is damaged and no shard: run the job in another folder")
-            return ray.get(maker.rebuild.remote(marker["shard"]))
+            data, error = ray.get(maker.rebuild.remote(marker["shard"]))
+            if error is not None:
+                raise UserError(error)
+            return data
 
         for problem in repair(job.store, rebuild):
             print(f"repaired {problem}")
@@ -167,10 +174,16 @@ class _Maker:
 
     def __init__(self, build: Callable[[], ShardMaker], threads: int) -> None:
         set_up_torch(threads)
-        self._maker = build()
+        self._build = build
+        self._maker: ShardMaker | None = None
 
-    def rebuild(self, shard: int) -> bytes:
-        return make_shard(self._maker, shard).data
+    def rebuild(self, shard: int) -> tuple[bytes, str | None]:
+        """The shard's bytes, or the message of a user's error, which Ray would wrap if it were raised."""
+        try:
+            self._maker = self._maker or self._build()
+            return make_shard(self._maker, shard).data, None
+        except UserError as error:
+            return b"", str(error)
 
 
 @dataclass(frozen=True)
@@ -183,6 +196,8 @@ class Outcome:
     """Shards that failed in all their tries, with the cause of the last one."""
     stopped: str | None = None
     """Why it ended before all shards had been tried."""
+    over: bool = True
+    """Whether it was the coordinator that ended it."""
 
 
 @dataclass(frozen=True)
@@ -213,34 +228,41 @@ class Coordinator:
 
         False where all is over, so that it need not load a model.
         """
+        if self._queue.over:
+            return False
         self._handles[worker] = handle
         self._failures += [(failure, "") for failure in self._queue.join(worker, process)]
         return not self._queue.over
 
     def take(self, worker: str) -> Turn:
-        """What the actor shall do."""
+        """The actor's next turn. Asking twice does no harm: a worker holds one shard."""
         return self._queue.take(worker, time.monotonic())
 
-    def finish(self, worker: str, shard: int) -> Turn:
-        """The shard and its marker are stored; what the actor shall do next."""
+    def finish(self, worker: str, shard: int) -> None:
+        """The shard and its marker are stored."""
         if self._queue.finish(worker, shard, time.monotonic()):
             self._finished.append(shard)
-        return self.take(worker)
 
-    def fail(self, worker: str, shard: int, cause: str, trace: str) -> Turn:
-        """A try raised; what the actor shall do next."""
-        failure = self._queue.fail(worker, shard, cause)
+    def fail(self, worker: str, shard: int, cause: str, trace: str) -> None:
+        """A try raised."""
+        failure = self._queue.fail(worker, shard, cause, time.monotonic())
         if failure is not None:
             self._failures.append((failure, trace))
-        return self.take(worker)
 
-    def note_start_error(self, cause: str, trace: str) -> None:
-        """An actor could not load its model, for a reason that need not hold for the next process."""
+    def fail_to_start(self, cause: str, trace: str, *, for_all: bool) -> bool:
+        """An actor could not load its model; True where that ends the job.
+
+        It does at once where the reason holds ``for_all``, such as a model that is not there, and none has ever been ready.
+        """
+        if for_all and not self._queue.ready:
+            self._queue.stop(cause)
+            return True
         self._queue.note_start_error(cause)
         self._start_errors.append((cause, trace))
+        return False
 
     def stop(self, why: str) -> None:
-        """Nobody can do this job: no more shards are handed out."""
+        """No more shards are handed out."""
         self._queue.stop(why)
 
     def news(self) -> News:
@@ -254,7 +276,8 @@ class Coordinator:
 
     def outcome(self) -> Outcome:
         """How things stand."""
-        return Outcome(list(self._queue.made.values()), dict(self._queue.lost), self._queue.stopped)
+        queue = self._queue
+        return Outcome(list(queue.made.values()), dict(queue.lost), queue.stopped, queue.over)
 
     def handles(self) -> list[Any]:
         """All actors that ever joined."""
@@ -262,7 +285,7 @@ class Coordinator:
 
 
 class _Actor:
-    """What Ray Data makes one of per actor: pulls shards, makes them, and reports how it went.
+    """Ray Data's callable class, one instance per actor: pulls shards, makes them, and reports how it went.
 
     Nothing that a shard raises reaches Ray, which would try a whole task again without end.
     """
@@ -277,39 +300,41 @@ class _Actor:
     ) -> None:
         import ray
 
-        set_up(threads)
         context = ray.get_runtime_context()
         self._get, self._coordinator, self._job = ray.get, coordinator, job
         self._id = context.get_actor_id()
+        self._errors_in_a_row = 0
         self._maker: ShardMaker | None = None
+        # First of all, so that whatever ends this process from now on is noticed when the next one joins.
         if not self._get(coordinator.join.remote(self._id, uuid.uuid4().hex, context.current_actor)):
             return
         try:
+            set_up(threads)
             self._maker = build()
-        except UserError as error:  # holds for every actor
-            self._get(coordinator.stop.remote(str(error)))
-        except (
-            Exception
-        ) as error:  # may be this process's or machine's: Ray starts the actor again in a new process
-            cause = f"{type(error).__name__}: {error}"
-            self._get(coordinator.note_start_error.remote(cause, traceback.format_exc()))
-            os._exit(1)
+        except Exception as error:
+            # A storage that does not answer now may do so in a minute; other errors of users will not go away.
+            for_all = isinstance(error, UserError) and not isinstance(error, StoreFailure)
+            report = coordinator.fail_to_start.remote(_cause(error), traceback.format_exc(), for_all=for_all)
+            if not self._get(report):
+                self._start_again()
 
     def __call__(self, _: dict[str, Any]) -> Iterator[dict[str, list[int]]]:
         """Works until nothing is left; yields the number of each finished shard at once, and -1 at the very end."""
-        turn: Turn = self._get(self._coordinator.take.remote(self._id))
-        while not turn.over:
+        while not (turn := self._take()).over:
             if turn.shard is None:
                 time.sleep(PAUSE)
-                turn = self._get(self._coordinator.take.remote(self._id))
-                continue
-            shard = turn.shard
-            turn = self._get(self._make(shard))
-            yield {"shard": [shard]}
+            elif self._make(turn.shard):
+                self._coordinator.finish.remote(self._id, turn.shard)
+                # The next shard is taken after this row has left: the driver may be slow to take rows, and the deadline
+                # of a shard must not run meanwhile.
+                yield {"shard": [turn.shard]}
         yield {"shard": [-1]}
 
-    def _make(self, shard: int) -> Any:
-        """Makes and stores a shard; the pending answer of the coordinator that was told how it went."""
+    def _take(self) -> Turn:
+        return self._get(self._coordinator.take.remote(self._id))
+
+    def _make(self, shard: int) -> bool:
+        """Makes and stores a shard; False where that failed, which is reported."""
         assert self._maker is not None, "a coordinator that was stopped hands out no shards"
         name = shard_name(shard)
         try:
@@ -318,11 +343,24 @@ class _Actor:
                 self._job.put(name, made.key, made.data, {"shard": shard, **made.facts})
         except HashAlarm as alarm:
             self._get(self._coordinator.stop.remote(str(alarm)))
-            return self._coordinator.take.remote(self._id)
+            return False
         except Exception as error:
-            cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            return self._coordinator.fail.remote(self._id, shard, cause, traceback.format_exc())
-        return self._coordinator.finish.remote(self._id, shard)
+            self._get(self._coordinator.fail.remote(self._id, shard, _cause(error), traceback.format_exc()))
+            self._errors_in_a_row += 1
+            # A process in which CUDA has failed once fails for ever, and fails fast.
+            if self._errors_in_a_row >= ERRORS and not isinstance(error, UserError):
+                self._start_again()
+            return False
+        self._errors_in_a_row = 0
+        return True
+
+    def _start_again(self) -> None:
+        """Ends this process; Ray starts the actor in a new one."""
+        os._exit(1)
+
+
+def _cause(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 @dataclass
@@ -333,24 +371,31 @@ class _Watch:
     run: RunRecord
     advance: Advance
     done: int
+    recording: bool = True
 
     def look(self, ray: Any, coordinator: Any) -> None:
         """Takes in what has happened since the last look."""
         news: News = ray.get(coordinator.news.remote())
         for handle in news.stuck:  # also works on a stopped process; Ray starts it again
-            ray.kill(handle, no_restart=False)
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(handle, no_restart=False)
+        self.done += sum(self.work.sizes[shard] for shard in news.finished)
+        with contextlib.suppress(OSError):  # nobody may be reading standard error any more
+            self.advance(self.done)
         for failure, trace in news.failures:
             which = f"shard {failure.shard} failed (try {failure.failures} of {TRIES})"
             self._report(which, failure.cause, trace, {"shard": failure.shard, "try": failure.failures})
         for cause, trace in news.start_errors:
             self._report("an actor could not start", cause, trace, {})
-        self.done += sum(self.work.sizes[shard] for shard in news.finished)
-        self.advance(self.done)
 
     def _report(self, what: str, cause: str, trace: str, facts: dict[str, int]) -> None:
-        print(f"{self.work.what}: {what}: {cause}", file=sys.stderr)
-        with contextlib.suppress(UserError):  # a record that storage refuses must not end the watch
-            self.run.event(what, cause=cause, traceback=trace, **facts)
+        with contextlib.suppress(OSError):
+            print(f"{self.work.what}: {what}: {cause}", file=sys.stderr)
+        if self.recording:
+            try:
+                self.run.event(what, cause=cause, traceback=trace, **facts)
+            except UserError:  # storage refuses, or stays silent for minutes: the watch must go on
+                self.recording = False
 
 
 @contextlib.contextmanager
@@ -360,7 +405,8 @@ def _watched(ray: Any, coordinator: Any, watch: _Watch) -> Iterator[None]:
 
     def keep_looking() -> None:
         while not ended.wait(PAUSE):
-            watch.look(ray, coordinator)
+            with contextlib.suppress(ray.exceptions.RayError):  # the driver meets it too, and says so
+                watch.look(ray, coordinator)
 
     thread = threading.Thread(target=keep_looking, daemon=True)
     thread.start()
@@ -368,7 +414,7 @@ def _watched(ray: Any, coordinator: Any, watch: _Watch) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(timeout=10)
+        thread.join()
     watch.look(ray, coordinator)
 
 
@@ -379,13 +425,14 @@ def _fan_out(
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    coordinator = ray.remote(num_cpus=0, scheduling_strategy=here)(Coordinator).remote(
+    # Calls that a network fault interrupts are repeated, which does no harm.
+    coordinator = ray.remote(num_cpus=0, max_task_retries=-1, scheduling_strategy=here)(Coordinator).remote(
         shards, config.shard_deadline
     )
     actors = min(config.actors, len(shards))
     with ray.data.DataContext.current(_data_context(ray, actors)):
         # A slot is an input block for Ray Data to give to an actor, which then works until the job is over. Twice as many
-        # as actors, so that one that is lost for good does not take the last one along.
+        # as actors: the last row of an actor that was restarted may be dropped, and a spare slot yields it again.
         slots = 2 * actors
         rows = (
             ray.data.from_items([{"slot": slot} for slot in range(slots)], override_num_blocks=slots)
@@ -408,13 +455,21 @@ def _fan_out(
         except ray.exceptions.RayError as error:
             raise UserError(
                 f"Ray gave up the actors of {watch.work.what}: {first_message(error)}; what is finished stays, and the same "
-                "command goes on there"
+                "command continues from it"
             ) from error
         finally:
-            # The job is over, but actors may still be busy: with a shard that another one made first, or for ever.
-            for handle in ray.get(coordinator.handles.remote()):
-                ray.kill(handle)
+            _end(ray, coordinator)
             del rows
+
+
+def _end(ray: Any, coordinator: Any) -> None:
+    """Ends the actors, which may still be busy: with a shard that another one made first, or for ever."""
+    with contextlib.suppress(ray.exceptions.RayError):
+        for handle in ray.get(coordinator.handles.remote()):
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(handle)
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.kill(coordinator)  # last: an actor that is still starting can't join any more, and ends
 
 
 def _data_context(ray: Any, actors: int) -> Any:
@@ -427,8 +482,6 @@ def _data_context(ray: Any, actors: int) -> Any:
     context.target_max_block_size = 1  # bytes: a row leaves the actor as soon as it is yielded
     context.execution_no_progress_timeout_s = -1  # a shard may take hours; deadlines are the coordinator's
     context.max_consecutive_actor_init_deaths = STARTS * actors - 1  # by default one death would end the job
-    # one task in flight per actor is full use of it: the default, above 1, would never let a pool grow
-    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     for handler in logging.getLogger("ray.data").handlers:  # set up when ray.data is imported, so not before
         if getattr(handler, "stream", None) is sys.stderr:
             handler.setLevel(logging.ERROR if debugging() else logging.CRITICAL)
@@ -439,6 +492,8 @@ def _complaint(outcome: Outcome, job: Job, work: Work, run: RunRecord) -> str:
     """The sentence that ends a job of which something is missing."""
     if outcome.stopped and not outcome.lost:
         return outcome.stopped
+    if not outcome.lost:
+        return f"the actors of {work.what} ended before all was made; what is finished stays, and the same command goes on"
     shown = "; ".join(f"shard {shard}: {cause}" for shard, cause in sorted(outcome.lost.items())[:SHOWN])
     more = f" and {len(outcome.lost) - SHOWN} more" if len(outcome.lost) > SHOWN else ""
     early = f", and the rest was not tried: {outcome.stopped}" if outcome.stopped else ""

@@ -18,7 +18,7 @@ from ray_dit.folders.images import PLAN_KEY, BadImage, ImagePlan, check_bad, loa
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.ledger.job import Job
-from ray_dit.runtime.session import check_resources, ray_session
+from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import (
     Made,
     ShardMaker,
@@ -60,7 +60,6 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
         job.put_plain(f"vae/{name}", data)
     sizes = shard_sizes(len(plan.keys), config.shard_size)
     with ray_session(config) as ray:
-        check_resources(ray, config, cpus=config.threads, gpus=1 if config.use_gpu else 0)
         make_shards(ray, config, job, build, Work(STAGE, "pictures", sizes), gpus=1 if config.use_gpu else 0)
     return _finish(config, plan, job, len(sizes), vae)
 

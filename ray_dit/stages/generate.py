@@ -21,7 +21,7 @@ from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import MODEL_STAGE
 from ray_dit.formats.registry import output_format
 from ray_dit.ledger.job import Job, manifest_sha256, read_manifest
-from ray_dit.runtime.session import check_resources, ray_session
+from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import (
     Made,
     ShardMaker,
@@ -81,7 +81,6 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     if manifest is not None:
         return manifest
     with ray_session(config) as ray:
-        check_resources(ray, config, cpus=config.threads, gpus=1 if config.use_gpu else 0)
         sizes = shard_sizes(plan.num_images, plan.shard_size)
         make_shards(ray, config, job, build, Work(STAGE, "images", sizes), gpus=1 if config.use_gpu else 0)
     return _finish(job, plan, folder, sampler)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_dit.runtime.shard_queue import HOPELESS, LEAST_DEADLINE, STARTS, TRIES, ShardQueue, Turn
+from ray_dit.runtime.shard_queue import HOPELESS, LEAST_DEADLINE, LEAST_REST, STARTS, TRIES, ShardQueue, Turn
 
 OVER = Turn(over=True)
 ASK_AGAIN = Turn()
@@ -22,12 +22,22 @@ def queue(shards: int, *, workers: str = "ab", deadline: float | None = None) ->
 
 def test_each_worker_gets_what_nobody_has_begun() -> None:
     shards = queue(3)
-    assert [shards.take(worker, 0).shard for worker in "aba"] == [0, 1, 2]
-    for worker, shard in (("a", 0), ("b", 1)):
-        assert shards.finish(worker, shard, 1) and not shards.over
-    assert shards.finish("a", 2, 1)
-    assert shards.over and shards.take("b", 1) == OVER
+    assert [shards.take(worker, 0).shard for worker in "ab"] == [0, 1]
+    assert shards.finish("a", 0, 1) and shards.take("a", 1).shard == 2
+    assert shards.finish("b", 1, 1) and not shards.over
+    assert shards.finish("a", 2, 2)
+    assert shards.over and shards.take("b", 2) == OVER
     assert shards.made == {"a": 2, "b": 1}
+
+
+def test_a_worker_that_asks_again_holds_nothing() -> None:
+    """The answer that gave it a shard was lost on the way, and is no failed try."""
+    shards = queue(2)
+    assert shards.take("a", 0).shard == 0 and shards.take("a", 1).shard == 0
+    assert shards.take("b", 1).shard == 1
+    shards.finish("a", 0, 2)
+    shards.finish("b", 1, 2)
+    assert shards.over and shards.made == {"a": 1, "b": 1}
 
 
 def test_a_worker_that_joins_late_gets_its_share() -> None:
@@ -54,11 +64,48 @@ def test_a_shard_is_tried_three_times_after_those_that_wait_and_then_given_up() 
         if shard == 1:
             shards.finish("a", 1, 1)
         else:
-            failure = shards.fail("a", 0, f"cause {len(tried)}")
+            failure = shards.fail("a", 0, f"cause {len(tried)}", 0)
             assert failure is not None and failure.failures == tried.count(0)
     assert tried == [0, 1, 0, 0] and TRIES == 3
     assert shards.lost == {0: "cause 4"} and shards.over and shards.stopped is None
     assert shards.made == {"a": 1}
+
+
+def test_a_shard_that_raised_on_a_worker_is_left_to_the_others_for_a_while() -> None:
+    shards = queue(2, workers="abc")
+    assert [shards.take(worker, 0).shard for worker in "ab"] == [0, 1]
+    shards.fail("a", 0, "CUDA error", 0)
+    assert shards.take("a", LEAST_REST - 0.1) == ASK_AGAIN
+    assert shards.take("a", LEAST_REST).shard == 0, "the others may be busy for long, or gone for good"
+    shards.fail("a", 0, "CUDA error", LEAST_REST)
+    assert shards.take("c", LEAST_REST).shard == 0
+
+
+def test_a_shard_that_raises_on_all_is_tried_at_once() -> None:
+    shards = queue(1)
+    for worker in "aba":
+        assert shards.take(worker, 0).shard == 0
+        shards.fail(worker, 0, "not a number", 0)
+    assert shards.lost.keys() == {0}
+
+
+def test_one_broken_worker_loses_nothing() -> None:
+    shards = ShardQueue(range(100))
+    for worker in ("broken", "b", "c", "d"):
+        shards.join(worker, "only")
+    due: list[tuple[float, str]] = [(0.0, worker) for worker in ("broken", "b", "c", "d")]
+    held: dict[str, int] = {}
+    while not shards.over:
+        now, worker = heapq.heappop(due)
+        if worker in held:
+            shards.finish(worker, held.pop(worker), now)
+        turn = shards.take(worker, now)
+        if turn.shard is not None and worker == "broken":
+            shards.fail(worker, turn.shard, "CUDA error", now)
+        elif turn.shard is not None:
+            held[worker] = turn.shard
+        heapq.heappush(due, (now + (0.1 if worker == "broken" else 60.0), worker))
+    assert shards.stopped is None and not shards.lost and sum(shards.made.values()) == 100
 
 
 def test_the_deadline_is_a_setting() -> None:
@@ -72,7 +119,7 @@ def test_the_deadline_is_a_setting() -> None:
         and "--shard-deadline" in failure.cause
     )
     assert shards.take("b", 15).shard == 0
-    assert shards.fail("a", 0, "killed") is None  # it holds nothing any more
+    assert shards.fail("a", 0, "killed", 15) is None  # it holds nothing any more
 
 
 @pytest.mark.parametrize("seconds, allowed", [(1, LEAST_DEADLINE), (60, 20 * 60)])
@@ -86,36 +133,49 @@ def test_by_default_the_deadline_follows_the_median(seconds: float, allowed: flo
     assert shards.overdue(allowed + 1)[0] == ["a"]
 
 
-def test_where_nothing_is_finished_yet_each_try_may_take_twice_as_long() -> None:
-    shards = queue(1, workers="a")
-    for number in range(TRIES):
-        shards.take("a", 0)
-        assert shards.overdue(LEAST_DEADLINE * 2**number) == ([], [])
-        assert shards.overdue(LEAST_DEADLINE * 2**number + 1)[0] == ["a"]
-    assert shards.lost.keys() == {0}
+def test_a_job_of_slow_shards_is_not_taken_for_a_stuck_one() -> None:
+    """Nothing is finished yet, and all have timed out: all may take twice as long, and then twice as long again."""
+    shards = queue(500, workers="abcd")
+    now, seconds, ended = 0.0, 50 * 60.0, 0
+    while not any(shards.made.values()):
+        held = {worker: shards.take(worker, now).shard for worker in "abcd"}
+        assert None not in held.values() and shards.stopped is None and not shards.lost
+        allowed = LEAST_DEADLINE * 2**ended
+        if allowed >= seconds:
+            for worker, shard in held.items():
+                shards.finish(worker, shard or 0, now + seconds)
+            break
+        assert shards.overdue(now + allowed) == ([], [])
+        now += allowed + 1
+        assert sorted(shards.overdue(now)[0]) == list("abcd")
+        ended += 1
+        for worker in "abcd":
+            assert shards.take(worker, now) == ASK_AGAIN  # its process is being ended
+            shards.join(worker, f"process {ended}")
+    assert ended == 2 and shards.take("a", now + seconds).shard is not None
 
 
 def test_a_worker_that_finishes_past_its_deadline_has_finished() -> None:
-    shards = queue(3, deadline=4)
+    shards = queue(2, workers="abc", deadline=4)
     shards.take("a", 0)
     shards.overdue(5)
     assert shards.finish("a", 0, 6) and shards.made["a"] == 1
-    assert [shards.take("b", 6).shard for _ in range(2)] == [1, 2]
-    assert shards.take("a", 6).shard is None  # 0 waited to be tried again, and is not
-    assert shards.finish("b", 1, 7) and shards.finish("b", 2, 7) and shards.over
+    assert shards.take("b", 6).shard == 1
+    assert shards.take("c", 6).shard is None  # 0 waited to be tried again, and is not
+    assert shards.finish("b", 1, 7) and shards.over
 
 
 def test_two_that_are_stuck_with_the_same_shard_are_both_ended() -> None:
     shards = queue(2, workers="abc", deadline=4)
     shards.take("c", 0)
     shards.finish("c", 0, 1)
-    for now in (1, 10, 20):
-        shards.take("a", now)
-        if now < 20:
-            shards.overdue(now + 5)
-    assert shards.take("b", 22).shard == 1  # for the second time at the same time
-    workers, failures = shards.overdue(30)
-    assert workers == ["a", "b"] and [failure.failures for failure in failures] == [TRIES]
+    shards.take("a", 1)
+    shards.overdue(6)
+    shards.join("a", "second")
+    assert shards.take("a", 10).shard == shards.take("b", 12).shard == 1
+    assert shards.take("c", 14) == ASK_AGAIN  # two at it, and one has failed: three tries
+    workers, failures = shards.overdue(20)
+    assert workers == ["a", "b"] and [failure.failures for failure in failures] == [2, TRIES]
     assert shards.over and shards.lost.keys() == {1}
 
 
@@ -139,28 +199,48 @@ def test_an_idle_worker_does_again_what_another_holds_longer_than_usual() -> Non
     assert shards.take("idle", 11).shard == 2
     assert shards.take("another", 99) == ASK_AGAIN  # two are at each of them
     assert shards.finish("a", 1, 15) and not shards.finish("b", 1, 30)
-    assert shards.fail("b", 1, "late") is None
+    assert shards.fail("b", 1, "late", 30) is None
     assert shards.finish("c", 2, 30) and shards.over
     assert shards.made == {"a": 2, "b": 0, "c": 1}
 
 
-def test_a_try_that_fails_beside_another_leaves_the_shard_to_that_one() -> None:
-    shards = queue(2)
+@pytest.mark.parametrize("last", ["finishes", "fails"])
+def test_tries_that_fail_beside_another_leave_the_shard_to_that_one(last: str) -> None:
+    shards = queue(2, workers="abcd")
     shards.take("a", 0)
     shards.take("b", 0)
     shards.finish("a", 0, 1)
-    assert shards.take("a", 2).shard == 1
-    assert shards.fail("a", 1, "no memory") is not None
-    assert shards.finish("b", 1, 3) and shards.over and not shards.lost
+    for now, worker in enumerate("ac"):
+        assert shards.take(worker, 2 + now).shard == 1
+        assert shards.fail(worker, 1, "no memory", 2 + now) is not None
+    assert shards.take("d", 9) == ASK_AGAIN and not shards.over, "b may be about to finish"
+    if last == "finishes":
+        assert shards.finish("b", 1, 9) and not shards.lost
+    else:
+        shards.join("b", "another")
+        assert shards.lost.keys() == {1}
+    assert shards.over
 
 
 def test_a_job_in_which_nothing_works_ends_early() -> None:
-    shards = queue(10 * HOPELESS, workers="a")
+    shards = queue(10 * HOPELESS)
     for number in range(HOPELESS):
-        assert not shards.over
-        shards.fail("a", shards.take("a", 0).shard or 0, f"disk full {number}")
+        for worker in "ab":
+            assert not shards.over
+            shards.fail(worker, shards.take(worker, number).shard or 0, f"disk full {number}", number)
     assert shards.over and shards.take("a", 0) == OVER
     assert f"disk full {HOPELESS - 1}" in str(shards.stopped)
+
+
+def test_lost_machines_and_timeouts_are_no_sign_of_a_hopeless_job() -> None:
+    shards = queue(10 * HOPELESS, deadline=10)
+    for number in range(2 * HOPELESS):
+        for worker in "ab":
+            shards.take(worker, 100 * number)
+        shards.join("a", f"preempted {number}")
+        shards.overdue(100 * number + 50)
+        shards.join("b", f"ended {number}")
+    assert shards.stopped is None
 
 
 def test_a_few_bad_shards_do_not_end_it() -> None:
@@ -169,7 +249,7 @@ def test_a_few_bad_shards_do_not_end_it() -> None:
         shard = shards.take("a", number).shard
         assert shard is not None
         if number % 2:
-            shards.fail("a", shard, "bad")
+            shards.fail("a", shard, "bad", number)
         else:
             shards.finish("a", shard, number)
     assert shards.stopped is None
@@ -177,7 +257,7 @@ def test_a_few_bad_shards_do_not_end_it() -> None:
 
 def test_processes_that_never_get_ready_end_the_job() -> None:
     shards = queue(5)
-    shards.take("a", 0)  # it is ready
+    shards.take("a", 0)  # it is ready, and finishes nothing
     for number in range(STARTS * 2 - 1):
         shards.join("b", f"process {number}")
     assert shards.stopped is None
@@ -186,12 +266,15 @@ def test_processes_that_never_get_ready_end_the_job() -> None:
     assert str(shards.stopped).endswith("an actor could not start: no GPU")
 
 
-def test_a_process_that_gets_ready_forgives_those_before() -> None:
-    shards = queue(50)
-    for number in range(10 * STARTS):
+@pytest.mark.parametrize("forgiven_by", ["a process that gets ready", "a shard that is finished"])
+def test_starts_that_fail_now_and_then_do_not_end_it(forgiven_by: str) -> None:
+    shards = queue(100)
+    for number in range(20 * STARTS):
         shards.join("b", f"process {number}")
-        if number % STARTS == 0:
+        if number % STARTS == 0 and forgiven_by == "a process that gets ready":
             shards.take("b", 0)
+        elif number % STARTS == 0:
+            shards.finish("a", shards.take("a", 0).shard or 0, 1)
     assert shards.stopped is None
 
 
@@ -248,7 +331,8 @@ def test_whatever_happens_each_shard_is_finished_once_or_lost(steps: list[str], 
     finished: list[int] = []
     for now, step in enumerate(steps):
         worker = random.choice("abc")  # type: ignore[attr-defined]
-        if step == "take" and worker not in held:
+        if step == "take":
+            held.pop(worker, None)
             turn = shards.take(worker, 10.0 * now)
             if turn.shard is not None:
                 assert turn.shard not in finished
@@ -258,7 +342,7 @@ def test_whatever_happens_each_shard_is_finished_once_or_lost(steps: list[str], 
             if shards.finish(worker, shard, 10.0 * now):
                 finished.append(shard)
         elif step == "fail" and worker in held:
-            shards.fail(worker, held.pop(worker), "raised")
+            shards.fail(worker, held.pop(worker), "raised", 10.0 * now)
         elif step == "die":
             held.pop(worker, None)
             shards.join(worker, f"{now}")
@@ -266,5 +350,13 @@ def test_whatever_happens_each_shard_is_finished_once_or_lost(steps: list[str], 
             shards.overdue(10.0 * now)
         assert len(finished) == len(set(finished)) == sum(shards.made.values())
         assert not set(finished) & shards.lost.keys()
-    if shards.over and shards.stopped is None:
-        assert set(finished) | shards.lost.keys() == set(range(6))
+    for now in range(1000):  # two good workers bring it to its end, whatever has happened
+        for worker in ("good", "better"):
+            turn = shards.take(worker, 1e6 + 100.0 * now)
+            if turn.shard is not None and shards.finish(worker, turn.shard, 1e6 + 100.0 * now):
+                finished.append(turn.shard)
+        shards.overdue(1e6 + 100.0 * now)
+        if shards.over:
+            break
+    assert shards.over and shards.stopped is None
+    assert set(finished) | shards.lost.keys() == set(range(6)) and not set(finished) & shards.lost.keys()

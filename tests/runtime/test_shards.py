@@ -1,6 +1,7 @@
 """The fan-out on a real Ray: everyone works, and shards that raise, kill, stop or hang cost themselves and nothing else."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from ray_dit.ledger.job import Job
 from ray_dit.runtime.shard_queue import TRIES
 from ray_dit.runtime.shards import Work, make_shards, shard_name, shard_sizes
 from ray_dit.storage.local import LocalStore
-from ray_dit.storage.open import open_store
 from tests.support.shard_makers import SIZE, run
 
 DEADLINE = {"stop": 3.0, "hang": 3.0}
@@ -95,6 +95,34 @@ def test_a_shard_whose_process_is_lost_once_is_made(one_ray: Any, tmp_path: Path
 
 
 @pytest.mark.ray
+def test_a_hash_alarm_ends_the_job_at_once(one_ray: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^other bytes came out$"):
+        run(one_ray, tmp_path, 200, actors=2, seconds=0.1, poison={5: "alarm"})
+    assert len(made(tmp_path)) < 100
+
+
+@pytest.mark.ray
+def test_what_no_actor_can_do_is_said_once(one_ray: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="^there is no model here$"):
+        run(one_ray, tmp_path, 6, actors=2, start="refuse")
+
+
+@pytest.mark.ray
+def test_more_actors_than_there_is_room_for(one_ray: Any, tmp_path: Path) -> None:
+    run(one_ray, tmp_path, 20, actors=9, seconds=0.1)
+    assert made(tmp_path) == expected(range(20))
+
+
+@pytest.mark.ray
+def test_no_actor_outlives_its_job(one_ray: Any, tmp_path: Path) -> None:
+    run(one_ray, tmp_path, 3, actors=2, start="late-second")
+    end = time.monotonic() + 60
+    while one_ray.available_resources().get("CPU") != one_ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < end, "an actor that was still starting keeps its CPU"
+        time.sleep(0.5)
+
+
+@pytest.mark.ray
 def test_a_process_that_dies_while_it_loads_is_started_again(one_ray: Any, tmp_path: Path) -> None:
     run(one_ray, tmp_path, 6, actors=1, start="kill-first")
     assert made(tmp_path) == expected(range(6))
@@ -147,14 +175,3 @@ def test_a_resume_reads_no_marker(tmp_path: Path) -> None:
 
 def test_shards_are_full_but_the_last() -> None:
     assert shard_sizes(10, 4) == [4, 4, 2] and shard_sizes(8, 4) == [4, 4] and shard_sizes(0, 4) == []
-
-
-def test_the_folder_of_a_job_without_shards_is_left_alone(tmp_path: Path) -> None:
-    job = Job.open(open_store(str(tmp_path)), "generate", {})
-    make_shards(
-        None,
-        ShardsConfig(output=str(tmp_path)),
-        job,
-        lambda: pytest.fail("no shards"),
-        Work("test", "images", []),
-    )

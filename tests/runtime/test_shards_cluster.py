@@ -43,6 +43,7 @@ def run_and(folder: Path, after: int, act: Callable[[], Any]) -> None:
         while len(list((folder / "out/_markers").glob("*"))) < after and not job.done():
             time.sleep(0.1)
         act()
+        assert not job.done(), "it ended before anything happened to it"
         job.result()
 
 

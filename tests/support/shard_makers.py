@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ray_dit.config import ShardsConfig
-from ray_dit.ledger.job import Job
+from ray_dit.errors import UserError
+from ray_dit.ledger.job import HashAlarm, Job
 from ray_dit.runtime.shards import Made, ShardMaker, Work, make_shards
 from ray_dit.storage.open import open_store
 
@@ -32,16 +33,20 @@ class Build:
     together: int = 1
     """Actors that must have started before any of them makes a shard."""
     poison: dict[int, str] = field(default_factory=lambda: {})
-    """What happens in these shards: raise, kill, stop or hang."""
+    """What happens in these shards: raise, alarm, kill, stop or hang."""
     once: bool = False
     """Poison works in the first try only."""
     start: str = ""
-    """What happens while an actor starts: kill, raise; or kill-first, in the first start only."""
+    """What happens while an actor starts: kill, raise, or refuse, a user's error; kill-first and late-second: in that start."""
 
     def __call__(self) -> ShardMaker:
         number = _claim(Path(self.folder), "actor")
         if self.start == "raise":
             raise RuntimeError("no memory on the GPU")
+        if self.start == "refuse":
+            raise UserError("there is no model here")
+        if self.start == "late-second" and number == 1:
+            time.sleep(8)
         if self.start == "kill" or (self.start == "kill-first" and number == 0):
             os.kill(os.getpid(), signal.SIGKILL)
         while len(list(Path(self.folder).glob("actor-*"))) < self.together:
@@ -65,6 +70,8 @@ class Maker:
         if what and (_claim(Path(self._build.folder), f"poison{inputs}") == 0 or not self._build.once):
             if what == "raise":
                 raise ValueError("not a number")
+            if what == "alarm":
+                raise HashAlarm("other bytes came out")
             if what == "hang":
                 time.sleep(1000)
             os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGSTOP)
