@@ -1,0 +1,71 @@
+"""Ray Train around a worker: what it tries again, and what it tells the user instead."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ray_dit.errors import UserError
+from ray_dit.folders.checkpoints import checkpoint_key
+from ray_dit.ledger.job import Job
+from ray_dit.runtime.training.launch import run_training
+from ray_dit.storage.open import open_store
+from tests.runtime.training import regression
+from tests.runtime.training.regression import CONFIG, Regression, run
+
+pytestmark = pytest.mark.ray
+
+
+@dataclass
+class Dying(Regression):
+    """Its first worker dies in step 6, which the checkpoint of step 4 comes before; leaves a file each time it starts."""
+
+    folder: Path = Path()
+
+    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+        (self.folder / f"start-{len(list(self.folder.glob('start-*')))}").touch()
+        return super().setup(device, is_local_first)
+
+    def batch(self, positions: np.ndarray) -> torch.Tensor:
+        if 5 * CONFIG.batch_size in positions and len(list(self.folder.glob("start-*"))) == 1:
+            raise RuntimeError("dead")
+        return super().batch(positions)
+
+
+@dataclass
+class Refusing(Dying):
+    """Needs something of the user."""
+
+    def batch(self, positions: np.ndarray) -> torch.Tensor:
+        raise UserError("none of the pictures can be read: mount the disk")
+
+
+@pytest.fixture(scope="module")
+def ray(one_ray: Any) -> Any:
+    """A Ray whose workers, which cannot import the tests, are sent the tasks' code."""
+    for module in (regression, sys.modules[__name__]):
+        one_ray.cloudpickle.register_pickle_by_value(module)
+    return one_ray
+
+
+def train(ray: Any, folder: Path, task: Regression) -> None:
+    run_training(ray, CONFIG, Job.open(open_store(str(folder)), "train", {"test": True}), task, "train")
+
+
+def test_workers_that_die_are_started_again_and_go_on_from_the_checkpoint(ray: Any, tmp_path: Path) -> None:
+    train(ray, tmp_path / "dying", Dying(folder=tmp_path))
+    assert len(list(tmp_path.glob("start-*"))) == 2
+    run(tmp_path / "whole")
+    for key in (checkpoint_key(4), checkpoint_key(8), "picture-4", "picture-8"):
+        assert open_store(str(tmp_path / "dying")).get(key) == open_store(str(tmp_path / "whole")).get(key)
+
+
+def test_what_the_user_must_change_is_said_and_not_tried_again(ray: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="mount the disk"):
+        train(ray, tmp_path / "run", Refusing(folder=tmp_path))
+    assert len(list(tmp_path.glob("start-*"))) == 1
