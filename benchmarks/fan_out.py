@@ -125,7 +125,7 @@ def measure(ray: Any, case: Case) -> dict[str, Any]:
     return {
         "seconds": round(seconds, 2),
         "ideal": round(best, 2),
-        "ratio": round(seconds / best, 3) if best else None,
+        "ratio": round(seconds / best, 3) if case.seconds else None,  # empty shards have no ideal
         "shards_per_second": round(case.shards / seconds, 1),
         "shards_by_actor": counts,
         "tail": round(last - min(end for end in ends if end), 2),

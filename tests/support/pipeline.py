@@ -16,7 +16,7 @@ import sys
 from ray_dit import cli
 from jobs.demo import relocated
 for stage in sys.argv[3].split(","):
-    command = cli.commands()[stage]
+    command = cli.COMMANDS[stage]
     command.run(relocated(cli.parse(stage, command.config, ["--config", sys.argv[1]]), sys.argv[2]))
     print("done", stage, flush=True)
 """
