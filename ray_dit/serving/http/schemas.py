@@ -65,6 +65,8 @@ class ImageData(BaseModel):
 
 
 class InputTokensDetails(BaseModel):
+    """Always 0: images are made of class names, not of tokens."""
+
     image_tokens: int
     text_tokens: int
 
@@ -79,6 +81,8 @@ class Usage(BaseModel):
 
 
 class ImagesResponse(BaseModel):
+    """The images of one request, and the settings that made them."""
+
     created: int
     data: list[ImageData]
     background: Literal["opaque"]
@@ -107,27 +111,37 @@ class ModelData(BaseModel):
 
 
 class ModelList(BaseModel):
+    """The models served here."""
+
     object: Literal["list"]
     data: list[ModelData]
 
 
 class LabelData(BaseModel):
+    """A class of a model."""
+
     id: int
     name: str
     wordnet_id: str | None
 
 
 class LabelList(BaseModel):
+    """The classes of a model that match a search."""
+
     object: Literal["list"]
     data: list[LabelData]
     total: int = Field(description="Classes that match, of which `data` holds the first.")
 
 
 class Status(BaseModel):
+    """Whether requests are answered yet."""
+
     status: Literal["ok", "starting"]
 
 
 class ErrorDetail(BaseModel):
+    """What is wrong with a request, as OpenAI's API says it."""
+
     message: str
     type: str
     param: str | None
@@ -135,6 +149,8 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
+    """The body of every answer that is an error."""
+
     error: ErrorDetail
 
 
