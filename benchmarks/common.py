@@ -73,7 +73,7 @@ def timed(
 
 
 def in_turns(measure: Mapping[str, Callable[[int], float]], turns: int) -> dict[str, list[float]]:
-    """Each measurement's figures, by name; all once, and all again, each told the number of the turn.
+    """Each measurement's figures, by name; all once, and all again, each given the number of the turn.
 
     A machine that gets slower, or is shared for a while, then does so for all of them.
     """

@@ -11,7 +11,7 @@ sampler, hence differences are taken seed by seed. A line counts only for the mo
 measured with.
 
 Each run draws what there is so far: cost_of_quality.md and .svg beside the lines. One row evaluation is one
-row of a call of the network: a guided step takes two an image, a step outside the interval one.
+row of a call of the network: a guided step takes two per image, a step outside the interval one.
 """
 
 import hashlib
@@ -190,7 +190,7 @@ def control_cells(settings: Settings) -> list[Cell]:
 
 
 def rows_per_image(table: SamplerTable, guidance_scale: float) -> int:
-    """Row evaluations an image takes."""
+    """Row evaluations per image."""
     return len(table) + (int(table.guided.sum()) if guidance_scale != 1 else 0)
 
 
@@ -310,23 +310,23 @@ def classifier_of(weights: bytes, num_classes: int, settings: Settings) -> Class
 
 def real_truth(uri: str, settings: Settings) -> Truth:
     """Trains the judge and lets it look at the real images."""
-    pictures = plan_images(ImagesConfig(uri=uri, size=settings.size, heldout=settings.heldout))
-    images, labels = real_pictures(pictures, heldout=False)
-    num_classes = len(pictures.classes)
-    print(f"training the judge on {len(images)} pictures ...", flush=True)
+    plan = plan_images(ImagesConfig(uri=uri, size=settings.size, heldout=settings.heldout))
+    images, labels = real_images(plan, heldout=False)
+    num_classes = len(plan.classes)
+    print(f"training the judge on {len(images)} images ...", flush=True)
     judge = train_classifier(images, labels, num_classes, settings.classifier, settings.classifier_seed)
     train = FeatureStatistics.of(predict(judge.eval(), images)[1])
-    images, labels = real_pictures(pictures, heldout=True)
+    images, labels = real_images(plan, heldout=True)
     logits, features = predict(judge, images)
     counts = class_counts(torch.from_numpy(labels), logits.argmax(dim=1), num_classes)
     weights = bytes_of(judge.state_dict())
     return Truth(weights, train, FeatureStatistics.of(features), accuracy(counts), num_classes)
 
 
-def real_pictures(pictures: ImagePlan, *, heldout: bool) -> tuple[np.ndarray, np.ndarray]:
+def real_images(plan: ImagePlan, *, heldout: bool) -> tuple[np.ndarray, np.ndarray]:
     """Real images of one side of the split, and their labels."""
-    images, kept, _ = load_images(pictures, pictures.rows(heldout=heldout))
-    return images, pictures.labels[kept]
+    images, kept, _ = load_images(plan, plan.rows(heldout=heldout))
+    return images, plan.labels[kept]
 
 
 # ---- many cells, in processes of one thread each
@@ -393,7 +393,7 @@ def _start(model: str, truth: Truth, settings: Settings) -> None:
 
 
 def _follow_parent() -> None:
-    """A worker whose parent was killed would wait for its next task for ever."""
+    """A worker whose parent was killed would wait for its next task forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -601,17 +601,17 @@ def markdown(measured: Mapping[Cell, Measured], settings: Settings, truth: Truth
     lines = [
         "# Cost of quality",
         "",
-        f"Fréchet distance (FD) of {settings.num_samples} samples to the real training pictures, guidance "
+        f"Fréchet distance (FD) of {settings.num_samples} samples to the real training images, guidance "
         f"scale {settings.guidance_scale:g}, {settings.precision}; ± is half of the 95 % interval over "
         f"seeds. The difference is to the same solver at {settings.reference_steps} steps, seed by seed. "
-        f"Held-out real pictures ({truth.heldout.count}): FD "
+        f"Held-out real images ({truth.heldout.count}): FD "
         f"{frechet_distance(truth.train, truth.heldout):.4g}, {truth.heldout_accuracy:.1%} read right.",
     ]
     for interval in settings.guidance_intervals:
         where = "at every step" if interval is None else f"in time steps {interval[0]:g} to {interval[1]:g}"
         lines += ["", f"## Guided {where}", ""]
         lines += ["| sampler | steps | row evaluations | FD | difference | of the reference | within goal |"]
-        lines[-1] += " read right | CPU ms an image | seeds |"
+        lines[-1] += " read right | CPU ms per image | seeds |"
         lines += ["|---|--:|--:|--:|--:|--:|---|--:|--:|--:|"]
         lines += [_line(one, settings, seeds) for one in found if one.sampler.guidance_interval == interval]
     best = choice(found, settings)
@@ -682,7 +682,7 @@ def plot(found: Sequence[Outcome]) -> str:
     return chart(
         [
             Panel("steps", "Fréchet distance", lines(lambda one: one.sampler.num_inference_steps)),
-            Panel("row evaluations an image", "Fréchet distance", lines(lambda one: one.rows_per_image)),
+            Panel("row evaluations per image", "Fréchet distance", lines(lambda one: one.rows_per_image)),
         ]
     )
 
@@ -723,7 +723,7 @@ def main() -> None:
     """Measures what is still to do, or lists it, and draws what there is."""
     parser = argument_parser(__doc__)
     parser.add_argument("--model", required=True, help="model folder")
-    parser.add_argument("--images", required=True, help="the pictures it was trained on")
+    parser.add_argument("--images", required=True, help="the images it was trained on")
     parser.add_argument("--workers", type=int, default=2, help="processes, each of one thread")
     parser.add_argument("--hours", type=float, default=math.inf, help="begin no cell after so long")
     parser.add_argument("--quick", action="store_true", help="few samples, seeds and steps: measures nothing")

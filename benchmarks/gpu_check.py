@@ -6,7 +6,7 @@ since it reads tests/golden. It prints a line for each check and figure, writes 
 and ends with exit code 1 if a check fails. A part that raises is a failed check, and the others still run.
 
 *Checks* have a bound, all in float32 without TF32 unless their name says otherwise. *Figures* are throughput,
-peak memory and MFU: 2 FLOPs a multiply-accumulate (`core.dit.macs`), three times that in training, over the
+peak memory and MFU: 2 FLOPs per multiply-accumulate (`core.dit.macs`), three times that in training, over the
 rate of a large bfloat16 matrix product measured in the same run on the same device, and not over a data
 sheet's.
 
@@ -383,7 +383,7 @@ def training_step(
 
 
 def peak_rate(bench: Bench) -> float:
-    """FLOPs a second of a large bfloat16 matrix product."""
+    """FLOPs per second of a large bfloat16 matrix product."""
     n = bench.sizes.matrix
     a, b = (torch.randn(n, n, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
     rate = 2 * n**3 / bench.seconds(lambda: a @ b)

@@ -42,7 +42,7 @@ STEPS, MOST_IMAGES = (10, 20, 50), 4
 SHORT = {"n": 1, "num_inference_steps": 10}
 LONG = {"n": 10, "num_inference_steps": 250}
 MEAN_ROW_STEPS = float(2 * np.mean(STEPS) * np.mean(range(1, MOST_IMAGES + 1)))
-"""Rows of the network a request takes over all its steps; guided, so two an image and step."""
+"""Rows of the network a request takes over all its steps; guided, so two per image and step."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Arrival:
 
 
 def poisson(rate: float, seconds: float, seed: int) -> list[Arrival]:
-    """Arrivals of a Poisson process of so many requests a second."""
+    """Arrivals of a Poisson process of so many requests per second."""
     rng = np.random.default_rng(seed)
     times = np.cumsum(rng.exponential(1 / rate, size=int(rate * seconds * 2) + 20))
     return [
@@ -162,7 +162,7 @@ def counted_pipeline(
 
 
 def bulk_rate(pipeline: Any, counted: Counted, images: int, seconds: float) -> float:
-    """Rows a second of bulk generation, decoded.
+    """Rows per second of bulk generation, decoded.
 
     Batches are whole and of one kind, and nobody waits; it lasts ``seconds`` at least.
     """
@@ -316,7 +316,7 @@ async def open_loop(url: str, arrivals: Sequence[Arrival]) -> list[float]:
 
 
 async def saturate(url: str, rows: Any, seconds: float, concurrent: int, seed: int) -> float:
-    """Rows a second of the network while so many requests are always there; the first third is warm-up."""
+    """Rows per second of the network while so many requests are always there; the first third is warm-up."""
     rng = np.random.default_rng(seed)
     stop = asyncio.Event()
     async with _client() as client:
@@ -426,7 +426,7 @@ class Bench:
         before = machine()
         handle, url = self._serve_ours()
         points, seconds, max_rows = handle.curve.remote().result()
-        print(f"up to {max_rows} rows a step", flush=True)
+        print(f"up to {max_rows} rows per step", flush=True)
         base = self._serve_baseline(max_rows, wait=0.5)
         rates = self._throughputs(handle, base, max_rows)
         serve.delete("base")

@@ -101,7 +101,7 @@ def run_phase(name: str, uri: str, objects: int) -> dict[str, float]:
 
 
 def measured(name: str, uri: str, objects: int) -> dict[str, float]:
-    """The phase's seconds, objects a second and growth of memory."""
+    """The phase's seconds, objects per second and growth of memory."""
     store = open_store(uri)
     store.head("_job.json")  # connects
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()

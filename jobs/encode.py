@@ -4,7 +4,7 @@
         --images.uri s3://bucket/imagenet --images.size 256 \\
         --vae stabilityai/sd-vae-ft-ema --output s3://bucket/latents --actors 8 --use-gpu
 
-Hardware: a GPU an actor for Stable Diffusion's VAE. Expected: a manifest with as many rows as readable
+Hardware: a GPU per actor for Stable Diffusion's VAE. Expected: a manifest with as many rows as readable
 images; the unreadable ones are in quarantine.tsv. Submitting it again makes only what is missing.
 """
 

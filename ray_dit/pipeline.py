@@ -217,7 +217,7 @@ class Pipeline:
         images = self.vae.decode(raw)
         if not torch.isfinite(images).all():
             raise UserError(
-                f"{self.folder.store.uri} made pictures that are no numbers (NaN or infinite): its weights "
+                f"{self.folder.store.uri} made images that are no numbers (NaN or infinite): its weights "
                 "are damaged or its training diverged"
             )
         return to_uint8(images).cpu().numpy()
@@ -233,7 +233,7 @@ class Pipeline:
         sampler: SamplerConfig | str | None = None,
         batch_size: int = 32,
     ) -> list[Image.Image]:
-        """One image a label; image i is a function of (seed, i, its label and the sampler).
+        """One image per label; image i is a function of (seed, i, its label and the sampler).
 
         ``labels`` are numbers or names; a model without classes takes ``num_images`` instead. ``sampler``: a
         name such as "ddim", or settings; by default the model's own, as are ``steps`` and ``guidance_scale``.

@@ -95,8 +95,8 @@ class VAE:
 
         ``encode`` gives their moments, ``decode`` takes them.
 
-        Shift and scale are one number, or one a channel; they go into the 1x1 convolutions at the VAE's neck.
-        Raises UserError for a VAE without these.
+        Shift and scale are one number, or one per channel; they go into the 1x1 convolutions at the VAE's
+        neck. Raises UserError for a VAE without these.
         """
         before, after = self.module.quant_conv, self.module.post_quant_conv
         if before is None or after is None:

@@ -213,8 +213,8 @@ def generate_with(model: str, *more: str) -> list[str]:
 
 WRONG_PLACES = {
     "no folder of pictures": (encode_of("missing"), "image folder .*/missing does not exist: give a folder"),
-    "empty folder": (encode_of("empty"), "no pictures found in .*/empty: give a folder"),
-    "class without pictures": (encode_of("gap"), "class folder 'void' in .*/gap holds no pictures: add some"),
+    "empty folder": (encode_of("empty"), "no images found in .*/empty: give a folder"),
+    "class without pictures": (encode_of("gap"), "class folder 'void' in .*/gap holds no images: add some"),
     "file for pictures": (encode_of("file"), "/file is a file where a folder"),
     "pictures the VAE cannot shrink": ([*ENCODE, "--images.size", "15"], "15 is not a multiple of 2.*change"),
     "no VAE": ([*ENCODE, "--vae", "missing"], "no VAE at .*/missing: give a folder"),

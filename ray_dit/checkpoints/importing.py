@@ -156,7 +156,7 @@ def _read_diffusers(
 
 
 def _pipeline_around(pipeline: Store, found: ModelConfig) -> tuple[ModelConfig, Labels | None, str | None]:
-    """What a pipeline tells of its transformer: the model's settings, class names, and where its VAE is."""
+    """What a pipeline says of its transformer: the model's settings, class names, and where its VAE is."""
     vae = _json(pipeline, f"{VAE_FOLDER}/{CONFIG_KEY}")
     vae_uri = pipeline.child(VAE_FOLDER).uri if vae else None
     side = _json(pipeline, SIDE_KEY)
@@ -240,7 +240,7 @@ def _as_published(model: DiTConfig, name: str, sha256: str) -> ModelConfig:
 
 
 def _as_asked(config: ImportConfig, found: ModelConfig) -> ModelConfig:
-    """What the source told, but for what the command line says otherwise."""
+    """What the source says, but for what the command line says otherwise."""
     asked = config.model_dump(include={"guidance_channels", "licence"}, exclude_none=True)
     if asked.get("guidance_channels") == "all":
         asked["guidance_channels"] = None

@@ -1,4 +1,4 @@
-"""The commands: a row each in `COMMANDS`, and what each says when its work is done.
+"""The commands: one row each in `COMMANDS`, and what each says when its work is done.
 
 The work itself is elsewhere.
 

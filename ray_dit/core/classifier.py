@@ -71,7 +71,7 @@ def train_classifier(
         ValueError: no image, or a label outside 0..num_classes-1.
     """
     if not len(images) or labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"training needs pictures with labels in 0..{num_classes - 1}")
+        raise ValueError(f"training needs images with labels in 0..{num_classes - 1}")
     model = create(num_classes, images.shape[1], config.width, seed).train()
     schedule = OptimizerConfig(
         learning_rate=config.learning_rate,

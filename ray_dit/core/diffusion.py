@@ -28,7 +28,7 @@ class Schedule:
     """A forward process q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t), and its tables.
 
     Index t of each table is the schedule's own time step; ``timestep_map[t]`` is the time step of training
-    that it stands for, the one the network is told. All tables are float64, made once and not to be written
+    that it stands for, the one the network is given. All tables are float64, made once and not to be written
     to.
     """
 

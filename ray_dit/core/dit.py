@@ -109,7 +109,7 @@ class PatchEmbedder(nn.Module):
         self.proj = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        # On CUDA, torch lets a convolution round its factors to TF32, and a matrix product only if told to.
+        # On CUDA, torch lets a convolution round its factors to TF32, and a matrix product only if set to.
         return self.as_product(x) if x.is_cuda else self.proj(x).flatten(2).transpose(1, 2)
 
     def as_product(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:

@@ -1,6 +1,6 @@
 """The training loss of a sample: squared error of eps, and the variational bound that trains the variance.
 
-Knows neither the network nor the batch's mean: given the network's output it returns one number a sample.
+Knows neither the network nor the batch's mean: given the network's output it returns one number per sample.
 Always float32, also on bfloat16 outputs or under autocast.
 
 B batch, C channels, H W height and width. Sources: Ho et al. 2020, eq. 14; Nichol & Dhariwal 2021, section
@@ -26,13 +26,13 @@ from ray_dit.core.diffusion import (
 
 
 class Losses(NamedTuple):
-    """One number a sample; ``loss`` is what is trained on: mse (weighted if min-SNR is on) + vb."""
+    """One number per sample; ``loss`` is what is trained on: mse (weighted if min-SNR is on) + vb."""
 
     loss: Float[Tensor, " B"]
     mse: Float[Tensor, " B"]
     """Mean squared error of eps, unweighted."""
     vb: Float[Tensor, " B"]
-    """Term of the variational bound in bits a value; 0 where the variance is not learned."""
+    """Term of the variational bound in bits per value; 0 where the variance is not learned."""
 
 
 def diffusion_loss(

@@ -52,6 +52,7 @@ def decode(data: bytes, size: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
     except UnreadableImage:
         raise
     except PIL.UnidentifiedImageError as error:  # its own text names an address in memory
+        # "picture", as in the quarantine.tsv of older datasets: the sentence is part of their bytes
         raise UnreadableImage(f"not a picture in one of the formats {', '.join(CODECS)}") from error
     except Exception as error:  # Pillow raises nearly anything on broken bytes
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error

@@ -134,6 +134,6 @@ def check_bad(bad: int, total: int, max_bad: float, where: str, first: Sequence[
     if bad > max_bad * total:
         example = f", the first is {first[0].key!r} ({first[0].reason})" if first else ""
         raise UserError(
-            f"{bad} of {total} pictures in {where} cannot be read, more than images.max_bad = {max_bad} "
+            f"{bad} of {total} images in {where} cannot be read, more than images.max_bad = {max_bad} "
             f"allows{example}: repair or remove them, or raise --images.max-bad"
         )

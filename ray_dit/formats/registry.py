@@ -30,7 +30,7 @@ def output_format(name: str) -> OutputFormat:
 
 
 def written_in(key: str) -> OutputFormat:
-    """The format an object of a dataset was written in, told by what its key ends in.
+    """The format an object of a dataset was written in, known by what its key ends in.
 
     UserError for any other.
     """

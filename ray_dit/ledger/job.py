@@ -6,7 +6,7 @@ Knows nothing of what objects hold.
 
     _job.json              the fingerprint and its parts; the first write
     data/...               objects, their keys chosen by the stage
-    _markers/NAME.json     one an object: key, bytes, sha256 and the stage's deterministic facts
+    _markers/NAME.json     one per object: key, bytes, sha256 and the stage's deterministic facts
     manifest/objects.jsonl all markers
     manifest.json          the summary; the last write
     _runs/...              clocks, hosts, hardware: outside every equality
@@ -223,7 +223,7 @@ class Job:
         """Writes the listing, then the manifest, the last write, and returns it.
 
         ``objects``: markers, streamed, in the order they shall be listed; by default all, sorted by name.
-        Their lines are gathered as bytes (about 250 an object), never as Python objects.
+        Their lines are gathered as bytes (about 250 per object), never as Python objects.
         """
         if clash := _RESERVED & facts.keys():
             raise ValueError(f"a manifest's own fields cannot be facts: {sorted(clash)}")

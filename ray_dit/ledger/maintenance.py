@@ -78,7 +78,7 @@ def verify(store: Store, *, tally: Tally | None = None, threads: int = 8) -> Ite
 
 
 def verify_all(uri: str, *, tell: Callable[[Problem], None]) -> str:
-    """Verifies the jobs at and below ``uri`` and tells of each problem.
+    """Verifies the jobs at and below ``uri`` and reports each problem.
 
     Returns a sentence where all is whole, else raises UserError.
     """
@@ -125,7 +125,7 @@ def gc(store: Store, *, older_than: float = HOUR) -> Iterator[str]:
 
 
 def gc_all(uri: str, *, older_than: float, tell: Callable[[str], None]) -> str:
-    """As ``gc`` at ``uri``, telling of each thing removed; a sentence on how many.
+    """As ``gc`` at ``uri``, reporting each thing removed; a sentence on how many.
 
     NotFound where nothing is at all.
     """

@@ -1,7 +1,7 @@
 """What a job leaves for its consumers: manifest, listing of objects, canonical JSON; knows no writing.
 
 A manifest is small whatever the size of the job: the markers of its objects lie in a *listing*, one JSON line
-an object, which is read as a stream. An extended job has a manifest and a listing a generation; the newest
+an object, which is read as a stream. An extended job has a manifest and a listing per generation; the newest
 manifest counts.
 """
 

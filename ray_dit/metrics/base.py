@@ -86,7 +86,7 @@ class Sets:
     """Real images that models were trained on: what generated ones are compared with."""
     generated: Tensors
     heldout: Tensors | None = None
-    """Real images no model has seen, which set the ceiling; None: there are none, and no ceiling is told."""
+    """Real images no model has seen, which set the ceiling; None: there are none, and no ceiling is given."""
     classes: tuple[str, ...] = ()
     trained_on: Mapping[str, int] = field(default_factory=dict[str, int])
     """Classifiers that were trained, and on how many images each."""

@@ -211,7 +211,7 @@ def _npz(uri: str | None, key: str) -> dict[str, NDArray[Any]] | None:
 def _denoising(
     model: str, labels: Sequence[int], names: Sequence[str]
 ) -> tuple[tuple[int, ...], dict[str, Images]]:
-    """Predictions of x_start after some of the steps, and the image at the end, for one sample a label."""
+    """Predictions of x_start after some of the steps, and the image at the end, for one sample per label."""
     from ray_dit.pipeline import load
 
     pipeline = load(model)

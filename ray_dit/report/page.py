@@ -62,7 +62,7 @@ def grids(contents: Contents) -> dict[str, bytes]:
 
 
 def _stacked(rows: Mapping[str, Images]) -> bytes:
-    """A row of images a class; short rows are filled with white."""
+    """A row of images per class; short rows are filled with white."""
     if not rows:
         return b""
     columns = max(map(len, rows.values()))
@@ -105,10 +105,10 @@ def _header(contents: Contents) -> str:
     return (
         f"<h1>{_title(contents)}</h1>\n<p>A diffusion transformer (width {model['hidden_size']}, depth "
         f"{model['depth']}, patch {model['patch_size']}) was trained on {metrics['num_train']:,} labelled "
-        f"pictures and then asked for new ones, class by class, with {solver} in "
+        f"images and then asked for new ones, class by class, with {solver} in "
         f"{sampler['num_inference_steps']} steps and guidance {sampler['guidance_scale']:g}. "
-        f"{metrics['num_heldout']:,} real pictures were held back from "
-        f'every model; they show what perfect pictures would score.</p>\n<div class="tiles">{cards}</div>'
+        f"{metrics['num_heldout']:,} real images were held back from "
+        f'every model; they show what perfect images would score.</p>\n<div class="tiles">{cards}</div>'
     )
 
 
@@ -118,7 +118,7 @@ def _samples(contents: Contents) -> str:
     chosen = " (some of them)" if len(contents.classes) < contents.num_classes else ""
     return _section(
         "Samples by class",
-        f"The first generated pictures of each class{chosen}, as they came: nothing was picked.",
+        f"The first generated images of each class{chosen}, as they came: nothing was picked.",
         _rows(contents.generated),
     )
 
@@ -131,17 +131,17 @@ def _beside_real(contents: Contents) -> str:
     right = _mixed(contents.generated, both)
     return _section(
         "Real beside generated",
-        "Held-out real pictures and generated ones, a column a class.",
-        f'<div class="pair">{_figure(left, len(both[:10]), "Real", "real pictures, a column a class")}'
-        f"{_figure(right, len(both[:10]), 'Generated', 'generated pictures, a column a class')}</div>",
+        "Held-out real images and generated ones, a column per class.",
+        f'<div class="pair">{_figure(left, len(both[:10]), "Real", "real images, a column per class")}'
+        f"{_figure(right, len(both[:10]), 'Generated', 'generated images, a column per class')}</div>",
     )
 
 
-def _mixed(pictures: Mapping[str, Images], names: Sequence[str], rows: int = 8) -> Images:
+def _mixed(images: Mapping[str, Images], names: Sequence[str], rows: int = 8) -> Images:
     """Row by row the i-th image of the first ten classes, from the end, to differ from the samples above."""
     names = names[:10]
-    rows = min(rows, *(len(pictures[name]) for name in names))
-    return np.stack([pictures[name][-1 - row] for row in range(rows) for name in names])
+    rows = min(rows, *(len(images[name]) for name in names))
+    return np.stack([images[name][-1 - row] for row in range(rows) for name in names])
 
 
 @dataclass(frozen=True)
@@ -156,18 +156,18 @@ class _Measure:
 MEASURES = (
     _Measure(
         "Class accuracy", "class_accuracy", "class_accuracy_real_heldout",
-        "Part that is read as the class asked for, by a classifier trained on the real training pictures "
+        "Part that is read as the class asked for, by a classifier trained on the real training images "
         "only.",
     ),
     _Measure(
         "Fréchet distance", "frechet_distance", "frechet_distance_real_heldout",
-        "Of that classifier's features to those of the real training pictures, over equally many of both; "
+        "Of that classifier's features to those of the real training images, over equally many of both; "
         "less is better.",
         percent=False,
     ),
     _Measure(
         "Train on generated, test on real", "cas_accuracy", "cas_accuracy_real",
-        "Accuracy on real held-out pictures of a classifier that saw generated ones only, beside one that "
+        "Accuracy on real held-out images of a classifier that saw generated ones only, beside one that "
         "saw as many real ones.",
     ),
 )  # fmt: skip
@@ -184,7 +184,7 @@ def _figures(contents: Contents) -> str:
     table = _table([("", False), ("Generated", True), ("Real, the ceiling", True)], lines)
     counts = (
         f"{metrics['num_images']:,} generated, {metrics['num_train']:,} training and "
-        f"{metrics['num_heldout']:,} held-out pictures; Fréchet distances over {metrics['frechet_images']:,} "
+        f"{metrics['num_heldout']:,} held-out images; Fréchet distances over {metrics['frechet_images']:,} "
         f"each, both scores of the last row after training on {metrics['cas_images']:,}."
     )
     return _section("How good they are", counts, table + _bars(contents))
@@ -195,10 +195,10 @@ def _bars(contents: Contents) -> str:
     by_class: dict[str, float | None] = contents.metrics["per_class_accuracy"]
     ceiling: dict[str, float | None] = contents.metrics["per_class_accuracy_real_heldout"]
     names = [name for name, value in by_class.items() if value is not None]
-    title = "Class accuracy, class by class; the mark is where real held-out pictures are."
+    title = "Class accuracy, class by class; the mark is where real held-out images are."
     if len(names) > MAX_BARS:
         names = sorted(names, key=lambda name: by_class[name] or 0.0)[:MAX_BARS]
-        title = f"The {MAX_BARS} classes read worst; the mark is where real held-out pictures are."
+        title = f"The {MAX_BARS} classes read worst; the mark is where real held-out images are."
     cells = "".join(_bar(name, by_class[name] or 0.0, ceiling.get(name)) for name in names)
     return f'<p class="soft" style="margin:1.6rem 0 .6rem">{title}</p><div class="bars">{cells}</div>'
 
@@ -219,10 +219,10 @@ def _reconstructions(contents: Contents) -> str:
     columns = 8
     return _section(
         "What the VAE keeps",
-        f"Held-out pictures and what is left of them after encoding and decoding: {shown}"
+        f"Held-out images and what is left of them after encoding and decoding: {shown}"
         f"{contents.psnr_heldout:.1f} dB (PSNR) over all {contents.manifests['train-vae']['num_heldout']:,}. "
-        "No generated picture can be sharper than this.",
-        f'<div class="pair">{_figure(contents.originals, columns, "Original", "held-out pictures")}'
+        "No generated image can be sharper than this.",
+        f'<div class="pair">{_figure(contents.originals, columns, "Original", "held-out images")}'
         f"{_figure(contents.reconstructed, columns, 'Reconstruction', 'their reconstructions')}</div>",
     )
 
@@ -231,7 +231,7 @@ def _denoising(contents: Contents) -> str:
     steps = ", ".join(map(str, contents.preview_steps))
     return _section(
         "From noise to image",
-        f"What the model takes the picture to be after steps {steps}; the last is the result.",
+        f"What the model takes the image to be after steps {steps}; the last is the result.",
         _rows(contents.denoising),
     )
 
@@ -310,7 +310,7 @@ def _section(title: str, lead: str, body: str) -> str:
 
 def _rows(strips: Mapping[str, Images]) -> str:
     cells = "".join(
-        f"<span>{escape(name)}</span>{_img(images, len(images), f'pictures of {name}')}"
+        f"<span>{escape(name)}</span>{_img(images, len(images), f'images of {name}')}"
         for name, images in strips.items()
     )
     return f'<div class="rows">{cells}</div>'

@@ -299,7 +299,7 @@ class S3Store(Store):
 
 @lru_cache(maxsize=256)
 def _obeys_conditions(store: S3Store) -> bool:
-    """Tries both conditions and reading back on a probe object, once a process and place."""
+    """Tries both conditions and reading back on a probe object, once per process and place."""
     probe = f"{PROBES}{int(time.time())}-{uuid.uuid4().hex}"
     try:
         if not store.obeys(

@@ -354,7 +354,7 @@ def test_the_plot_draws_each_sampler_over_steps_and_over_rows() -> None:
     assert svg.count("<polyline") == 4
     assert svg.count("<circle") == 6
     assert ">steps<" in svg
-    assert ">row evaluations an image<" in svg
+    assert ">row evaluations per image<" in svg
     assert ">ddpm<" in svg
 
 

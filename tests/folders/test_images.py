@@ -104,7 +104,7 @@ def test_bad_pictures_are_set_aside_and_named(folder: Path) -> None:
 
 def test_too_many_bad_ones_fail_with_an_example() -> None:
     check_bad(1, 100, 0.01, "here", [])
-    with pytest.raises(UserError, match="2 of 100 pictures in here"):
+    with pytest.raises(UserError, match="2 of 100 images in here"):
         check_bad(2, 100, 0.01, "here", [])
 
 
@@ -114,8 +114,8 @@ def test_wrong_places_are_told_apart(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(UserError, match="is a file"):
         plan_of(folder / "2" / "notes.txt")
     (folder / "dog").mkdir()
-    with pytest.raises(UserError, match="'dog' .* holds no pictures"):
+    with pytest.raises(UserError, match="'dog' .* holds no images"):
         plan_of(folder)
     (tmp_path / "void").mkdir()
-    with pytest.raises(UserError, match="no pictures found"):
+    with pytest.raises(UserError, match="no images found"):
         plan_of(tmp_path / "void")

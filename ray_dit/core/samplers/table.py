@@ -25,7 +25,7 @@ class SamplerTable:
     """The coefficients of each of n steps; see the package's first lines."""
 
     timesteps: Column
-    """What the network is told: time steps of training, falling, whole or fractional."""
+    """What the network is given: time steps of training, falling, whole or fractional."""
     c_x: Column
     c_eps: Column
     a: Column

@@ -3,7 +3,7 @@
 Knows names and shapes, no network.
 
 diffusers copies both embedders into every block, splits qkv, and recomputes the position table. Its model is
-not quite the published one: docs/checkpoints.md tells what differs and by how much.
+not quite the published one: docs/checkpoints.md says what differs and by how much.
 """
 
 from collections.abc import Iterator, Mapping

@@ -34,7 +34,7 @@ class ImageRequest(BaseModel):
     partial_images: Annotated[int, Field(ge=0, le=50)] | None = None
     """Previews per image, for streams; 0 by default. OpenAI allows 3."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    """Ours: the same seed, settings and model make the same images; drawn at random by default, and told."""
+    """Ours: the same seed, settings and model make the same images; by default random, and reported."""
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Ours: denoising steps; the model's default if left out."""
     guidance_scale: Annotated[float, Field(ge=0, le=20)] | None = None
@@ -65,7 +65,7 @@ class ImageData(BaseModel):
 
 
 class InputTokensDetails(BaseModel):
-    """Always 0: images are made of class names, not of tokens."""
+    """All 0: a prompt here is the name of a class, not tokens."""
 
     image_tokens: int
     text_tokens: int
