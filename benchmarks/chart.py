@@ -100,7 +100,7 @@ def _bounds(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers inside the range: 1, 2 and 5 times powers of ten, or as much finer as a narrow range needs."""
+    """Round numbers inside the range: 1, 2 and 5 times powers of ten, or finer for a narrow range."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks: list[float] = []
     for parts in ((1, 2, 5), *([n / finer for n in range(finer, 10 * finer)] for finer in (1, 2, 5, 10))):

@@ -1,4 +1,6 @@
-"""What the benchmarks share: where results go, facts of the machine, timing; knows nothing of what is measured.
+"""What the benchmarks share: where results go, facts of the machine, timing.
+
+Knows nothing of what is measured.
 
 Imports neither torch nor ray: some benchmarks measure the memory of processes without them.
 """
@@ -27,7 +29,7 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def machine() -> dict[str, Any]:
-    """CPU model, cores, load (processes that ran or waited, mean of the last minute), versions of Python, torch, Ray."""
+    """CPU model, cores, load (processes that ran or waited, mean of the last minute) and versions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -54,7 +56,10 @@ def timed(
     warm_up: int = 2,
     synchronize: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Seconds of each of ``repeats`` calls after ``warm_up`` ones; ``synchronize`` waits for the device's work."""
+    """Seconds of each of ``repeats`` calls after ``warm_up`` ones.
+
+    ``synchronize`` waits for the device's work.
+    """
     for _ in range(warm_up):
         call()
     seconds: list[float] = []
@@ -68,7 +73,7 @@ def timed(
 
 
 def in_turns(measure: Mapping[str, Callable[[int], float]], turns: int) -> dict[str, list[float]]:
-    """Each measurement's figures, by name; all once, and all again, each told the number of the turn.
+    """Each measurement's figures, by name; all once, and all again, each given the number of the turn.
 
     A machine that gets slower, or is shared for a while, then does so for all of them.
     """

@@ -1,16 +1,17 @@
 """What a step buys: Fréchet distance against steps and row evaluations, for each sampler, with paired seeds.
 
     python -m benchmarks.cost_of_quality --model demo/model --images demo/images           # many hours of CPU
-    python -m benchmarks.cost_of_quality --model demo/model --images demo/images --quick   # a minute, for a look
+    python -m benchmarks.cost_of_quality --model demo/model --images demo/images --quick   # one minute
     --plan: what is still to do, and how long it takes;  --hours H: begin nothing after that time
 
 What is measured stands in cost_of_quality.yaml. A cell is one sampler with one seed: a line in
-benchmarks/results/cost_of_quality.jsonl, so that a run can be stopped at any time, goes on where it was, and can be extended;
-the most telling cells come first. Sample i of a seed begins with the same noise under every sampler, hence differences are
-taken seed by seed. A line counts only for the model, judge and settings it was measured with.
+benchmarks/results/cost_of_quality.jsonl, so that a run can be stopped at any time, goes on where it was, and
+can be extended; the most telling cells come first. Sample i of a seed begins with the same noise under every
+sampler, hence differences are taken seed by seed. A line counts only for the model, judge and settings it was
+measured with.
 
-Each run draws what there is so far: cost_of_quality.md and .svg beside the lines. One row evaluation is one row of a call of
-the network: a guided step takes two an image, a step outside the interval one.
+Each run draws what there is so far: cost_of_quality.md and .svg beside the lines. One row evaluation is one
+row of a call of the network: a guided step takes two per image, a step outside the interval one.
 """
 
 import hashlib
@@ -113,7 +114,7 @@ class Settings(Config):
     control: Control
 
     def samplers(self) -> list[SamplerConfig]:
-        """Every sampler, interval by interval: the solvers by steps, the reference last, then the ancestral one."""
+        """Every sampler per interval: the solvers by steps, the reference last, then the ancestral one."""
         return [
             sampler
             for interval in self.guidance_intervals
@@ -150,7 +151,10 @@ class Cell:
 
 
 def plan(settings: Settings) -> list[Cell]:
-    """All cells, the most telling first: goal and reference, solver by solver; DDPM; the curve; DDPM with an interval; control."""
+    """All cells, the most telling first.
+
+    They are goal and reference, solver by solver; DDPM; the curve; DDPM with an interval; the control.
+    """
 
     def place(cell: Cell) -> tuple[int, ...]:
         sampler = cell.sampler
@@ -186,14 +190,15 @@ def control_cells(settings: Settings) -> list[Cell]:
 
 
 def rows_per_image(table: SamplerTable, guidance_scale: float) -> int:
-    """Row evaluations an image takes."""
+    """Row evaluations per image."""
     return len(table) + (int(table.guided.sum()) if guidance_scale != 1 else 0)
 
 
 def cell_key(cell: Cell, table: SamplerTable, *, model: str, judge: str, settings: Settings) -> str:
     """Hash of all that a cell's figures depend on; ``model`` and ``judge`` are hashes themselves.
 
-    The sampler's table stands for its settings, so cells outlive a change of names and not one of coefficients.
+    The sampler's table stands for its settings, so cells outlive a change of names and not one of
+    coefficients.
     """
     matrix = np.round(table.matrix(), 6) + 0.0  # other last bits, and the sign of 0, are no other sampler
     parts = {
@@ -246,9 +251,9 @@ class Cells:
 
 
 Paint = Callable[[list[int], range, Cell], np.ndarray]
-"""(labels, sample ids, cell) → pictures uint8 [N, S, S, 3]."""
+"""(labels, sample ids, cell) → images uint8 [N, S, S, 3]."""
 Judge = Callable[[np.ndarray], tuple[Tensor, Tensor]]
-"""pictures → logits [N, K], features [N, D]."""
+"""images → logits [N, K], features [N, D]."""
 
 
 def measure(
@@ -278,12 +283,12 @@ def measure(
     )
 
 
-# ---- the judge and the real pictures
+# ---- the judge and the real images
 
 
 @dataclass(frozen=True)
 class Truth:
-    """The judge's weights, and what it makes of the real pictures."""
+    """The judge's weights, and what it makes of the real images."""
 
     judge: bytes
     train: FeatureStatistics
@@ -304,24 +309,24 @@ def classifier_of(weights: bytes, num_classes: int, settings: Settings) -> Class
 
 
 def real_truth(uri: str, settings: Settings) -> Truth:
-    """Trains the judge and lets it look at the real pictures."""
-    pictures = plan_images(ImagesConfig(uri=uri, size=settings.size, heldout=settings.heldout))
-    images, labels = real_pictures(pictures, heldout=False)
-    num_classes = len(pictures.classes)
-    print(f"training the judge on {len(images)} pictures ...", flush=True)
+    """Trains the judge and lets it look at the real images."""
+    plan = plan_images(ImagesConfig(uri=uri, size=settings.size, heldout=settings.heldout))
+    images, labels = real_images(plan, heldout=False)
+    num_classes = len(plan.classes)
+    print(f"training the judge on {len(images)} images ...", flush=True)
     judge = train_classifier(images, labels, num_classes, settings.classifier, settings.classifier_seed)
     train = FeatureStatistics.of(predict(judge.eval(), images)[1])
-    images, labels = real_pictures(pictures, heldout=True)
+    images, labels = real_images(plan, heldout=True)
     logits, features = predict(judge, images)
     counts = class_counts(torch.from_numpy(labels), logits.argmax(dim=1), num_classes)
     weights = bytes_of(judge.state_dict())
     return Truth(weights, train, FeatureStatistics.of(features), accuracy(counts), num_classes)
 
 
-def real_pictures(pictures: ImagePlan, *, heldout: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Real pictures of one side of the split, and their labels."""
-    images, kept, _ = load_images(pictures, pictures.rows(heldout=heldout))
-    return images, pictures.labels[kept]
+def real_images(plan: ImagePlan, *, heldout: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Real images of one side of the split, and their labels."""
+    images, kept, _ = load_images(plan, plan.rows(heldout=heldout))
+    return images, plan.labels[kept]
 
 
 # ---- many cells, in processes of one thread each
@@ -338,7 +343,10 @@ class Task:
 
 
 class Worker:
-    """The model, in the precisions asked for, and the judge in one process; the network compiled where it can be."""
+    """The model, in the precisions asked for, and the judge in one process.
+
+    The network is compiled where it can be.
+    """
 
     def __init__(self, model: str, truth: Truth, settings: Settings) -> None:
         torch.set_num_threads(1)
@@ -385,7 +393,7 @@ def _start(model: str, truth: Truth, settings: Settings) -> None:
 
 
 def _follow_parent() -> None:
-    """A worker whose parent was killed would wait for its next task for ever."""
+    """A worker whose parent was killed would wait for its next task forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -404,11 +412,15 @@ def run(
     workers: int,
     hours: float,
 ) -> Iterator[tuple[Task, Measured]]:
-    """Does the tasks in order, so many at a time, and yields each when it is done; begins none after ``hours``."""
+    """Does the tasks in order, so many at a time, and yields each when it is done.
+
+    It begins none after ``hours``.
+    """
     deadline = time.monotonic() + hours * 3600
     waiting, running = iter(tasks), dict[Future[Measured], Task]()
     while True:
-        # No more is submitted than can run: what waits in the pool could not be held back at the end of the time.
+        # No more is submitted than can run: what waits in the pool could not be held back at the end of the
+        # time.
         while len(running) < workers and time.monotonic() < deadline:
             task = next(waiting, None)
             if task is None:
@@ -438,7 +450,7 @@ def tasks_of(settings: Settings, config: ModelConfig, *, model: str, judge: str)
 
 
 def model_sha256(folder: ModelFolder) -> str:
-    """Hash of what makes latents and pictures: not of the default sampler, labels and card."""
+    """Hash of what makes latents and images: not of the default sampler, labels and card."""
     config = folder.config.model_dump(
         mode="json", include={"model", "diffusion", "latents", "guidance_channels"}
     )
@@ -485,14 +497,15 @@ class Outcome:
     accuracy: float
     seconds_per_image: float
     difference: Estimate | None = None
-    """To the same solver at the reference steps, over the seeds both have; None for the references themselves."""
+    """To the same solver at the reference steps, over the seeds both have; None for the references
+    themselves."""
     reference: float | None = None
     """Mean distance of the reference over those seeds."""
     num_pairs: int = 0
     """How many seeds those are."""
 
     def meets(self, loss: float) -> bool | None:
-        """Whether the interval of the difference includes 0 or stays below ``loss`` of the reference; None: unknown."""
+        """Whether the difference's interval includes 0 or stays below ``loss`` of the reference, if known."""
         if self.difference is None or self.difference.half is None or not self.reference:
             return None
         low, high = (self.difference.mean + sign * self.difference.half for sign in (-1, 1))
@@ -500,7 +513,7 @@ class Outcome:
 
 
 def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> tuple[Estimate, float, int] | None:
-    """Difference of distances by seed, over the seeds both have; the reference's mean over these; how many."""
+    """Difference of distances by seed over the seeds both have; the reference's mean there; how many."""
     seeds = sorted(ours.keys() & reference.keys())
     if not seeds:
         return None
@@ -512,7 +525,10 @@ def paired(ours: Mapping[int, float], reference: Mapping[int, float]) -> tuple[E
 
 
 def outcomes(measured: Mapping[Cell, Measured], settings: Settings) -> list[Outcome]:
-    """The samplers of which at least one seed has been measured, in the settings' order; without the control."""
+    """The samplers of which at least one seed has been measured, in the settings' order.
+
+    The control is left out.
+    """
     by_sampler: dict[SamplerConfig, dict[int, Measured]] = {}
     for cell, kept in measured.items():
         if cell.precision == settings.precision:
@@ -551,10 +567,12 @@ def _outcome(
 
 
 def choice(found: Sequence[Outcome], settings: Settings) -> Outcome | None:
-    """What the default of generate should be: of those that meet the goal within its steps, the least mean distance.
+    """What the default of generate should be.
 
-    Only samplers of which every seed has been measured, and of their reference, take part; equal ones are decided by
-    row evaluations.
+    Of the samplers that meet the goal within its steps it is the one of least mean distance.
+
+    Only samplers of which every seed has been measured, and of their reference, take part; equal ones are
+    decided by row evaluations.
     """
     good = [
         one
@@ -583,16 +601,17 @@ def markdown(measured: Mapping[Cell, Measured], settings: Settings, truth: Truth
     lines = [
         "# Cost of quality",
         "",
-        f"Fréchet distance (FD) of {settings.num_samples} samples to the real training pictures, guidance scale "
-        f"{settings.guidance_scale:g}, {settings.precision}; ± is half of the 95 % interval over seeds. The difference is to "
-        f"the same solver at {settings.reference_steps} steps, seed by seed. Held-out real pictures ({truth.heldout.count}): FD "
+        f"Fréchet distance (FD) of {settings.num_samples} samples to the real training images, guidance "
+        f"scale {settings.guidance_scale:g}, {settings.precision}; ± is half of the 95 % interval over "
+        f"seeds. The difference is to the same solver at {settings.reference_steps} steps, seed by seed. "
+        f"Held-out real images ({truth.heldout.count}): FD "
         f"{frechet_distance(truth.train, truth.heldout):.4g}, {truth.heldout_accuracy:.1%} read right.",
     ]
     for interval in settings.guidance_intervals:
         where = "at every step" if interval is None else f"in time steps {interval[0]:g} to {interval[1]:g}"
         lines += ["", f"## Guided {where}", ""]
         lines += ["| sampler | steps | row evaluations | FD | difference | of the reference | within goal |"]
-        lines[-1] += " read right | CPU ms an image | seeds |"
+        lines[-1] += " read right | CPU ms per image | seeds |"
         lines += ["|---|--:|--:|--:|--:|--:|---|--:|--:|--:|"]
         lines += [_line(one, settings, seeds) for one in found if one.sampler.guidance_interval == interval]
     best = choice(found, settings)
@@ -663,7 +682,7 @@ def plot(found: Sequence[Outcome]) -> str:
     return chart(
         [
             Panel("steps", "Fréchet distance", lines(lambda one: one.sampler.num_inference_steps)),
-            Panel("row evaluations an image", "Fréchet distance", lines(lambda one: one.rows_per_image)),
+            Panel("row evaluations per image", "Fréchet distance", lines(lambda one: one.rows_per_image)),
         ]
     )
 
@@ -694,13 +713,17 @@ def outlook(tasks: Sequence[Task], known: Mapping[str, Measured], workers: int) 
         return text
     cost = sum(one.cpu_seconds for one in known.values()) / done
     hours = rows * cost / 3600
-    return f"{text}: {hours:.1f} CPU hours at {1000 * cost:.2f} ms a row, {hours / workers:.1f} hours on {workers} cores"
+    return (
+        f"{text}: {hours:.1f} CPU hours at {1000 * cost:.2f} ms per row, "
+        f"{hours / workers:.1f} hours on {workers} cores"
+    )
 
 
 def main() -> None:
+    """Measures what is still to do, or lists it, and draws what there is."""
     parser = argument_parser(__doc__)
     parser.add_argument("--model", required=True, help="model folder")
-    parser.add_argument("--images", required=True, help="the pictures it was trained on")
+    parser.add_argument("--images", required=True, help="the images it was trained on")
     parser.add_argument("--workers", type=int, default=2, help="processes, each of one thread")
     parser.add_argument("--hours", type=float, default=math.inf, help="begin no cell after so long")
     parser.add_argument("--quick", action="store_true", help="few samples, seeds and steps: measures nothing")

@@ -1,13 +1,16 @@
-"""The fan-out beside its ideal: shards that only sleep, on actors that start late or are slow, and empty shards.
+"""The fan-out beside its ideal.
 
-``python -m benchmarks.fan_out [--only CASE ...]``. Times are from the first actor's start of work to the last marker; the
-ideal hands the same shards out with no delay to actors that are ready at the moments these were. Actors import no torch, so
-a machine with few cores can start many. Prints a table and writes ``benchmarks/results/fan_out.json``.
+The shards only sleep, on actors that start late or are slow, or are empty.
 
-``--generate MODEL``: instead, ``generate`` with one and with two actors, first to last marker, beside one and two plain
-processes that make the same shards with the same code and no Ray. Whatever two processes gain on this machine, which may
-have fewer cores than it says, two actors should gain too. Interleaved, ``--turns`` times; writes
-``benchmarks/results/fan_out_generate.json``.
+``python -m benchmarks.fan_out [--only CASE ...]``. Times are from the first actor's start of work to the last
+marker; the ideal hands the same shards out with no delay to actors that are ready at the moments these were.
+Actors import no torch, so a machine with few cores can start many. Prints a table and writes
+``benchmarks/results/fan_out.json``.
+
+``--generate MODEL``: instead, ``generate`` with one and with two actors, first to last marker, beside one and
+two plain processes that make the same shards with the same code and no Ray. Whatever two processes gain on
+this machine, which may have fewer cores than it says, two actors should gain too. Interleaved, ``--turns``
+times; writes ``benchmarks/results/fan_out_generate.json``.
 """
 
 import heapq
@@ -34,7 +37,10 @@ from ray_dit.storage.open import open_store
 
 @dataclass(frozen=True)
 class Case:
-    """Shards of ``seconds`` on actors that start within ``start`` seconds; the first is ``slow`` times slower."""
+    """Shards of ``seconds`` on actors that start within ``start`` seconds.
+
+    The first is ``slow`` times slower.
+    """
 
     shards: int
     actors: int
@@ -173,7 +179,7 @@ def plain(config: GenerateConfig, processes: int) -> float:
 
 
 def plain_worker(config: GenerateConfig, first: int, step: int) -> None:
-    """Makes shards ``first``, ``first + step``, ... as an actor would, and puts them where the environment says."""
+    """Makes shards ``first``, ``first + step``, ... as an actor would, where the environment says."""
     from ray_dit.core.determinism import make_deterministic
     from ray_dit.folders.model import read_model
     from ray_dit.runtime.shards import make_shard, shard_name

@@ -1,13 +1,14 @@
 """What only an accelerator can show: that it computes the same as a CPU does, and how fast.
 
-``python -m benchmarks.gpu_check`` (`make gpu-check`), a few minutes on one GPU; from the repository's root, since it
-reads tests/golden. It prints a line for each check and figure, writes them to ``benchmarks/results/gpu-NAME.json`` (after
-every part, so that a run that is cut short leaves what it found), and ends with exit code 1 if a check fails. A part that
-raises is a failed check, and the others still run.
+``python -m benchmarks.gpu_check`` (`make gpu-check`), a few minutes on one GPU; from the repository's root,
+since it reads tests/golden. It prints a line for each check and figure, writes them to
+``benchmarks/results/gpu-NAME.json`` (after every part, so that a run that is cut short leaves what it found),
+and ends with exit code 1 if a check fails. A part that raises is a failed check, and the others still run.
 
-*Checks* have a bound, all in float32 without TF32 unless their name says otherwise. *Figures* are throughput, peak
-memory and MFU: 2 FLOPs a multiply-accumulate (`core.dit.macs`), three times that in training, over the rate of a large
-bfloat16 matrix product measured in the same run on the same device, and not over a data sheet's.
+*Checks* have a bound, all in float32 without TF32 unless their name says otherwise. *Figures* are throughput,
+peak memory and MFU: 2 FLOPs per multiply-accumulate (`core.dit.macs`), three times that in training, over the
+rate of a large bfloat16 matrix product measured in the same run on the same device, and not over a data
+sheet's.
 
 ``--device cpu --quick`` runs everything at tiny sizes, to try the script itself.
 """
@@ -57,7 +58,8 @@ class Sizes:
     presets: dict[str, DiTConfig]
     parity: DiTConfig
     forward_rows: tuple[int, ...] = (2, 16, 64, 256)
-    """The last of them compiled as well: each shape is compiled by itself, which takes a minute for a large model."""
+    """The last of them compiled as well: each shape is compiled by itself, which takes a minute for a large
+    model."""
     sampled: int = 64
     train_rows: tuple[int, ...] = (32, 128)
     vae: VAESizeConfig = SD_VAE
@@ -342,7 +344,7 @@ def _trained(
 def training_step(
     bench: Bench, model: DiT, network: nn.Module, *, rows: int, bfloat16: bool = False
 ) -> Callable[[int], None]:
-    """One optimizer step of ``rows`` samples as the training loop does it: batch, loss, AdamW, averaged weights."""
+    """One optimizer step of ``rows`` samples, as in training: batch, loss, AdamW, averaged weights."""
     config = model.config
     optimizer = make_optimizer(model, OptimizerConfig())
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -381,7 +383,7 @@ def training_step(
 
 
 def peak_rate(bench: Bench) -> float:
-    """FLOPs a second of a large bfloat16 matrix product."""
+    """FLOPs per second of a large bfloat16 matrix product."""
     n = bench.sizes.matrix
     a, b = (torch.randn(n, n, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
     rate = 2 * n**3 / bench.seconds(lambda: a @ b)
@@ -453,7 +455,8 @@ def training(bench: Bench, peak: float) -> None:
     for name, config in bench.sizes.presets.items():
         for rows in bench.sizes.train_rows:
             for bfloat16, recompute in ((False, False), (True, False), (True, True)):
-                what = f"{name} training, {'bfloat16' if bfloat16 else 'float32'}{', recomputing' if recompute else ''}, {rows} samples"
+                dtype = "bfloat16" if bfloat16 else "float32"
+                what = f"{name} training, {dtype}{', recomputing' if recompute else ''}, {rows} samples"
                 try:
                     _training_figure(bench, peak, what, config, rows, bfloat16, recompute)
                 except torch.OutOfMemoryError:
@@ -479,7 +482,7 @@ def _training_figure(
 
 @torch.no_grad()
 def vae(bench: Bench, peak: float) -> None:
-    """The VAE of Stable Diffusion's shape, random weights, float32 as the project runs it (convolutions may use TF32)."""
+    """The VAE of Stable Diffusion's shape, random weights, float32 (convolutions may use TF32)."""
     vae = VAE.create(bench.sizes.vae)
     vae.module.to(bench.device).eval()
     count, size = bench.sizes.vae_images, bench.sizes.image_size
@@ -543,6 +546,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the parts asked for; 1 if a check fails, else 0."""
     parser = argument_parser(__doc__)
     names = [part.__name__ for part in (*CHECKS, *FIGURES)]
     parser.add_argument("--device", default="cuda")
@@ -553,7 +557,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device(arguments.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print(
-            "gpu-check: torch sees no GPU here; run it where there is one, or try the script with --device cpu --quick",
+            "gpu-check: torch sees no GPU here; run it where there is one, or try the script with --device "
+            "cpu --quick",
             file=sys.stderr,
         )
         return 2

@@ -1,17 +1,18 @@
-"""Latency and throughput of the image endpoint under open-loop load, beside an ideal simulation and `@serve.batch`.
+"""Latency and throughput of the image endpoint under open-loop load, beside an ideal and `@serve.batch`.
 
-    python -m benchmarks.serving --device simulated             # an accelerator whose step of r rows takes a + b·r
+    python -m benchmarks.serving --device simulated   # an accelerator whose step of r rows takes a + b·r
     python -m benchmarks.serving --device cpu --model dit-s2    # DiT-S/2 with random weights; hours on a CPU
     python -m benchmarks.serving --device cpu --model FOLDER    # any model folder, such as the demo's
-    --quick: a few minutes, for a look;  --again: only the latencies at --loads, into the results that are there
+    --quick: a few minutes, for a look;  --again: only the latencies at --loads, into existing results
 
-Everything is measured through HTTP and Ray Serve, on this machine. Requests arrive as a Poisson process (open loop: they
-do not wait for each other), each of 1-4 images in 10, 20 or 50 steps, guided. The ideal gets the same arrivals and the
-step times the engine measured, gives out steps by the same rule, and has no overhead of any kind. On a CPU, which other
-programs slow down, its step times are the profile's, made at the start from the fastest calls, times how much longer steps
-took during that load; the figure by the profile alone stands beside. The baseline puts the same
-model and the same step function behind `@serve.batch`: a batch of requests runs until its longest is done. Throughputs are
-measured in turns (bulk generation, ours, the baseline, and again), so that a machine that gets slower does so for all.
+Everything is measured through HTTP and Ray Serve, on this machine. Requests arrive as a Poisson process (open
+loop: they do not wait for each other), each of 1-4 images in 10, 20 or 50 steps, guided. The ideal gets the
+same arrivals and the step times the engine measured, gives out steps by the same rule, and has no overhead of
+any kind. On a CPU, which other programs slow down, its step times are the profile's, made at the start from
+the fastest calls, times how much longer steps took during that load; the figure by the profile alone stands
+beside. The baseline puts the same model and the same step function behind `@serve.batch`: a batch of requests
+runs until its longest is done. Throughputs are measured in turns (bulk generation, ours, the baseline, and
+again), so that a machine that gets slower does so for all.
 
 Results: OUTPUT/serving-NAME.json, a table on the screen, and OUTPUT/serving-NAME.svg, latency against load.
 """
@@ -41,18 +42,20 @@ STEPS, MOST_IMAGES = (10, 20, 50), 4
 SHORT = {"n": 1, "num_inference_steps": 10}
 LONG = {"n": 10, "num_inference_steps": 250}
 MEAN_ROW_STEPS = float(2 * np.mean(STEPS) * np.mean(range(1, MOST_IMAGES + 1)))
-"""Rows of the network a request takes over all its steps; guided, so two an image and step."""
+"""Rows of the network a request takes over all its steps; guided, so two per image and step."""
 
 
 @dataclass(frozen=True)
 class Arrival:
+    """A request of ``n`` images in ``steps`` steps, ``time`` seconds after the start of the load."""
+
     time: float
     n: int
     steps: int
 
 
 def poisson(rate: float, seconds: float, seed: int) -> list[Arrival]:
-    """Arrivals of a Poisson process of so many requests a second."""
+    """Arrivals of a Poisson process of so many requests per second."""
     rng = np.random.default_rng(seed)
     times = np.cumsum(rng.exponential(1 / rate, size=int(rate * seconds * 2) + 20))
     return [
@@ -97,10 +100,13 @@ def ideal(arrivals: Sequence[Arrival], curve: StepCurve, max_rows: int) -> list[
 
 
 class Counted:
-    """A network that counts its rows and, where a and b are given, is an accelerator's: a call takes a + b·rows.
+    """A network that counts its rows and, where a and b are given, is an accelerator's.
 
-    As on a GPU a call is issued and runs behind the one before; the host waits until that one is done, as the engine does
-    on CUDA (at most one step ahead), and the results of a call are there when it is done (``finish``).
+    A call takes a + b·rows.
+
+    As on a GPU a call is issued and runs behind the one before; the host waits until that one is done, as the
+    engine does on CUDA (at most one step ahead), and the results of a call are there when it is done
+    (``finish``).
     """
 
     def __init__(self, network: Any, a: float | None, b: float | None) -> None:
@@ -134,6 +140,7 @@ def _sleep_until(moment: float) -> None:
 def counted_pipeline(
     uri: str, a: float | None, b: float | None, threads: int, precision: Any
 ) -> tuple[Any, Counted]:
+    """The pipeline of a model folder, and its network in it, which counts the rows it is called with."""
     import torch
 
     from ray_dit.core.guidance import GuidedModel
@@ -155,7 +162,10 @@ def counted_pipeline(
 
 
 def bulk_rate(pipeline: Any, counted: Counted, images: int, seconds: float) -> float:
-    """Rows a second of bulk generation, decoded: whole batches of one kind, nobody waiting; for so long at least."""
+    """Rows per second of bulk generation, decoded.
+
+    Batches are whole and of one kind, and nobody waits; it lasts ``seconds`` at least.
+    """
     sampler = pipeline.sampler("dpmpp", steps=20, guidance_scale=2.0)
     started, before, passed = time.perf_counter(), counted.rows, 0.0
     while passed < seconds:
@@ -181,7 +191,10 @@ class StepTimes(Observer):
 
 
 class EngineReplica:
-    """The project's engine; the methods of ray_dit.serving.deployments.replica.ModelReplica, and what a benchmark asks beside them."""
+    """The project's engine.
+
+    The methods of ray_dit.serving.deployments.replica.ModelReplica, and what a benchmark asks beside them.
+    """
 
     def __init__(self, name: str, engine: dict[str, Any], **model: Any) -> None:
         from ray_dit.config.serve import EngineConfig
@@ -256,6 +269,7 @@ class BatchReplica:
 
 
 def baseline(max_batch_size: int, wait: float, **arguments: Any) -> Any:
+    """The deployment to compare with: whole requests, batched by `@serve.batch`."""
     from ray import serve
 
     from ray_dit.serving.deployments.application import QUIET
@@ -302,7 +316,7 @@ async def open_loop(url: str, arrivals: Sequence[Arrival]) -> list[float]:
 
 
 async def saturate(url: str, rows: Any, seconds: float, concurrent: int, seed: int) -> float:
-    """Rows a second of the network while so many requests are always there; the first third is warm-up."""
+    """Rows per second of the network while so many requests are always there; the first third is warm-up."""
     rng = np.random.default_rng(seed)
     stop = asyncio.Event()
     async with _client() as client:
@@ -352,7 +366,10 @@ def _client() -> httpx.AsyncClient:
 
 
 def random_model(folder: Path, preset: str) -> str:
-    """A model folder with random weights: DiT-S/2 at 256 pixels, or the small stand-in the simulated device needs."""
+    """A model folder with random weights.
+
+    It is DiT-S/2 at 256 pixels, or the small stand-in that the simulated device needs.
+    """
     from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
     from ray_dit.config.model_folder import LatentsConfig
     from ray_dit.core.dit import DiT
@@ -384,6 +401,8 @@ def random_model(folder: Path, preset: str) -> str:
 
 @dataclass
 class Bench:
+    """One run of the benchmark: its arguments, the model folder and the port it serves on."""
+
     arguments: argparse.Namespace
     uri: str
     port: int
@@ -407,7 +426,7 @@ class Bench:
         before = machine()
         handle, url = self._serve_ours()
         points, seconds, max_rows = handle.curve.remote().result()
-        print(f"up to {max_rows} rows a step", flush=True)
+        print(f"up to {max_rows} rows per step", flush=True)
         base = self._serve_baseline(max_rows, wait=0.5)
         rates = self._throughputs(handle, base, max_rows)
         serve.delete("base")
@@ -525,7 +544,10 @@ class Bench:
         return max(self.arguments.seconds, self.arguments.requests / rate)
 
     def _half_load(self, wait: float, max_rows: int, saturation: float) -> dict[str, Any]:
-        """The baseline at half of our saturation; @serve.batch closes a batch after ``wait`` even while another runs."""
+        """The baseline at half of our saturation.
+
+        @serve.batch closes a batch after ``wait`` even while another runs.
+        """
         from ray import serve
 
         self._serve_baseline(max_rows, wait)
@@ -565,7 +587,10 @@ def with_checks(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def batch_size(max_rows: int) -> int:
-    """Requests in a batch of the baseline: as many as fill a call of the network if each is of most images."""
+    """Requests in a batch of the baseline.
+
+    They are as many as fill a call of the network if each asks for the most images.
+    """
     return max(1, max_rows // (2 * MOST_IMAGES))
 
 
@@ -581,14 +606,17 @@ def _at(loads: Sequence[dict[str, Any]], load: float) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
+    """The results as Markdown: a row per load."""
     lines = [
-        "| load | requests | p50 s | p95 s | ideal p95 s | p95 / ideal | ... by the profile | added ms (median) |",
+        "| load | requests | p50 s | p95 s | ideal p95 s | p95 / ideal | ... by the profile | added ms "
+        "(median) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["loads"]:
         lines.append(
-            f"| {row['load']:.0%} | {row['requests']} | {row['p50']:.3f} | {row['p95']:.3f} | {row['ideal_p95']:.3f} | "
-            f"{row['p95_over_ideal']:.2f} | {row['p95_over_ideal_by_profile']:.2f} | {row['added_ms_median']:.0f} |"
+            f"| {row['load']:.0%} | {row['requests']} | {row['p50']:.3f} | {row['p95']:.3f} | "
+            f"{row['ideal_p95']:.3f} | {row['p95_over_ideal']:.2f} | {row['p95_over_ideal_by_profile']:.2f} "
+            f"| {row['added_ms_median']:.0f} |"
         )
     lines += ["", "| check | measured |", "|---|---|"]
     lines += [f"| {name} | {value:.2f} |" for name, value in result["checks"].items()]
@@ -612,13 +640,16 @@ def drawing(result: dict[str, Any]) -> str:
 
     def line(key: str, colour: str, dash: str = "") -> str:
         points = " ".join("{:.1f},{:.1f}".format(*place(row["load"], row[key])) for row in loads)
-        return f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>'
+        stroke = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"'
+        return f'<polyline points="{points}" fill="none" {stroke}/>'
 
     def text(x: float, y: float, said: str, colour: str = "#444", anchor: str = "middle") -> str:
-        return f'<text x="{x:.0f}" y="{y:.0f}" fill="{colour}" text-anchor="{anchor}" font-family="sans-serif" font-size="12">{said}</text>'
+        place = f'x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}"'
+        return f'<text {place} fill="{colour}" font-family="sans-serif" font-size="12">{said}</text>'
 
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"><rect width="100%" height="100%" fill="#fff"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"><rect width="100%" '
+        'height="100%" fill="#fff"/>'
     ]
     for k in range(6):
         x, y = place(k / 5, k * tick)
@@ -640,6 +671,7 @@ def drawing(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Measures what the arguments ask for and writes the results."""
     parser = argument_parser(__doc__)
     parser.add_argument("--device", choices=("simulated", "cpu"), default="simulated")
     parser.add_argument("--model", default="dit-s2", help="with --device cpu: dit-s2, or a model folder")

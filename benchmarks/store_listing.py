@@ -1,8 +1,8 @@
 """Listing, resuming and verifying a job of 100,000 objects: seconds and memory.
 
-``python -m benchmarks.store_listing [--objects N] [--uri URI]``; without a URI a folder in memory is used. Prints a
-table and writes ``benchmarks/results/store_listing.json``. Memory is how much the process's peak grew over the phase,
-the whole process being a few tens of MB.
+``python -m benchmarks.store_listing [--objects N] [--uri URI]``; without a URI a folder in memory is used.
+Prints a table and writes ``benchmarks/results/store_listing.json``. Memory is how much the process's peak
+grew over the phase, the whole process being a few tens of MB.
 """
 
 import hashlib
@@ -101,7 +101,7 @@ def run_phase(name: str, uri: str, objects: int) -> dict[str, float]:
 
 
 def measured(name: str, uri: str, objects: int) -> dict[str, float]:
-    """The phase's seconds, objects a second and growth of memory."""
+    """The phase's seconds, objects per second and growth of memory."""
     store = open_store(uri)
     store.head("_job.json")  # connects
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
@@ -118,6 +118,7 @@ def measured(name: str, uri: str, objects: int) -> dict[str, float]:
 
 
 def main() -> None:
+    """Fills the store, lists it and writes how long that took."""
     parser = argument_parser(__doc__)
     parser.add_argument("--objects", type=int, default=100_000)
     parser.add_argument("--uri", help="an empty place")

@@ -1,1 +1,1 @@
-"""What one submits to a cluster: an entry point a stage, and recipes with hardware, time and expected figures."""
+"""What is submitted to a cluster: an entry point per stage, and recipes with hardware, time and figures."""

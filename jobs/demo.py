@@ -1,8 +1,8 @@
 """The whole pipeline on handwritten digits: `python -m jobs.demo`, what `make demo` runs.
 
-Hardware: 2 CPU cores, no accelerator; five to seven minutes. Expected: at least 96 % of 1,000 generated digits are read as the
-digit asked for. Settings are in demo.yaml; each stage can also be run alone: `ray-dit train --config jobs/demo.yaml`.
-Running it again redoes nothing; killed anywhere, it goes on where it was.
+Hardware: 2 CPU cores, no accelerator; five to seven minutes. Expected: at least 96 % of 1,000 generated
+digits are read as the digit asked for. Settings are in demo.yaml; each stage can also be run alone: `ray-dit
+train --config jobs/demo.yaml`. Running it again redoes nothing; killed anywhere, it goes on where it was.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The demo with all its outputs in object storage: `python -m jobs.demo_s3`, what `make demo-s3` runs.
 
-A real S3 server (SeaweedFS) on 127.0.0.1 keeps its data in demo-s3/; everything the demo makes goes to s3://ray-dit/demo.
-Hardware and time as jobs/demo.py, about a minute more. Expected: where ./demo is there too, every object has the sha256 of
-its file. Running it again redoes nothing.
+A real S3 server (SeaweedFS) on 127.0.0.1 keeps its data in demo-s3/; everything the demo makes goes to
+s3://ray-dit/demo. Hardware and time as jobs/demo.py, about a minute more. Expected: where ./demo is there
+too, every object has the sha256 of its file. Running it again redoes nothing.
 """
 
 import argparse
@@ -39,7 +39,10 @@ def main() -> None:
 
 
 def run_on_s3(data: Path, beside: Path) -> None:
-    """Runs the demo on a server of its own; UserError if what it made differs from the demo on disk at ``beside``."""
+    """Runs the demo on a server of its own.
+
+    UserError if what it made differs from the demo on disk at ``beside``.
+    """
     endpoint, stop = start_seaweed(data)
     os.environ.update(CREDENTIALS | {"AWS_ENDPOINT_URL": endpoint, "AWS_EC2_METADATA_DISABLED": "true"})
     try:
@@ -65,8 +68,9 @@ def compare(store: Store, beside: Path) -> str:
     different = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
     if different:
         raise UserError(
-            f"{len(different)} objects differ between {store.uri} and {beside}, first {', '.join(different[:3])}: they were "
-            "made by other settings, versions or kinds of machines; remove one of them and run its demo again"
+            f"{len(different)} objects differ between {store.uri} and {beside}, first "
+            f"{', '.join(different[:3])}: they were made by other settings, versions or kinds of machines; "
+            "remove one of them and run its demo again"
         )
     return f"equal: all {len(ours)} objects at {store.uri} have the sha256 of their files in {beside}"
 

@@ -1,10 +1,11 @@
-"""Encodes a folder of pictures to latents on the cluster's actors.
+"""Encodes a folder of images to latents on the cluster's actors.
 
-    ray job submit --working-dir . -- python -m jobs.encode --images.uri s3://bucket/imagenet --images.size 256 \\
+    ray job submit --working-dir . -- python -m jobs.encode \\
+        --images.uri s3://bucket/imagenet --images.size 256 \\
         --vae stabilityai/sd-vae-ft-ema --output s3://bucket/latents --actors 8 --use-gpu
 
-Hardware: a GPU an actor for Stable Diffusion's VAE. Expected: a manifest with as many rows as readable pictures; the
-unreadable ones are in quarantine.tsv. Submitting it again makes only what is missing.
+Hardware: a GPU per actor for Stable Diffusion's VAE. Expected: a manifest with as many rows as readable
+images; the unreadable ones are in quarantine.tsv. Submitting it again makes only what is missing.
 """
 
 from jobs.entry import run

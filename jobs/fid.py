@@ -1,9 +1,10 @@
 """FID of a generated dataset: `python -m jobs.fid --dataset URI --reference STATISTICS.npz`.
 
-It is the registry's Fréchet distance over the features of its network `inception`: torch-fidelity's port of the network
-FID is defined by (Heusel et al. 2017), `pip install -c constraints.txt -e '.[fid]'`, which brings torchvision. Its weights
-(95 MB) are fetched, or give the file by --inception. The statistics are a .npz with `mu` [2048] and `sigma` [2048, 2048] of
-the real images, a path or URL; by default those of ImageNet at 256 pixels that published figures are measured against.
+It is the registry's Fréchet distance over the features of its network `inception`: torch-fidelity's port of
+the network FID is defined by (Heusel et al. 2017), `pip install -c constraints.txt -e '.[fid]'`, which brings
+torchvision. Its weights (95 MB) are fetched, or give the file by --inception. The statistics are a .npz with
+`mu` [2048] and `sigma` [2048, 2048] of the real images, a path or URL; by default those of ImageNet at 256
+pixels that published figures are measured against.
 
 Hardware: a GPU reads some thousand images per second; a CPU about ten.
 """
@@ -32,7 +33,10 @@ DISTANCE = FIGURES["frechet_distance"]
 
 
 def fid(dataset: str, reference: FeatureStatistics, network: Network, *, batch_size: int = 100) -> float:
-    """Fréchet distance of a dataset's features to ``reference``; UserError for a dataset that is not whole."""
+    """Fréchet distance of a dataset's features to ``reference``.
+
+    UserError for a dataset that is not whole.
+    """
     generated: Tensors = {}
     for images in batches(images_of(dataset), batch_size):
         features = network(images).features
@@ -65,7 +69,10 @@ def batches(images: Iterator[NDArray[np.uint8]], batch_size: int) -> Iterator[ND
 
 
 def inception(weights: str, device: str) -> Network:
-    """The network on ``device``; UserError where torch-fidelity is missing or the weights are not what they should be."""
+    """The network on ``device``.
+
+    UserError where torch-fidelity is missing or the weights are not what they should be.
+    """
 
     def read() -> bytes:
         try:
@@ -91,7 +98,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def meter(options: argparse.Namespace) -> Callable[[str], float]:
-    """Dataset → FID, with the command line's settings; weights and statistics are there before it is called."""
+    """Dataset → FID, with the command line's settings.
+
+    Weights and statistics are there before it is called.
+    """
     reference = reference_statistics(options.reference, NETWORK.dim)
     network = inception(options.inception, options.device)
     return lambda dataset: fid(dataset, reference, network)

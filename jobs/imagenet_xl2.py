@@ -1,16 +1,18 @@
-"""The published DiT-XL/2 at 256x256: 50,000 ImageNet pictures and their FID beside the paper's: `python -m jobs.imagenet_xl2`.
+"""The published DiT-XL/2 at 256x256.
+
+`python -m jobs.imagenet_xl2`: 50,000 ImageNet images and their FID beside the paper's.
 
     python -m jobs.imagenet_xl2 --weights DiT-XL-2-256x256.pt --folder s3://bucket/xl2 --actors 8
 
 ``--weights`` is the file published with facebookresearch/DiT (CC-BY-NC-4.0, 2.7 GB): a path or a URL; the VAE
 (stabilityai/sd-vae-ft-ema) is fetched from the hub, or give its folder by --vae.
 
-Hardware: GPUs, an actor each. 250 guided steps are 119 TFLOP a picture: 50,000 of them about 4 H100-hours at 400 TFLOP/s
-in bf16, which is --precision bfloat16 (a bound by counting, not measured); float32 takes several times that. Expected: FID
-2.27 ± 0.1 with 50,000 pictures of random labels, scale 1.5, 250 DDPM steps (Peebles & Xie 2022, table 2). These pictures
-are balanced, 50 a class, which is worth about 0.1: expect 2.17 ± 0.1. jobs.fid measures it (`pip install -c constraints.txt -e '.[fid]'`;
-Inception weights and ImageNet's statistics are fetched, or given by --inception and --reference).
-Killed anywhere, run it again.
+Hardware: GPUs, one per actor. 250 guided steps are 119 TFLOP per image: 50,000 of them about 4 H100-hours at
+400 TFLOP/s in bf16, which is --precision bfloat16 (a bound by counting, not measured); float32 takes several
+times that. Expected: FID 2.27 ± 0.1 with 50,000 images of random labels, scale 1.5, 250 DDPM steps (Peebles &
+Xie 2022, table 2). These images are balanced, 50 per class, which is worth about 0.1: expect 2.17 ± 0.1.
+jobs.fid measures it (`pip install -c constraints.txt -e '.[fid]'`; Inception weights and ImageNet's
+statistics are fetched, or given by --inception and --reference). Killed anywhere, run it again.
 """
 
 import argparse
@@ -28,18 +30,16 @@ BALANCED_GAIN = 0.1
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Imports the weights, makes the pictures, measures their FID and prints it beside the published one."""
+    """Imports the weights, makes the images, measures their FID and prints it beside the published one."""
     options = _options(argv)
     try:
-        meter = fid.meter(options)  # first: what is missing for the last step is told before the long one
+        meter = fid.meter(options)  # first: what is missing for the last step is reported before the long one
         model = import_weights(options)
         config = generation(options, model)
         from ray_dit.stages.generate import generate
 
         manifest = generate(config)
-        print(
-            f"{manifest['rows']} pictures, balanced over {len(manifest['labels'])} classes: {config.output}"
-        )
+        print(f"{manifest['rows']} images, balanced over {len(manifest['labels'])} classes: {config.output}")
         print(expectation(options.num_images), flush=True)
         found = meter(config.output)
     except UserError as error:
@@ -80,7 +80,10 @@ def import_weights(options: argparse.Namespace) -> str:
 
 
 def generation(options: argparse.Namespace, model: str) -> GenerateConfig:
-    """The settings of the paper's best figure, but with balanced labels; guidance on 3 channels is the model's own."""
+    """The settings of the paper's best figure, but with balanced labels.
+
+    Guidance on 3 channels is the model's own.
+    """
     return GenerateConfig(
         model=model,
         output=f"{options.folder.rstrip('/')}/dataset",
@@ -94,19 +97,17 @@ def generation(options: argparse.Namespace, model: str) -> GenerateConfig:
 
 
 def expectation(num_images: int) -> str:
-    """The published figure and what to expect of these pictures."""
+    """The published figure and what to expect of these images."""
     text = (
-        f"published FID, random labels: {PUBLISHED_FID} (50,000 pictures, scale 1.5, 250 DDPM steps); balanced labels, as "
-        f"here: expect {PUBLISHED_FID - BALANCED_GAIN:.2f} ± {TOLERANCE}"
+        f"published FID, random labels: {PUBLISHED_FID} (50,000 images, scale 1.5, 250 DDPM steps); "
+        f"balanced labels, as here: expect {PUBLISHED_FID - BALANCED_GAIN:.2f} ± {TOLERANCE}"
     )
-    return (
-        text if num_images == NUM_IMAGES else f"{text}; not with {num_images} pictures, which make it higher"
-    )
+    return text if num_images == NUM_IMAGES else f"{text}; not with {num_images} images, which make it higher"
 
 
 def verdict(found: float, num_images: int) -> str:
     """The measured FID, and whether it is what was to be expected."""
-    text = f"measured FID, balanced labels, {num_images} pictures: {found:.2f}"
+    text = f"measured FID, balanced labels, {num_images} images: {found:.2f}"
     if num_images != NUM_IMAGES:
         return f"{text} (the published figure is for 50,000)"
     low, high = (PUBLISHED_FID - BALANCED_GAIN + sign * TOLERANCE for sign in (-1, 1))

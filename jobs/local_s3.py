@@ -1,7 +1,7 @@
 """A real S3 server on this machine (SeaweedFS), for the demo on S3 and for the tests.
 
-``python -m jobs.local_s3 FOLDER -- COMMAND...`` runs a command with ``AWS_ENDPOINT_URL`` and credentials that point to
-it, and stops it afterwards. It listens on 127.0.0.1 only and takes any credentials.
+``python -m jobs.local_s3 FOLDER -- COMMAND...`` runs a command with ``AWS_ENDPOINT_URL`` and credentials that
+point to it, and stops it afterwards. It listens on 127.0.0.1 only and takes any credentials.
 """
 
 import os
@@ -34,8 +34,9 @@ def start_seaweed(folder: Path, *, seconds: float = 60.0) -> tuple[str, Callable
     with log.open("wb") as output:
         server = subprocess.Popen(
             [
-                _weed(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-volume.max=20",
-                "-volume.minFreeSpace=0", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
+                _weed(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
+                "-volume.max=20", "-volume.minFreeSpace=0", "-s3.port.iceberg=0", "-s3.port.lance=0",
+                "-master.telemetry=false",
                 *(f"-{name}={port}" for name, port in ports.items()),
             ],
             stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
@@ -50,7 +51,10 @@ def start_seaweed(folder: Path, *, seconds: float = 60.0) -> tuple[str, Callable
 
 
 def make_bucket(endpoint: str, bucket: str) -> None:
-    """Makes a bucket, without complaint if it is there; any credentials will do here, so the request needs none."""
+    """Makes a bucket, without complaint if it is there.
+
+    Any credentials will do here, so the request needs none.
+    """
     request = urllib.request.Request(f"{endpoint}/{bucket}", method="PUT")
     try:
         urllib.request.urlopen(request, timeout=30).close()

@@ -29,7 +29,7 @@ class StoreFailure(UserError):
 
 
 def first_message(error: Exception) -> str:
-    """The first complaint in one line: of a pydantic ValidationError its field and message, else the first line."""
+    """The first complaint in one line: a ValidationError's field and message, else the first line."""
     errors = getattr(error, "errors", None)
     if callable(errors):
         first = cast(list[dict[str, Any]], errors())[0]

@@ -1,8 +1,8 @@
-"""A model folder in memory: class names in, pictures out; without Ray.
+"""A model folder in memory: class names in, images out; without Ray.
 
 ``ray_dit.load(uri)`` is for people; bulk generation and the server use the parts: `Pipeline.table` and
-`Pipeline.guided_model` with core.sampling, `Pipeline.sample_latents`, `Pipeline.decode`. It knows no shards, requests or
-files to write.
+`Pipeline.guided_model` with core.sampling, `Pipeline.sample_latents`, `Pipeline.decode`. It knows no shards,
+requests or files to write.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -41,9 +41,10 @@ Label = str | int
 def load(
     uri: str, device: str | torch.device | None = None, *, precision: Precision = "float32"
 ) -> "Pipeline":
-    """The model folder at a path or fsspec URI, ready to make pictures; on the GPU if there is one.
+    """The model folder at a path or fsspec URI, ready to make images; on the GPU if there is one.
 
-    ``precision`` is that of the transformer's matrix products; all else computes in float32. Raises UserError when there is no model, or its weights don't fit its configuration.
+    ``precision`` is that of the transformer's matrix products; all else computes in float32. Raises UserError
+    when there is no model, or its weights don't fit its configuration.
     """
     if precision not in get_args(Precision):
         raise UserError(f"there is no precision {precision!r}: take one of {', '.join(get_args(Precision))}")
@@ -74,8 +75,8 @@ def initial_state(
 ) -> dict[str, Tensor]:
     """The weights of the model at ``uri`` as the start for one of shape ``config``: fine-tuning.
 
-    Class count and resolution may differ (core.dit.adapt_state_dict); what is new is drawn from ``seed``, label vectors
-    with deviation ``label_std``. Raises UserError when anything else differs.
+    Class count and resolution may differ (core.dit.adapt_state_dict); what is new is drawn from ``seed``,
+    label vectors with deviation ``label_std``. Raises UserError when anything else differs.
     """
     folder = read_model(uri)
     check_adaptable(folder, config)
@@ -86,7 +87,10 @@ def initial_state(
 
 
 def check_adaptable(folder: ModelFolder, config: DiTConfig) -> None:
-    """UserError, naming what differs, where the folder's weights can't be the start for this shape; reads no weights."""
+    """UserError, naming what differs, where the folder's weights can't be the start for this shape.
+
+    Reads no weights.
+    """
     try:
         refuse_other_shapes(folder.config.model, config)
     except ValueError as error:
@@ -94,7 +98,7 @@ def check_adaptable(folder: ModelFolder, config: DiTConfig) -> None:
 
 
 class Pipeline:
-    """A model that makes pictures; call it with labels."""
+    """A model that makes images; call it with labels."""
 
     def __init__(self, folder: ModelFolder, model: DiT, precision: Precision = "float32") -> None:
         self.folder = folder
@@ -146,9 +150,12 @@ class Pipeline:
         steps: int | None = None,
         guidance_scale: float | None = None,
     ) -> SamplerConfig:
-        """Settings to sample with: given ones, or the model's own; ``steps`` and ``guidance_scale`` override theirs.
+        """Settings to sample with.
 
-        A sampler by name is a change of the model's own (`SamplerConfig.over`). UserError where they don't go together.
+        They are the given ones, or the model's own; ``steps`` and ``guidance_scale`` override theirs.
+
+        A sampler by name is a change of the model's own (`SamplerConfig.over`). UserError where they don't go
+        together.
         """
         name, base = (sampler, None) if isinstance(sampler, str) else (None, sampler)
         given = {"name": name, "num_inference_steps": steps, "guidance_scale": guidance_scale}
@@ -161,7 +168,10 @@ class Pipeline:
         return settle_sampler(asked, self.config, base=base, where=self.folder.store.uri)
 
     def table(self, sampler: SamplerConfig) -> SamplerTable:
-        """The sampler's coefficients on this model's schedule; UserError for settings the model can't follow."""
+        """The sampler's coefficients on this model's schedule.
+
+        UserError for settings the model can't follow.
+        """
         try:
             return make_table(sampler, self.schedule, learn_sigma=self.config.model.learn_sigma)
         except ValueError as error:
@@ -181,8 +191,9 @@ class Pipeline:
     ) -> Float[Tensor, "B C H W"]:
         """Latents of these classes as the model sees them (normalised), float32, on the model's device.
 
-        Row i is a function of (seed, sample_ids[i], label, sampler), to the last bits that the size of the batch decides;
-        ``pad_to`` and ``callback`` are core.sampling.sample's. A model without a null class is sampled unguided.
+        Row i is a function of (seed, sample_ids[i], label, sampler), to the last bits that the size of the
+        batch decides; ``pad_to`` and ``callback`` are core.sampling.sample's. A model without a null class is
+        sampled unguided.
         """
         rows = init_rows(
             self.latent_shape,
@@ -197,17 +208,17 @@ class Pipeline:
 
     @torch.inference_mode()
     def decode(self, latents: Float[Tensor, "B C H W"]) -> UInt8[np.ndarray, "B height width 3"]:
-        """Pictures of normalised latents, RGB; of a predicted x_start too, as a preview.
+        """Images of normalised latents, RGB; of a predicted x_start too, as a preview.
 
-        UserError where they are no numbers: black pictures would look like a result.
+        UserError where they are no numbers: black images would look like a result.
         """
         settings = self.config.latents
         raw = denormalize(latents.to(self.device, torch.float32), settings.shift, settings.scale)
         images = self.vae.decode(raw)
         if not torch.isfinite(images).all():
             raise UserError(
-                f"{self.folder.store.uri} made pictures that are no numbers (NaN or infinite): its weights are damaged or "
-                "its training diverged"
+                f"{self.folder.store.uri} made images that are no numbers (NaN or infinite): its weights "
+                "are damaged or its training diverged"
             )
         return to_uint8(images).cpu().numpy()
 
@@ -222,10 +233,10 @@ class Pipeline:
         sampler: SamplerConfig | str | None = None,
         batch_size: int = 32,
     ) -> list[Image.Image]:
-        """One picture a label; picture i is a function of (seed, i, its label and the sampler).
+        """One image per label; image i is a function of (seed, i, its label and the sampler).
 
-        ``labels`` are numbers or names; a model without classes takes ``num_images`` instead. ``sampler``: a name such
-        as "ddim", or settings; by default the model's own, as are ``steps`` and ``guidance_scale``.
+        ``labels`` are numbers or names; a model without classes takes ``num_images`` instead. ``sampler``: a
+        name such as "ddim", or settings; by default the model's own, as are ``steps`` and ``guidance_scale``.
         """
         if batch_size < 1 or not 0 <= seed < 2**63:
             raise UserError(f"batch_size {batch_size} must be at least 1, and seed {seed} in [0, 2^63)")

@@ -1,4 +1,4 @@
-"""diffusers' AutoencoderKL as the project uses it: pictures to raw moments, raw latents to pictures.
+"""diffusers' AutoencoderKL as the project uses it: images to raw moments, raw latents to images.
 
 It knows nothing of diffusion: scale and shift of the latents are applied by others (core.latents).
 diffusers is imported when a VAE is made, not with this module.
@@ -38,10 +38,12 @@ class VAE:
 
     @classmethod
     def create(cls, size: VAESizeConfig, *, seed: int = 0) -> "VAE":
-        """A new VAE for RGB images, its initial weights a function of (size, seed); for inference, like a loaded one.
+        """A new VAE for RGB images, its initial weights a function of (size, seed).
 
-        torch may multiply in another order for weights that require gradients, so a VAE that is only used must not have
-        them: it would differ in the last bits from the same VAE loaded from a folder.
+        It is for inference, like a loaded one.
+
+        torch may multiply in another order for weights that require gradients, so a VAE that is only used
+        must not have them: it would differ in the last bits from the same VAE loaded from a folder.
         """
         levels = len(size.block_out_channels)
         blocks: Any = {
@@ -55,7 +57,9 @@ class VAE:
 
     @classmethod
     def load(cls, source: str, device: str | torch.device = "cpu") -> "VAE":
-        """The VAE in a diffusers folder (a path, any fsspec URI, or its ``vae/``) or of a hub id; float32, eval mode.
+        """The VAE in a diffusers folder (a path, any fsspec URI, or its ``vae/``) or of a hub id.
+
+        float32, eval mode.
 
         Raises UserError when ``source`` is none of these, or holds something else.
         """
@@ -74,7 +78,7 @@ class VAE:
 
     @property
     def downsample(self) -> int:
-        """Pixels of a picture's side for each of its latents'."""
+        """Pixels of an image's side for each of its latents'."""
         return 2 ** (len(self.module.config.block_out_channels) - 1)
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 2C h w"]:
@@ -82,15 +86,17 @@ class VAE:
         return self.module.encode(images).latent_dist.parameters
 
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Pictures of raw latents, RGB, about [-1, 1] and not clamped."""
+        """Images of raw latents, RGB, about [-1, 1] and not clamped."""
         return self.module.decode(latents).sample
 
     @torch.no_grad()
     def fold_normalisation(self, shift: float | Sequence[float], scale: float | Sequence[float]) -> None:
-        """Makes the VAE, in place, one of latents (z - shift) * scale: encode gives their moments, decode takes them.
+        """Makes the VAE, in place, one of latents (z - shift) * scale.
 
-        Shift and scale are one number, or one a channel; they go into the 1x1 convolutions at the VAE's neck. Raises
-        UserError for a VAE without these.
+        ``encode`` gives their moments, ``decode`` takes them.
+
+        Shift and scale are one number, or one per channel; they go into the 1x1 convolutions at the VAE's
+        neck. Raises UserError for a VAE without these.
         """
         before, after = self.module.quant_conv, self.module.post_quant_conv
         if before is None or after is None:
@@ -106,7 +112,10 @@ class VAE:
         after.weight.copy_(after.weight.double() / scales[None, :, None, None])
 
     def files(self) -> dict[str, bytes]:
-        """The VAE as diffusers lays it out, by file name; the bytes are a function of weights and configuration."""
+        """The VAE as diffusers lays it out, by file name.
+
+        The bytes are a function of weights and configuration.
+        """
         config = {k: v for k, v in json.loads(self.module.to_json_string()).items() if k != "_name_or_path"}
         weights = {k: v.detach().cpu().contiguous() for k, v in self.module.state_dict().items()}
         text = json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -124,7 +133,9 @@ def _autoencoder_kl() -> Any:
 
 
 def find_vae(source: str) -> Store | None:
-    """The folder that holds the VAE's configuration: ``source`` or its ``vae/``; None where it must be a hub id.
+    """The folder that holds the VAE's configuration: ``source`` or its ``vae/``.
+
+    None where it must be a hub id.
 
     Raises NotFound when it can be neither.
     """
@@ -179,8 +190,8 @@ def _from_hub(hub_id: str) -> Any:
         return _autoencoder_kl().from_pretrained(hub_id, **_OPTIONS)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"there is no folder {hub_id}, and no VAE of that hub id could be fetched ({first_message(error)}); "
-            "give a folder, or check the id and the network"
+            f"there is no folder {hub_id}, and no VAE of that hub id could be fetched "
+            f"({first_message(error)}); give a folder, or check the id and the network"
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""For all tests: a process per file for those that start Ray, checked shapes and types in the core, one thread.
+"""For all tests: a process per file that starts Ray, checked shapes and types in the core, one thread.
 
-The import hook, which makes jaxtyping and beartype check the core's signatures, rewrites modules as they are imported,
-so it must come before the first import of ray_dit.core. Processes that Ray starts don't have it: there the annotations
-cost nothing.
+The import hook, which makes jaxtyping and beartype check the core's signatures, rewrites modules as they are
+imported, so it must come before the first import of ray_dit.core. Processes that Ray starts don't have it:
+there the annotations cost nothing.
 """
 
 from jaxtyping import install_import_hook

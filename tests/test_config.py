@@ -78,7 +78,8 @@ def test_content_of_what_stands_over_others_holds_what_was_asked_for() -> None:
 def test_what_was_asked_for_survives_the_way_to_an_actor() -> None:
     settings = GenerateConfig(model="m", output="o", num_images=1, sampler={"eta": 0.0})
     copied = pickle.loads(pickle.dumps(settings))
-    assert copied.sampler.model_fields_set == {"eta"} and copied.content() == settings.content()
+    assert copied.sampler.model_fields_set == {"eta"}
+    assert copied.content() == settings.content()
 
 
 def test_a_given_setting_keeps_what_the_section_has_by_default_in_that_stage() -> None:
@@ -103,7 +104,7 @@ def test_another_sampler_keeps_steps_and_guidance_and_nothing_of_the_one_before(
     assert (listed.timesteps, listed.num_steps, listed.guidance_interval) == (None, 3, (100, 600))
 
 
-@pytest.mark.parametrize("fields, steps", [({"num_inference_steps": 7}, 7), ({"spacing": "trailing"}, 3)])
+@pytest.mark.parametrize(("fields", "steps"), [({"num_inference_steps": 7}, 7), ({"spacing": "trailing"}, 3)])
 def test_steps_and_spacing_take_the_place_of_a_list(fields: dict[str, object], steps: int) -> None:
     over = SamplerConfig.model_validate(fields).over(LIST)
     assert (over.timesteps, over.num_steps) == (None, steps)

@@ -40,8 +40,10 @@ FORBIDDEN = {
     "tickets import asyncio": ("serving/engine/tickets.py", "import asyncio", "the engine's policy is rules"),
     "a new part of serving nobody placed": ("serving/new.py", "", "serving is deployments"),
     "the runtime imports a stage": ("runtime/training/task.py", "import ray_dit.stages.train", "imports go down only"),
-    "the training loop imports ray": ("runtime/training/loop.py", "def f():\n    import ray", "only launch knows Ray"),
-    "a part of training imports another": ("runtime/training/parallel.py", "import ray_dit.runtime.training.checkpointer", "put together by its worker"),
+    "the training loop imports "
+    "ray": ("runtime/training/loop.py", "def f():\n    import ray", "only launch knows Ray"),
+    "a part of training imports "
+    "another": ("runtime/training/parallel.py", "import ray_dit.runtime.training.checkpointer", "put together by its worker"),
     "a stage imports ray": ("stages/encode.py", "def f():\n    import ray", "only the runtime and serving's deployments"),
     "the queue imports ray": ("runtime/shard_queue.py", "import ray", "only the runtime and serving's deployments"),
     "a new part of the runtime nobody placed": ("runtime/new.py", "", "the runtime is shards and training"),

@@ -85,7 +85,8 @@ def test_one_number_or_a_list(words: list[str], value: Any) -> None:
 
 
 def test_switches_pairs_and_repeated_settings() -> None:
-    assert read("--inner.flag").inner.flag and not read("--inner.flag", "False").inner.flag
+    assert read("--inner.flag").inner.flag
+    assert not read("--inner.flag", "False").inner.flag
     assert not read("--inner.flag", "--inner.no_flag").inner.flag
     assert read("--inner.pair", "0.5", "-2", "--count", "3").inner.pair == (0.5, -2.0)
     assert read("--inner.pair=0.5", "1", "--inner.pair", "3", "4").inner.pair == (3.0, 4.0)
@@ -115,7 +116,8 @@ def test_refusals() -> None:
     assert refused("-x") == "unknown option -x"
     assert refused("--inner.no-maybe") == "unknown option --inner.no-maybe (did you mean '--inner.maybe'?)"
     assert refused("--sampler.timesteps", "1", "2") == (
-        "these sampler settings do not fit together: timesteps must be a falling list of numbers of at least 0"
+        "these sampler settings do not fit together: timesteps must be a falling list of numbers of at least "
+        "0"
     )  # fmt: skip
 
 
@@ -131,7 +133,9 @@ def test_yaml_keeps_its_types(tmp_path: Path) -> None:
 def test_options_win_over_yaml_value_by_value(tmp_path: Path) -> None:
     text = "some: {name: n, many: [a, b], sampler: {order: 3, eta: 0.5}, inner: {maybe: null}}"
     some = read_yaml(text, tmp_path, "--many", "c", "--sampler.order", "None")
-    assert some.many == ("c",) and some.sampler.model_fields_set == {"eta"} and some.inner.maybe is None
+    assert some.many == ("c",)
+    assert some.sampler.model_fields_set == {"eta"}
+    assert some.inner.maybe is None
 
 
 @pytest.mark.parametrize(
@@ -162,7 +166,8 @@ def test_help_names_every_kind_of_value() -> None:
         "--inner.flag, --inner.no-flag",
     ):
         assert f"  {line}\n" in said
-    assert "(default: 1.0 2.0)" in said and "--inner.maybe INT\n      (default: 4)" in said
+    assert "(default: 1.0 2.0)" in said
+    assert "--inner.maybe INT\n      (default: 4)" in said
     assert "--sampler.name {ddpm,ddim,dpmpp,unipc}" in said
     assert " ".join(said.split()).count("(default: the model's own)") == len(SamplerConfig.model_fields)
 

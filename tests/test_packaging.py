@@ -31,7 +31,7 @@ def required(requirements: Iterable[str]) -> set[str]:
 
 
 def imports(folder: Path) -> dict[str, str]:
-    """Every foreign top-level module that Python files in ``folder`` import anywhere, and a file that does."""
+    """Every foreign top-level module that files in ``folder`` import anywhere, and a file that does."""
     found: dict[str, str] = {}
     for path in folder.rglob("*.py"):
         if "golden" in path.parts:  # made with the imports of an older commit
@@ -120,7 +120,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         path for path in (ROOT / "ray_dit").rglob("*") if path.is_file() and path.parent.name != "__pycache__"
     }
     assert packed == {path.relative_to(ROOT).as_posix() for path in files}
-    assert any(name.endswith("index.html") for name in packed) and "ray_dit/py.typed" in packed
+    assert any(name.endswith("index.html") for name in packed)
+    assert "ray_dit/py.typed" in packed
 
 
 def test_the_installed_wheel_works_outside_the_repository(wheel: Path, tmp_path: Path) -> None:
@@ -136,4 +137,5 @@ def test_the_installed_wheel_works_outside_the_repository(wheel: Path, tmp_path:
         '{"stage": "encode", "fingerprint": "1", "format": 1, "parts": {"config": {}}}'
     )
     assert "encode" in run(command, "info", "folder", cwd=tmp_path, PYTHONPATH=str(site))
-    assert not (site / "jobs").exists() and not (site / "tests").exists()
+    assert not (site / "jobs").exists()
+    assert not (site / "tests").exists()

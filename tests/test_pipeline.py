@@ -1,4 +1,4 @@
-"""The pipeline on a tiny model: pictures follow from (seed, number, label, sampler), whatever else is in the call."""
+"""The pipeline on a tiny model: images follow from (seed, number, label, sampler) alone."""
 
 import subprocess
 import sys
@@ -96,11 +96,13 @@ def test_steps_guidance_and_sampler_matter(pipe: Pipeline) -> None:
 
 def test_decode_undoes_the_normalisation_of_the_model(pipe: Pipeline) -> None:
     latents = pipe.sample_latents([0, 1], sample_ids=[7, 8], seed=0, sampler=SAMPLER)
-    assert latents.shape == (2, *pipe.latent_shape) and latents.dtype == torch.float32
+    assert latents.shape == (2, *pipe.latent_shape)
+    assert latents.dtype == torch.float32
     raw = denormalize(latents, LATENTS.shift, LATENTS.scale)
     expected = to_uint8(pipe.vae.decode(raw)).numpy()
     images = pipe.decode(latents)
-    assert images.dtype == np.uint8 and np.array_equal(images, expected)
+    assert images.dtype == np.uint8
+    assert np.array_equal(images, expected)
 
 
 def test_sample_ids_decide_the_noise(pipe: Pipeline) -> None:
@@ -165,7 +167,8 @@ def test_sampler_settings(pipe: Pipeline) -> None:
 
 
 def test_label_errors(pipe: Pipeline) -> None:
-    assert pipe.resolve_label("dog") == 1 and pipe.resolve_label("4") == 2
+    assert pipe.resolve_label("dog") == 1
+    assert pipe.resolve_label("4") == 2
     with pytest.raises(UserError, match="did you mean 'dog'"):
         pipe(labels=["dogg"])
     with pytest.raises(UserError, match=r"has 3 classes: call it with labels=\[...\]"):
@@ -197,7 +200,8 @@ def test_loaded_weights_are_those_of_the_file(uri: str, pipe: Pipeline) -> None:
     state = pipe.model.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in expected)
-    assert not pipe.model.training and not any(p.requires_grad for p in pipe.model.parameters())
+    assert not pipe.model.training
+    assert not any(p.requires_grad for p in pipe.model.parameters())
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -229,7 +233,8 @@ def test_initial_state_follows_from_the_seed(uri: str) -> None:
     new = DIT.model_copy(update={"num_classes": 5})
     first, again, other = (initial_state(uri, new, seed=seed) for seed in (1, 1, 2))
     table = "y_embedder.embedding_table.weight"
-    assert torch.equal(first[table], again[table]) and not torch.equal(first[table], other[table])
+    assert torch.equal(first[table], again[table])
+    assert not torch.equal(first[table], other[table])
     assert torch.equal(
         initial_state(uri, DiTConfig(**new.model_dump() | {"input_size": 8}))["pos_embed"],
         DiT(DIT.model_copy(update={"input_size": 8})).pos_embed,
@@ -241,7 +246,8 @@ def test_fresh_label_vectors_have_the_deviation_asked_for(uri: str) -> None:
     small, large = (
         initial_state(uri, new, label_std=std)["y_embedder.embedding_table.weight"] for std in (0.02, 1.0)
     )
-    assert small.std() == pytest.approx(0.02, rel=0.1) and torch.allclose(large, 50 * small)
+    assert small.std() == pytest.approx(0.02, rel=0.1)
+    assert torch.allclose(large, 50 * small)
 
 
 def test_initial_state_refuses_another_network(uri: str) -> None:
@@ -261,7 +267,9 @@ def test_importing_the_package_imports_neither_torch_nor_ray() -> None:
     assert run.stdout.strip() == "[]"
     used = code.replace("ray_dit;", "ray_dit; ray_dit.load;")
     run = subprocess.run([sys.executable, "-c", used], capture_output=True, text=True, check=True)
-    assert "'torch'" in run.stdout and "'ray'" not in run.stdout and "'diffusers'" not in run.stdout
+    assert "'torch'" in run.stdout
+    assert "'ray'" not in run.stdout
+    assert "'diffusers'" not in run.stdout
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = ray_dit.lode
 
@@ -289,12 +297,16 @@ save_file({{name: torch.full(value.shape, 0.01) for name, value in state.items()
     subprocess.run([sys.executable, "-c", make], check=True)
     (tmp_path / "config.json").write_text(config.model_dump_json())
     (tmp_path / "labels.json").write_bytes(Labels.numbered(1000).to_json())
-    imports = "import torch, ray_dit; from ray_dit.pipeline import load_dit; from ray_dit.folders.model import read_model"
+    imports = (
+        "import torch, ray_dit; from ray_dit.pipeline import load_dit; "
+        "from ray_dit.folders.model import read_model"
+    )
     baseline = peak_memory(imports)
     size = weights.stat().st_size
     used = peak_memory(f"{imports}\nmodel = load_dit(read_model({str(tmp_path)!r}))") - baseline
     weights.unlink()
-    assert size > 2.6e9 and used < 1.3 * size, f"{used / size:.2f} times its size"
+    assert size > 2.6e9
+    assert used < 1.3 * size, f"{used / size:.2f} times its size"
     print(f"DiT-XL/2: {size / 1e9:.2f} GB, peak {used / size:.3f} times that")
 
 

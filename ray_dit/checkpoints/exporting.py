@@ -1,7 +1,7 @@
 """`ray-dit export`: a model folder as diffusers' DiTPipeline or as an official .pt; without Ray.
 
-Names and shapes are storage's affair (`official`, `diffusers_layout`). What diffusers has no place for goes into a file
-of our own beside, so that importing an export gives the same model.
+Names and shapes are storage's affair (`official`, `diffusers_layout`). What diffusers has no place for goes
+into a file of our own beside, so that importing an export gives the same model.
 """
 
 import io
@@ -87,7 +87,7 @@ def diffusers_objects(folder: ModelFolder, state_dict: dict[str, Tensor]) -> dic
 
 
 def _normalisation_in_vae(vae: VAE, latents: LatentsConfig) -> LatentsConfig:
-    """Gives the VAE what DiTPipeline can't do to latents: it knows one scale, ``scaling_factor``, and no shift.
+    """Gives the VAE what DiTPipeline can't do to latents: that knows one ``scaling_factor`` and no shift.
 
     Returns the normalisation that is left to whoever uses the VAE.
     """

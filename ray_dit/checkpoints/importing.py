@@ -1,7 +1,8 @@
 """`ray-dit import-checkpoint`: published DiT weights to model folders; without Ray.
 
-Names and shapes are storage's affair (`official`, `diffusers_layout`). This module finds the files, checks that weights
-and network fit, brings VAE and class names along, and writes what only changes if the source does.
+Names and shapes are storage's affair (`official`, `diffusers_layout`). This module finds the files, checks
+that weights and network fit, brings VAE and class names along, and writes what only changes if the source
+does.
 """
 
 import hashlib
@@ -54,7 +55,8 @@ SD_SCALING_FACTOR = 0.18215
 PUBLISHED = {"DiT-XL-2-256x256.pt": "CC-BY-NC-4.0", "DiT-XL-2-512x512.pt": "CC-BY-NC-4.0"}
 """Licences of the published weight files, by file name."""
 SIDE_KEY = "ray_dit.json"
-"""In an exported pipeline: what diffusers has no place for, so that importing it again gives the same model."""
+"""In an exported pipeline: what diffusers has no place for, so that importing it again gives the same
+model."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,16 @@ def _read(config: ImportConfig) -> Checkpoint:
         if settings is not None:
             return _read_diffusers(config, place, settings, pipeline)
     raise NotFound(
-        f"there is no checkpoint at {config.source}: give a .pt or .safetensors file, or a diffusers folder with "
-        "transformer/config.json"
+        f"there is no checkpoint at {config.source}: give a .pt or .safetensors file, or a diffusers folder "
+        "with transformer/config.json"
     )
 
 
 def _pipeline_of(transformer: Store) -> Store | None:
-    """The pipeline that a folder named `transformer` lies in, if it does: it tells what weights alone don't."""
+    """The pipeline that a folder named `transformer` lies in, if it does.
+
+    It says what weights alone don't.
+    """
     folder, _, name = transformer.uri.rstrip("/").rpartition("/")
     if name != "transformer" or not folder:
         return None
@@ -151,7 +156,7 @@ def _read_diffusers(
 
 
 def _pipeline_around(pipeline: Store, found: ModelConfig) -> tuple[ModelConfig, Labels | None, str | None]:
-    """What a pipeline tells of its transformer: the model's settings, class names, and where its VAE is."""
+    """What a pipeline says of its transformer: the model's settings, class names, and where its VAE is."""
     vae = _json(pipeline, f"{VAE_FOLDER}/{CONFIG_KEY}")
     vae_uri = pipeline.child(VAE_FOLDER).uri if vae else None
     side = _json(pipeline, SIDE_KEY)
@@ -235,7 +240,7 @@ def _as_published(model: DiTConfig, name: str, sha256: str) -> ModelConfig:
 
 
 def _as_asked(config: ImportConfig, found: ModelConfig) -> ModelConfig:
-    """What the source told, but for what the command line says otherwise."""
+    """What the source says, but for what the command line says otherwise."""
     asked = config.model_dump(include={"guidance_channels", "licence"}, exclude_none=True)
     if asked.get("guidance_channels") == "all":
         asked["guidance_channels"] = None
@@ -313,7 +318,8 @@ def _with_vae(config: ModelConfig, source: str | None, where: str) -> tuple[Mode
     channels = config.model.in_channels
     if source is None and channels != 4:
         raise UserError(
-            f"{where} works on {channels} channels, which Stable Diffusion's VAE hasn't: give its VAE by --vae"
+            f"{where} works on {channels} channels, which Stable Diffusion's VAE hasn't: give its VAE by "
+            "--vae"
         )
     source = source or OFFICIAL_VAE
     if find_vae(source) is None:

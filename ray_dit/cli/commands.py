@@ -1,4 +1,6 @@
-"""The commands: a row each in `COMMANDS`, and what each says when its work is done. The work itself is elsewhere.
+"""The commands: one row each in `COMMANDS`, and what each says when its work is done.
+
+The work itself is elsewhere.
 
 What a command runs is imported when it runs: reading this table imports neither torch nor ray.
 """
@@ -34,8 +36,8 @@ def _train_vae(config: settings.TrainVaeConfig) -> None:
     _said(
         f"VAE, {manifest['psnr_heldout']:.1f} dB on {manifest['num_heldout']} held-out images",
         config.output,
-        f"ray-dit encode --images.uri {config.images.uri} --images.size {config.images.size} --vae {config.output} "
-        "--output latents",
+        f"ray-dit encode --images.uri {config.images.uri} --images.size {config.images.size} --vae "
+        f"{config.output} --output latents",
     )
 
 
@@ -69,7 +71,10 @@ def _generate(config: settings.GenerateConfig) -> None:
     manifest = generate(config)
     labelled = bool(manifest["classes"])
     size = manifest.get("image_size", "SIZE")
-    judged = f"ray-dit evaluate --images.uri IMAGES --images.size {size} --dataset {config.output} --output evaluation"
+    judged = (
+        f"ray-dit evaluate --images.uri IMAGES --images.size {size} --dataset {config.output} "
+        "--output evaluation"
+    )
     _said(
         f"dataset of {manifest['rows']} images"
         + (f" of {len(manifest['labels'])} classes" if labelled else ""),

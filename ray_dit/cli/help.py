@@ -1,4 +1,4 @@
-"""What `ray-dit --help` and `ray-dit COMMAND --help` print: plain text from the settings' own explanations."""
+"""What `ray-dit --help` and `ray-dit COMMAND --help` print: plain text from the settings' explanations."""
 
 import inspect
 import shutil
@@ -26,7 +26,8 @@ def overview(summaries: Mapping[str, str]) -> str:
             "",
             *lines,
             "",
-            "Every command can be killed and run again: it goes on where it stopped. --debug shows tracebacks, --version the version.",
+            "Every command can be killed and run again: it goes on where it stopped. --debug shows "
+            "tracebacks, --version the version.",
         ]
     )
 
@@ -38,7 +39,10 @@ def command_help(name: str, config: type[Config], positional: str | None) -> str
     lines = _wrapped(_usage(name, settings, positional), width, after=INDENT)
     for paragraph in inspect.cleandoc(config.__doc__ or "").split("\n\n"):
         lines += ["", *_wrapped(paragraph, width)]
-    in_file = f"Settings can also stand in a YAML file, in a section `{name}:`, given by --config FILE; options win."
+    in_file = (
+        f"Settings can also stand in a YAML file, in a section `{name}:`, given by --config FILE; "
+        "options win."
+    )
     lines += ["", *_wrapped(in_file, width)]
     sections = dict.fromkeys(setting.path[:-1] for setting in settings)
     for section in sorted(sections, key=bool):  # the command's own settings first

@@ -14,7 +14,10 @@ from ray_dit.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the `ray-dit` command; exits with 0, 1 (a user's error, said in a sentence) or 130 (Ctrl-C)."""
+    """Entry point of the `ray-dit` command.
+
+    Exits with 0, 1 (a user's error, said in a sentence) or 130 (Ctrl-C).
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     if debug:

@@ -1,8 +1,10 @@
-"""The words of a command line as settings: hands over only what was given. Knows settings classes, and no command.
+"""The words of a command line as settings: hands over only what was given.
 
-An option is a setting with the sections it lies in (``--images.size 32``); a YAML file has a section per command, with the
-same names. Both become one nested dict, options over YAML, which pydantic checks: what the user set is then
-``model_fields_set``. Every refusal is a `UserError` of one sentence.
+Knows settings classes, and no command.
+
+An option is a setting with the sections it lies in (``--images.size 32``); a YAML file has a section per
+command, with the same names. Both become one nested dict, options over YAML, which pydantic checks: what the
+user set is then ``model_fields_set``. Every refusal is a `UserError` of one sentence.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -48,7 +50,10 @@ def parse(name: str, config: type[C], arguments: Sequence[str], sections: Collec
 
 
 def take_option(words: list[str], name: str) -> str | None:
-    """Removes an option that takes a file from the words, and returns the file; None where it is not given."""
+    """Removes an option that takes a file from the words, and returns the file.
+
+    None where it is not given.
+    """
     for index, word in enumerate(words):
         if word.startswith(name + "="):
             return words.pop(index).partition("=")[2]
@@ -61,7 +66,9 @@ def take_option(words: list[str], name: str) -> str | None:
 
 
 def read_options(settings: Sequence[Setting], words: Sequence[str]) -> dict[Path, Any]:
-    """What the words set, by path; values as words where pydantic reads them. A list given twice grows, other settings change.
+    """What the words set, by path; values as words where pydantic reads them.
+
+    A list given twice grows, other settings change.
 
     UserError for a word that is no option of these settings and no value of the option before it.
     """
@@ -86,7 +93,7 @@ def read_options(settings: Sequence[Setting], words: Sequence[str]) -> dict[Path
 
 
 def _values_after(setting: Setting, rest: list[str], *, taken: int) -> list[str]:
-    """Takes the setting's values from the front of the words: up to the next option, and no more than it has."""
+    """Takes the setting's values from the front of the words, up to the next option or as many as it has."""
     values: list[str] = []
     while rest and _is_value(rest[0]) and (setting.length is None or taken + len(values) < setting.length):
         if setting.is_switch and rest[0] not in SWITCH_WORDS:
@@ -96,7 +103,10 @@ def _values_after(setting: Setting, rest: list[str], *, taken: int) -> list[str]
 
 
 def _is_value(word: str) -> bool:
-    """A number may be negative; another word that begins with a dash is an option. (``--name=-word`` gives it as a value.)"""
+    """A number may be negative; another word that begins with a dash is an option.
+
+    (``--name=-word`` gives it as a value.)
+    """
     return not word.startswith("-") or _is_number(word)
 
 

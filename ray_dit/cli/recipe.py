@@ -1,4 +1,7 @@
-"""A YAML file with a section per command as settings: values keep their types. Knows settings classes, and no command."""
+"""A YAML file with a section per command as settings: values keep their types.
+
+Knows settings classes, and no command.
+"""
 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, cast
@@ -67,7 +70,10 @@ class _Section:
                 )
 
     def _value(self, setting: Setting, value: Any, where: str) -> Any:
-        """The value as pydantic shall see it: a list where it is one, text where a bare word looks like a number or a date."""
+        """The value as pydantic shall see it.
+
+        It is a list where the setting is one, and text where a bare word looks like a number or a date.
+        """
         if setting.is_switch and not isinstance(value, bool) and not (value is None and setting.takes_none):
             raise UserError(f"{where} must be true or false, not {value!r}")
         if isinstance(value, Mapping):

@@ -20,7 +20,10 @@ WANTED = {
 
 
 def refusal(error: ValidationError, settings: Sequence[Setting], places: Mapping[Path, str]) -> str:
-    """The first complaint as a sentence; ``places``: the file a setting comes from, where it was not an option."""
+    """The first complaint as a sentence.
+
+    ``places``: the file a setting comes from, where it was not an option.
+    """
     errors = error.errors()
     setting = _setting_of(errors[0], settings)
     if setting is None:  # a check of settings against each other, in a section or in the whole
@@ -36,7 +39,10 @@ def _setting_of(error: ErrorDetails, settings: Sequence[Setting]) -> Setting | N
 
 
 def _complaint(errors: Sequence[ErrorDetails], setting: Setting) -> str:
-    """What is wrong with one value. A value of several kinds has a complaint from each: those that went deepest count."""
+    """What is wrong with one value.
+
+    A value of several kinds has a complaint from each: those that went deepest count.
+    """
     deepest = max(len(error["loc"]) for error in errors)
     told = [error for error in errors if len(error["loc"]) == deepest and error["type"] != "tuple_type"]
     told = told or [*errors]

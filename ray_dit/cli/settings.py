@@ -1,4 +1,7 @@
-"""A settings class as a flat list of what can be set, each with its name on the command line; reads no words."""
+"""A settings class as a flat list of what can be set, each with its name on the command line.
+
+Reads no words.
+"""
 
 import difflib
 from collections.abc import Iterable, Iterator
@@ -87,7 +90,10 @@ def settings_of(
     defaults: Config | None = None,
     over: Over | None = None,
 ) -> Iterator[Setting]:
-    """All settings of a class and its sections, in their order; the other arguments are those of a section."""
+    """All settings of a class and its sections, in their order.
+
+    The other arguments are those of a section.
+    """
     for name, field in config.model_fields.items():
         must = required and field.is_required()
         default = None if must else getattr(defaults, name) if defaults else field.get_default()

@@ -1,8 +1,10 @@
-"""Every setting of every stage, as data: a module per stage, each a frozen pydantic model; imports neither torch nor ray.
+"""Every setting of every stage, as data.
 
-A configuration is checked when it is made, saved with what was made from it, and its ``content()`` is part of the
-fingerprint that decides the bytes. `base` holds what all share, and the mark that tells settings that decide bytes from
-those that only place the work.
+There is a module per stage, each with a frozen pydantic model. Imports neither torch nor ray.
+
+A configuration is checked when it is made, saved with what was made from it, and its ``content()`` is part of
+the fingerprint that decides the bytes. `base` holds what all share, and the mark that tells settings that
+decide bytes from those that only place the work.
 """
 
 from ray_dit.config.base import (
@@ -42,10 +44,11 @@ from ray_dit.config.train_vae import TrainVaeConfig, VAESizeConfig
 from ray_dit.config.training import OptimizerConfig, TrainingConfig
 
 __all__ = [
-    "PRESET_SIZES", "ApiConfig", "ClassifierConfig", "Config", "Content", "ContentConfig", "DiTConfig", "DiTSizeConfig",
-    "DiffusionConfig", "EncodeConfig", "EngineConfig", "EvaluateConfig", "ExportConfig", "Fraction", "GcConfig",
-    "GenerateConfig", "ImagesConfig", "ImportConfig", "InfoConfig", "LatentsConfig", "LimitsConfig", "ModelConfig",
-    "NonNegativeInt", "OptimizerConfig", "Over", "Placement", "PositiveInt", "Precision", "ReportConfig", "SamplerConfig", "SamplerName",
-    "Seconds", "Seed", "ServeConfig", "ShardsConfig", "StageConfig", "TrainConfig", "TrainVaeConfig", "TrainingConfig", "Uri",
-    "VAESizeConfig", "VaeSource", "VerifyConfig", "content_defaults", "placement_names", "section_of",
+    "PRESET_SIZES", "ApiConfig", "ClassifierConfig", "Config", "Content", "ContentConfig", "DiTConfig",
+    "DiTSizeConfig", "DiffusionConfig", "EncodeConfig", "EngineConfig", "EvaluateConfig", "ExportConfig",
+    "Fraction", "GcConfig", "GenerateConfig", "ImagesConfig", "ImportConfig", "InfoConfig", "LatentsConfig",
+    "LimitsConfig", "ModelConfig", "NonNegativeInt", "OptimizerConfig", "Over", "Placement", "PositiveInt",
+    "Precision", "ReportConfig", "SamplerConfig", "SamplerName", "Seconds", "Seed", "ServeConfig",
+    "ShardsConfig", "StageConfig", "TrainConfig", "TrainVaeConfig", "TrainingConfig", "Uri", "VAESizeConfig",
+    "VaeSource", "VerifyConfig", "content_defaults", "placement_names", "section_of",
 ]  # fmt: skip

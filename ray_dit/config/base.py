@@ -1,8 +1,10 @@
-"""What all settings share: frozen models, the decision each field carries, and laying what was asked for over what is there.
+"""What all settings share.
 
-A field decides bytes (`Content`) or only when and where work happens (`Placement`); a class of which every field decides
-bytes says so once (`ContentConfig`). A test walks all stages and fails for a field that says neither. Knows no stage;
-imports neither torch nor ray.
+These are frozen models, the decision each field carries, and laying what was asked for over what is there.
+
+A field decides bytes (`Content`) or only when and where work happens (`Placement`); a class of which every
+field decides bytes says so once (`ContentConfig`). A test walks all stages and fails for a field that says
+neither. Knows no stage; imports neither torch nor ray.
 """
 
 import os
@@ -73,7 +75,11 @@ class Config(BaseModel):
         """
         plain = self.model_dump(mode="json")
         return {
-            name: _section_content(value, field) if isinstance(value := getattr(self, name), Config) else plain[name]
+            name: (
+                _section_content(value, field)
+                if isinstance(value := getattr(self, name), Config)
+                else plain[name]
+            )
             for name, field in type(self).model_fields.items()
             if not is_placement(field)
         }  # fmt: skip
@@ -147,7 +153,8 @@ def content_defaults(config: type[Config]) -> dict[str, Any]:
 def over_defaults(config: type[Config], given: Mapping[str, Any]) -> dict[str, Any]:
     """What was given, nested, over what the sections' own defaults set.
 
-    A stage may have other defaults for a section than the section's class; giving one setting of it keeps the others.
+    A stage may have other defaults for a section than the section's class; giving one setting of it keeps the
+    others.
     """
     laid: dict[str, Any] = dict(given)
     for name, field in config.model_fields.items():

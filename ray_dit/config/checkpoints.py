@@ -10,24 +10,28 @@ class ImportConfig(Config):
     """`ray-dit import-checkpoint`: published or diffusers' DiT weights as a model folder."""
 
     source: Placement[Uri]
-    """An official .pt, a .safetensors with the same names, or a diffusers folder (pipeline or transformer)."""
+    """An official .pt, a .safetensors with the same names, or a diffusers folder (pipeline or
+    transformer)."""
     output: Placement[Uri]
     """Model folder to write: a path or any fsspec URI."""
     vae: Placement[VaeSource | None] = None
-    """VAE folder, copied in, or hub id, fetched when needed; by default the pipeline's own, else sd-vae-ft-ema."""
+    """VAE folder, copied in, or hub id, fetched when needed; by default the pipeline's own, else
+    sd-vae-ft-ema."""
     scale: Content[float | tuple[float, ...] | None] = None
-    """The model's x_start is (latents - shift) * scale, one number or one per channel; by default what the source says,
-    else 0.18215, Stable Diffusion's."""
+    """The model's x_start is (latents - shift) * scale, one number or one per channel; by default what the
+    source says, else 0.18215, Stable Diffusion's."""
     shift: Content[float | tuple[float, ...] | None] = None
     """See scale; by default what the source says, else 0."""
     diffusion: Annotated[DiffusionConfig, Over("what the source says, else the paper's")] = DiffusionConfig()
     """The schedule the model was trained on, where the source does not say."""
     labels: Placement[str | None] = None
-    """imagenet, or a file of class names: labels.json, or one name per line; by default imagenet for 1000 classes."""
+    """imagenet, or a file of class names: labels.json, or one name per line; by default imagenet for 1000
+    classes."""
     num_heads: Content[PositiveInt | None] = None
     """Attention heads of a model of no preset's size; weights don't show them."""
     guidance_channels: Content[PositiveInt | Literal["all"] | None] = None
-    """Latent channels guidance acts on; by default what the source says, else 3, as for the published figures."""
+    """Latent channels guidance acts on; by default what the source says, else 3, as for the published
+    figures."""
     licence: Content[str | None] = None
     """Licence of the weights, for the model card."""
     accept_fingerprint: Placement[bool] = False

@@ -12,7 +12,8 @@ class EncodeConfig(ShardsConfig):
     vae: Placement[VaeSource]
     """The VAE: a folder made by train-vae, any diffusers AutoencoderKL folder, or a hub id."""
     mirror: Content[bool] = True
-    """Encode each image's mirror image too; turn it off where mirroring makes an image wrong (text, digits)."""
+    """Encode each image's mirror image too; turn it off where mirroring makes an image wrong (text,
+    digits)."""
     shard_size: Content[PositiveInt] = 1024
     """Images per shard."""
     batch_size: Content[PositiveInt] = 32

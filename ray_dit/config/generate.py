@@ -26,7 +26,8 @@ class GenerateConfig(ShardsConfig):
     shard_size: Content[PositiveInt] = 1000
     """Images per shard."""
     batch_size: Content[PositiveInt] = 50
-    """Images the model sees at once; always that many (the last is padded), since it decides the last bits."""
+    """Images the model sees at once; always that many (the last is padded), since it decides the last
+    bits."""
     precision: Content[Precision] = "float32"
     """What the transformer's matrix products compute in; bfloat16 is faster and changes pixels a little."""
     use_gpu: Placement[bool] = False

@@ -15,7 +15,7 @@ class InfoConfig(Config):
 
 
 class VerifyConfig(Config):
-    """`ray-dit verify`: reads every object of a folder's jobs again and compares it with its recorded sha256."""
+    """`ray-dit verify`: rereads every object of a folder's jobs and compares it with its recorded sha256."""
 
     uri: Uri
     """Folder of any stage, or one that holds several."""

@@ -35,7 +35,8 @@ class DiTConfig(ContentConfig):
     num_classes: NonNegativeInt = 1000
     """Classes; label num_classes is the null class of guidance. 0: unconditional."""
     class_dropout_prob: Fraction = 0.1
-    """Probability of a training label being replaced by the null class; 0 leaves no null class and no guidance."""
+    """Probability of a training label being replaced by the null class; 0 leaves no null class and no
+    guidance."""
     learn_sigma: bool = True
     """Predict the variance too: twice as many output channels."""
 
@@ -69,8 +70,8 @@ class DiTConfig(ContentConfig):
 class DiTSizeConfig(ContentConfig):
     """Size of the DiT to train; the latents' shape and the classes come from the data.
 
-    What is not given is that of the preset, of the model to start from (init_from), or else of DiT-S/2, whose values
-    are the defaults here.
+    What is not given is that of the preset, of the model to start from (init_from), or else of DiT-S/2, whose
+    values are the defaults here.
     """
 
     preset: str | None = None
@@ -86,14 +87,18 @@ class DiTSizeConfig(ContentConfig):
     mlp_ratio: Annotated[float, Field(gt=0)] = 4.0
     """Width of the MLP's hidden layer over hidden_size."""
     class_dropout_prob: Fraction = 0.1
-    """Probability of a training label being replaced by the null class; 0 leaves no null class and no guidance."""
+    """Probability of a training label being replaced by the null class; 0 leaves no null class and no
+    guidance."""
     learn_sigma: bool = True
     """Predict the variance too: twice as many output channels."""
 
     def resolve(
         self, *, input_size: int, in_channels: int, num_classes: int, base: DiTConfig | None = None
     ) -> DiTConfig:
-        """The full shape for latents of this size and that many classes; ``base``: the model to start from."""
+        """The full shape for latents of this size and that many classes.
+
+        ``base``: the model to start from.
+        """
         size = (base or DiTConfig.preset("DiT-S/2")).model_dump(include=set(DiTSizeConfig.model_fields))
         if self.preset is not None:
             preset = DiTConfig.preset(self.preset)

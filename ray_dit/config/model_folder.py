@@ -54,7 +54,7 @@ class ModelConfig(ContentConfig):
         return self
 
     def summary(self) -> str:
-        """What was told or assumed of the model, in a line, so that a wrong guess shows."""
+        """What was found or assumed of the model, in a line, so that a wrong guess shows."""
         model, latents = self.model, self.latents
         return (
             f"{model.num_classes} classes, VAE {self.vae}, latents (z - {latents.shift}) * {latents.scale}, "

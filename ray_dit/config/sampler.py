@@ -1,4 +1,7 @@
-"""How latents are drawn, as plain data; which samplers there are and what they can do is core.samplers' affair."""
+"""How latents are drawn, as plain data.
+
+Which samplers there are and what they can do is core.samplers' affair.
+"""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -11,7 +14,10 @@ SamplerName = Literal["ddpm", "ddim", "dpmpp", "unipc"]
 
 
 class SamplerConfig(ContentConfig):
-    """How latents are drawn: the sampler's table and the guidance. The default is chosen by measurement: docs/sampling.md."""
+    """How latents are drawn: the sampler's table and the guidance.
+
+    The default is chosen by measurement: docs/sampling.md.
+    """
 
     name: SamplerName = "unipc"
     """ddpm (Ho 2020), ddim (Song 2021), dpmpp (DPM-Solver++(2M), Lu 2022), unipc (UniPC-bh2, Zhao 2023)."""
@@ -20,7 +26,8 @@ class SamplerConfig(ContentConfig):
     guidance_scale: Annotated[float, Field(ge=0.0, le=100.0)] = 2.0
     """Classifier-free guidance; 1 is off and skips the unconditional rows."""
     guidance_interval: tuple[float, float] | None = None
-    """Training time steps [low, high] inside which guidance acts; outside the scale is 1 (Kynkäänniemi 2024)."""
+    """Training time steps [low, high] inside which guidance acts; outside the scale is 1 (Kynkäänniemi
+    2024)."""
     spacing: Literal["auto", "uniform", "respaced", "leading", "trailing", "logsnr"] = "auto"
     """Which time steps are visited; auto is respaced for ddpm and uniform for the others."""
     timesteps: tuple[float, ...] | None = None
@@ -50,8 +57,8 @@ class SamplerConfig(ContentConfig):
     def over(self, base: Self) -> Self:
         """``base`` with what was set here in place of its own; ValueError if they do not fit together.
 
-        Another sampler keeps the number of steps and the guidance, and nothing that was set for the one before. A number
-        of steps or a spacing takes the place of a list of time steps.
+        Another sampler keeps the number of steps and the guidance, and nothing that was set for the one
+        before. A number of steps or a spacing takes the place of a list of time steps.
         """
         asked: dict[str, Any] = self.model_dump(exclude_unset=True)
         spaced = asked.keys() & {"num_inference_steps", "spacing"}

@@ -1,7 +1,7 @@
 """Settings of the image endpoint: what is served, where, on how many replicas, and what a client may ask for.
 
-Each limit says what it counts: a replica of the API, a replica of a model's engine, or everything. Serving makes no job:
-nothing of it is in a fingerprint.
+Each limit says what it counts: a replica of the API, a replica of a model's engine, or everything. Serving
+makes no job: nothing of it is in a fingerprint.
 """
 
 from pathlib import PurePosixPath
@@ -16,7 +16,8 @@ class EngineConfig(Config):
     """One engine: the rows it keeps and the requests it takes. All counts are per replica of a model."""
 
     max_step_rows: PositiveInt = 128
-    """Most rows of one call of the network, unconditional ones among them; a profile at the start may lower it."""
+    """Most rows of one call of the network, unconditional ones among them; a profile at the start may lower
+    it."""
     profile_seconds: Annotated[float, Field(ge=0)] = 10.0
     """Most time for that profile; 0 leaves it out."""
     slots: PositiveInt = 256
@@ -28,7 +29,10 @@ class EngineConfig(Config):
 
 
 class LimitsConfig(Config):
-    """What one request and one key may ask for. Rates and counts are per replica of the API (one by default)."""
+    """What one request and one key may ask for.
+
+    Rates and counts are per replica of the API (one by default).
+    """
 
     max_images: Annotated[int, Field(gt=0, le=10)] = 10
     """Images per request."""
@@ -55,8 +59,8 @@ class ApiConfig(Config):
 
     limits: LimitsConfig = LimitsConfig()
     keys_file: Uri | None = None
-    """File of API keys, one line `name:sha256-of-the-key` per key; the variable RAY_DIT_API_KEYS may hold such lines too.
-    Without any key everyone who reaches the port may ask."""
+    """File of API keys, one line `name:sha256-of-the-key` per key; the variable RAY_DIT_API_KEYS may hold
+    such lines too. Without any key everyone who reaches the port may ask."""
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
     """Host names a request may be addressed to (against DNS rebinding); * allows any."""
 
@@ -92,8 +96,9 @@ class ServeConfig(Config):
     api_replicas: PositiveInt = 1
     """Replicas of the HTTP API; with more than one, each counts rates and concurrency of keys for itself."""
     surge_percent: Annotated[int, Field(ge=0, le=100)] = 100
-    """In an update, new replicas beside the old ones until they are ready; 0 where there are no GPUs to spare: then the
-    old ones stop first, and a single replica's requests are answered 503 while the new one loads."""
+    """In an update, new replicas beside the old ones until they are ready; 0 where there are no GPUs to
+    spare: then the old ones stop first, and a single replica's requests are answered 503 while the new one
+    loads."""
     drain_seconds: Seconds = 300.0
     """How long a replica that is to stop may finish its requests."""
     engine: EngineConfig = EngineConfig()

@@ -14,5 +14,6 @@ class ShardsConfig(StageConfig):
     actors: Placement[PositiveInt] = 2
     """Actors that make shards; more than the cluster has room for start when it grows."""
     shard_deadline: Placement[Annotated[float, Field(gt=0)] | None] = None
-    """Seconds a shard may take once the model is loaded, before its process is killed and the shard tried again (three
-    tries in all); by default 15 minutes, or 20 times the median of this run's finished shards if that is more."""
+    """Seconds a shard may take once the model is loaded, before its process is killed and the shard tried
+    again (three tries in all); by default 15 minutes, or 20 times the median of this run's finished shards if
+    that is more."""

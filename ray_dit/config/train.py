@@ -33,10 +33,11 @@ class TrainConfig(TrainingConfig):
     min_snr_gamma: Content[Annotated[float, Field(gt=0)] | None] = None
     """Min-SNR weighting of the loss (Hang et al. 2023); off by default, as in the paper."""
     init_from: Placement[Uri | None] = None
-    """Model folder to start from: size and schedule are its own; class count, resolution and schedule may differ."""
+    """Model folder to start from: size and schedule are its own; class count, resolution and schedule may
+    differ."""
     label_init_std: Content[Annotated[float, Field(gt=0)]] = 0.02
-    """Standard deviation of the initial label vectors. 0.02 is the paper's, for runs of 100,000s of steps; with 1 the
-    labels take hold within hundreds."""
+    """Standard deviation of the initial label vectors. 0.02 is the paper's, for runs of 100,000s of steps;
+    with 1 the labels take hold within hundreds."""
     activation_checkpointing: Content[bool] = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     sampler: SamplerConfig = SamplerConfig()

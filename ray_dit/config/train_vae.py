@@ -10,7 +10,10 @@ from ray_dit.config.training import OptimizerConfig, TrainingConfig
 
 
 class VAESizeConfig(ContentConfig):
-    """The shape of a diffusers AutoencoderKL; the latents are 2**(len(block_out_channels)-1) times smaller."""
+    """The shape of a diffusers AutoencoderKL.
+
+    The latents are 2**(len(block_out_channels)-1) times smaller.
+    """
 
     latent_channels: PositiveInt = 4
     block_out_channels: tuple[PositiveInt, ...] = (8, 16, 32)
@@ -29,7 +32,7 @@ class VAESizeConfig(ContentConfig):
 
 
 class TrainVaeConfig(TrainingConfig):
-    """`ray-dit train-vae`: a small AutoencoderKL on your images, where Stable Diffusion's VAE does not fit."""
+    """`ray-dit train-vae`: a small AutoencoderKL for your images, where Stable Diffusion's does not fit."""
 
     images: ImagesConfig
     vae: VAESizeConfig = VAESizeConfig()

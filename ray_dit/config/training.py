@@ -47,7 +47,8 @@ class TrainingConfig(StageConfig):
     def _fits(self) -> "TrainingConfig":
         if self.batch_size % self.num_workers:
             raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}: change one of them"
+                f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}: change "
+                "one of them"
             )
         if self.checkpoint_every % self.log_every:
             raise ValueError(

@@ -1,7 +1,8 @@
 """The samples of a training step as a function of their global positions; knows no files and no workers.
 
-A sample is (row, mirror, posterior noise, time step, noise, label drop), and each comes from (seed, position) alone, so
-the batch of step s is the same whoever computes it, on however many workers, before or after a restart.
+A sample is (row, mirror, posterior noise, time step, noise, label drop), and each comes from (seed, position)
+alone, so the batch of step s is the same whoever computes it, on however many workers, before or after a
+restart.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from ray_dit.core.rng import Stream, integers, normal, uniform
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """What the DiT is trained on: noisy latents are q_sample(x_start, t, noise); ``y`` has dropped labels replaced."""
+    """What the DiT is trained on.
+
+    Noisy latents are q_sample(x_start, t, noise); ``y`` has dropped labels replaced.
+    """
 
     x_start: Float[Tensor, "B C H W"]
     t: Int[Tensor, " B"]
@@ -25,11 +29,11 @@ class TrainingBatch:
 
 
 def mirror_choice(seed: int, positions: Int[Tensor, " B"], num_views: int) -> Int[Tensor, " B"]:
-    """Which view of its picture each sample takes: 0 the picture, 1 its mirror image; each as likely."""
+    """Which view of its image each sample takes: 0 the image, 1 its mirror image; each as likely."""
     return integers(seed, positions, 0, num_views, stream=Stream.TRAIN_MIRROR)
 
 
-def training_batch(
+def training_batch(  # noqa: PLR0913 - a batch is a function of all of these, and of nothing else
     seed: int,
     positions: Int[Tensor, " B"],
     moments: Float[Tensor, "B C2 H W"],
@@ -43,8 +47,9 @@ def training_batch(
 ) -> TrainingBatch:
     """The samples at these global positions.
 
-    ``moments`` are raw (mean, log-variance) of the rows the positions fall on, ``labels`` their classes; a label is
-    replaced by the null class ``num_classes`` with probability ``class_dropout_prob`` (Ho & Salimans 2022).
+    ``moments`` are raw (mean, log-variance) of the rows the positions fall on, ``labels`` their classes; a
+    label is replaced by the null class ``num_classes`` with probability ``class_dropout_prob`` (Ho & Salimans
+    2022).
     """
     shape = (moments.shape[1] // 2, *moments.shape[2:])
     posterior_noise = normal(seed, positions, 0, shape, stream=Stream.TRAIN_MOMENTS)

@@ -1,8 +1,8 @@
-"""A small convolutional classifier of pictures: the judge of a generated dataset, and a space of features.
+"""A small convolutional classifier of images: the judge of a generated dataset, and a space of features.
 
-It knows neither files nor what the pictures show. Images are uint8 RGB, N H W 3, square; labels are 0..K-1. For a given
-number of torch threads everything here is a function of its arguments: pictures are taken in the keyed order, weights
-and the way a picture is moved are counter-based noise.
+It knows neither files nor what the images show. Images are uint8 RGB, N H W 3, square; labels are 0..K-1. For
+a given number of torch threads everything here is a function of its arguments: images are taken in the keyed
+order, weights and the way an image is moved are counter-based noise.
 """
 
 # pyright: reportUnknownMemberType=false
@@ -21,14 +21,17 @@ from ray_dit.core.train_step import learning_rate, make_optimizer
 FEATURE_DIM = 64
 """Width of the penultimate layer, whose activations are the features."""
 MAX_ANGLE, MAX_ZOOM, MAX_SHIFT = 0.2, 0.1, 0.0625
-"""How far a training picture is moved: radians, and parts of its side."""
+"""How far a training image is moved: radians, and parts of its side."""
 LABEL_SMOOTHING = 0.1
 """On the digits worth as much as twice the width: 98.7 % of held-out ones instead of 97.8 %."""
 PREDICT_AT_ONCE = 256
 
 
 class Classifier(nn.Module):
-    """Blocks of convolution, batch norm and ReLU, each halving the side, down to 4×4; then two linear layers."""
+    """Blocks of convolution, batch norm and ReLU, each halving the side, down to 4×4.
+
+    Two linear layers follow.
+    """
 
     def __init__(self, num_classes: int, image_size: int, width: int) -> None:
         super().__init__()
@@ -44,7 +47,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(FEATURE_DIM, num_classes)
 
     def forward(self, x: Float[Tensor, "B 3 S S"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B D"]]:
-        """Logits and penultimate features of pictures in [-1, 1]."""
+        """Logits and penultimate features of images in [-1, 1]."""
         # SiLU: after ReLU half of the features were 0 for every digit.
         features = F.silu(self.features(self.blocks(x).flatten(1)))
         return self.head(features), features
@@ -62,13 +65,13 @@ def train_classifier(
     config: ClassifierConfig,
     seed: int,
 ) -> Classifier:
-    """Trains a classifier on these pictures and returns it in evaluation mode.
+    """Trains a classifier on these images and returns it in evaluation mode.
 
     Raises:
-        ValueError: no picture, or a label outside 0..num_classes-1.
+        ValueError: no image, or a label outside 0..num_classes-1.
     """
     if not len(images) or labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(f"training needs pictures with labels in 0..{num_classes - 1}")
+        raise ValueError(f"training needs images with labels in 0..{num_classes - 1}")
     model = create(num_classes, images.shape[1], config.width, seed).train()
     schedule = OptimizerConfig(
         learning_rate=config.learning_rate,
@@ -92,9 +95,12 @@ def train_classifier(
 
 
 def create(num_classes: int, image_size: int, width: int, seed: int) -> Classifier:
-    """A classifier with its initial weights as a function of the seed: normal, of variance 1/3 over the fan-in.
+    """A classifier with its initial weights as a function of the seed.
 
-    That is the variance of torch's own default; on the digits it reads 0.4 % more right than He et al. 2015's 2.
+    They are normal, of variance 1/3 over the fan-in.
+
+    That is the variance of torch's own default; on the digits it reads 0.4 % more right than He et al. 2015's
+    2.
     """
     with torch.device("meta"):  # draws nothing from the global generator
         model = Classifier(num_classes, image_size, width)
@@ -119,7 +125,7 @@ def _init_layer(layer: nn.Conv2d | nn.Linear, index: Int64[Tensor, " 1"], seed: 
 def move(
     images: Float[Tensor, "B 3 S S"], positions: Int64[Tensor, " B"], seed: int
 ) -> Float[Tensor, "B 3 S S"]:
-    """Turns, scales and shifts each picture a little, by its position's own noise; borders repeat outwards."""
+    """Turns, scales and shifts each image a little, by its position's own noise; borders repeat outwards."""
     draws = (2 * uniform(seed, positions, 0, (4,), stream=Stream.EVALUATE) - 1).float()
     angle, zoom = draws[:, 0] * MAX_ANGLE, 1 + draws[:, 1] * MAX_ZOOM
     # Coordinates run from -1 to 1, so a shift by a part of the side is twice as much.
@@ -134,9 +140,9 @@ def move(
 def predict(
     model: Classifier, images: UInt8[np.ndarray, "N S S 3"]
 ) -> tuple[Float[Tensor, "N K"], Float[Tensor, "N D"]]:
-    """Logits and features, float32, of any number of pictures of the size the classifier was trained on.
+    """Logits and features, float32, of any number of images of the size the classifier was trained on.
 
-    Pictures go through in full batches, the last one filled up, so that a row's bits depend on its batch alone.
+    Images go through in full batches, the last one filled up, so that a row's bits depend on its batch alone.
     """
     logits = torch.empty(len(images), model.num_classes)
     features = torch.empty(len(images), FEATURE_DIM)

@@ -15,9 +15,12 @@ def set_cublas_workspace() -> None:
 
 
 def make_deterministic(threads: int) -> None:
-    """Sets up this process: deterministic kernels only, no choice of kernels by timing, ``threads`` torch threads.
+    """Sets up this process.
 
-    The number of threads decides the last bits on a CPU, so it is part of what a job's bytes are a function of.
+    Only deterministic kernels run, none is chosen by timing, and torch has ``threads`` threads.
+
+    The number of threads decides the last bits on a CPU, so it is part of what a job's bytes are a function
+    of.
     """
     set_cublas_workspace()
     torch.set_num_threads(threads)

@@ -1,10 +1,10 @@
-"""Gaussian diffusion as tables and closed forms: schedule, respacing, q(x_t | x_0), posterior, p(x_{t-1} | x_t).
+"""Gaussian diffusion as tables and closed forms: schedule, respacing, q(x_t | x_0), p(x_{t-1} | x_t).
 
-Knows neither the network (it is given the network's output) nor samplers, guidance or randomness (noise is an argument).
-Tables are float64 numpy; they are gathered for every row's own time step and applied in float32.
+Knows neither the network (it is given the network's output) nor samplers, guidance or randomness (noise is an
+argument). Tables are float64 numpy; they are gathered for every row's own time step and applied in float32.
 
-B batch, C channels, H W height and width, T time steps of the schedule. Sources: Ho et al. 2020 (DDPM), Nichol &
-Dhariwal 2021 (improved DDPM: respacing, learned variance, discretized likelihood).
+B batch, C channels, H W height and width, T time steps of the schedule. Sources: Ho et al. 2020 (DDPM),
+Nichol & Dhariwal 2021 (improved DDPM: respacing, learned variance, discretized likelihood).
 """
 
 import math
@@ -25,10 +25,11 @@ VarianceType = Literal["learned", "fixed_small", "fixed_large"]
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """A forward process q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t), and every table that follows from it.
+    """A forward process q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t), and its tables.
 
-    Index t of each table is the schedule's own time step; ``timestep_map[t]`` is the time step of training that it
-    stands for, the one the network is told. All tables are float64, made once and not to be written to.
+    Index t of each table is the schedule's own time step; ``timestep_map[t]`` is the time step of training
+    that it stands for, the one the network is given. All tables are float64, made once and not to be written
+    to.
     """
 
     betas: Float64[np.ndarray, " T"]
@@ -82,7 +83,7 @@ class Schedule:
 
     @cached_property
     def fixed_large_variance(self) -> Float64[np.ndarray, " T"]:
-        """beta, where t = 0 takes beta-tilde of t = 1, which gives a better decoder likelihood (improved DDPM)."""
+        """beta, with beta-tilde of t = 1 at t = 0, for a better decoder likelihood (improved DDPM)."""
         first = math.exp(self.posterior_log_variance_clipped[0])
         return np.append(first, self.betas[1:])
 
@@ -116,7 +117,7 @@ class Prediction(NamedTuple):
 
 
 def linear_schedule(config: DiffusionConfig) -> Schedule:
-    """Betas rising linearly from ``beta_start`` to ``beta_end`` over all training time steps (DDPM, section 4)."""
+    """Betas rising linearly from ``beta_start`` to ``beta_end`` over training's time steps (DDPM, sec. 4)."""
     steps = config.num_train_timesteps
     betas = np.linspace(config.beta_start, config.beta_end, steps, dtype=np.float64)
     return Schedule(betas=betas, timestep_map=np.arange(steps, dtype=np.int64))
@@ -125,8 +126,9 @@ def linear_schedule(config: DiffusionConfig) -> Schedule:
 def space_timesteps(num_timesteps: int, spacing: int | str) -> Int64[np.ndarray, " S"]:
     """Which of ``num_timesteps`` time steps a shorter process visits, rising.
 
-    A number N: from 0 to the last in N - 1 equal fractional strides, rounded (improved DDPM). ``"ddimN"``: every k-th
-    from 0, with the smallest k that gives exactly N (Song et al. 2021). ValueError where there is no such choice.
+    A number N: from 0 to the last in N - 1 equal fractional strides, rounded (improved DDPM). ``"ddimN"``:
+    every k-th from 0, with the smallest k that gives exactly N (Song et al. 2021). ValueError where there is
+    no such choice.
     """
     text = str(spacing)
     count = text.removeprefix("ddim")
@@ -139,7 +141,8 @@ def space_timesteps(num_timesteps: int, spacing: int | str) -> Int64[np.ndarray,
 
 def _even(num_timesteps: int, count: int) -> Int64[np.ndarray, " S"]:
     stride = (num_timesteps - 1) / max(count - 1, 1)
-    # A running sum, not stride * i: where a visited time ends in .5 the reference's rounding follows the sum's.
+    # A running sum, not stride * i: where a visited time ends in .5 the reference's rounding follows the
+    # sum's.
     positions = np.cumsum(np.append(0.0, np.full(count - 1, stride)))
     return np.rint(positions).astype(np.int64)
 
@@ -154,7 +157,8 @@ def _integer_stride(num_timesteps: int, count: int) -> Int64[np.ndarray, " S"]:
 def respace(schedule: Schedule, timesteps: Int[np.ndarray, " S"] | Sequence[int]) -> Schedule:
     """The process that visits only ``timesteps`` (rising) of ``schedule``, with the same x_t there.
 
-    Its betas are those whose running product meets the alpha_bar of the visited steps (improved DDPM, section 4).
+    Its betas are those whose running product meets the alpha_bar of the visited steps (improved DDPM, section
+    4).
     """
     kept = np.asarray(timesteps, dtype=np.int64)
     if kept.size == 0 or kept[0] < 0 or kept[-1] >= schedule.num_timesteps or np.any(np.diff(kept) <= 0):

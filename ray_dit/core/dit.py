@@ -1,8 +1,8 @@
-"""The diffusion transformer of Peebles & Xie 2022 (DiT, adaLN-Zero), with the parameter names of official checkpoints.
+"""The diffusion transformer of Peebles & Xie 2022 (DiT, adaLN-Zero), with the official parameter names.
 
-Knows nothing of noise schedules, guidance, label dropping or training: (x_t, t, labels) in, prediction out. Labels that
-are to be dropped arrive as the null class. Time embedding, modulation and final layer compute in float32 even under
-autocast; the blocks' matrix products follow autocast.
+Knows nothing of noise schedules, guidance, label dropping or training: (x_t, t, labels) in, prediction out.
+Labels that are to be dropped arrive as the null class. Time embedding, modulation and final layer compute in
+float32 even under autocast; the blocks' matrix products follow autocast.
 
 B batch, C channels, H W height and width of the latents, N tokens, D hidden size.
 """
@@ -48,7 +48,7 @@ class DiT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Fresh weights, as the paper starts training: every block the identity (adaLN-Zero), the output zero."""
+        """Fresh weights, as the paper starts: every block the identity (adaLN-Zero), the output zero."""
         for name, weight in self.named_parameters():
             if name.endswith("bias") or "adaLN_modulation" in name or name.startswith("final_layer.linear"):
                 nn.init.zeros_(weight)
@@ -65,10 +65,12 @@ class DiT(nn.Module):
     def forward(
         self, x: Float[Tensor, "B C H W"], t: Real[Tensor, " B"], y: Int[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B out H W"]:
-        """The prediction for noisy latents, float32: eps in the first C channels, then the variance if learned.
+        """The prediction for noisy latents, float32.
 
-        ``t``: time steps of training, 0..T-1, whole or fractional. ``y``: labels 0..num_classes-1, or num_classes,
-        the null class; ignored by a model without classes.
+        It holds eps in the first C channels, then the variance if that is learned.
+
+        ``t``: time steps of training, 0..T-1, whole or fractional. ``y``: labels 0..num_classes-1, or
+        num_classes, the null class; ignored by a model without classes.
         """
         self._check(x, y)
         with full_precision(x):
@@ -107,7 +109,7 @@ class PatchEmbedder(nn.Module):
         self.proj = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        # On CUDA, torch lets a convolution round its factors to TF32, and a matrix product only if told to.
+        # On CUDA, torch lets a convolution round its factors to TF32, and a matrix product only if set to.
         return self.as_product(x) if x.is_cuda else self.proj(x).flatten(2).transpose(1, 2)
 
     def as_product(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
@@ -168,7 +170,7 @@ class Mlp(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """Attention and MLP, each shifted, scaled and gated by the condition (adaLN-Zero; figure 3 of the paper)."""
+    """Attention and MLP, each shifted, scaled and gated by the condition (adaLN-Zero; figure 3 of DiT)."""
 
     def __init__(self, width: int, num_heads: int, mlp_hidden: int) -> None:
         super().__init__()
@@ -205,7 +207,9 @@ class FinalLayer(nn.Module):
 
 
 def with_bfloat16_products(model: DiT) -> DiT:
-    """The same model, its weights changed in place: those that autocast to bfloat16 would cast at every call, cast once.
+    """The same model, its weights changed in place.
+
+    Those that autocast to bfloat16 would cast at every call are cast once.
 
     Under that autocast it gives the same bits as before, reads half as much and takes half the memory.
     """
@@ -251,7 +255,10 @@ def _sincos(width: int, positions: Int[np.ndarray, " N"]) -> Float64[np.ndarray,
 
 
 def null_label(config: DiTConfig) -> int | None:
-    """The null class's label, by which a model can be guided; None for one trained without labels, or never without."""
+    """The null class's label, by which a model can be guided.
+
+    None for one trained without labels, or never without.
+    """
     return config.num_classes if num_labels(config) > config.num_classes else None
 
 
@@ -273,7 +280,9 @@ def init_label_table(
 
 
 def macs(config: DiTConfig) -> int:
-    """Multiply-accumulates in one forward pass of one row, as published (the paper's Gflops); FLOPs are twice that.
+    """Multiply-accumulates in one forward pass of one row, as published (the paper's Gflops).
+
+    FLOPs are twice that.
 
     Matrix products, and the products with each block's two gates: so counted, every published figure is met.
     """
@@ -312,8 +321,9 @@ def adapt_state_dict(
 ) -> dict[str, Tensor]:
     """The weights of a model of shape ``old`` as a start for one of shape ``new``, for fine-tuning.
 
-    Another class count gets a fresh label table, N(0, label_std^2); a null class alone is added or removed; another input_size gets its
-    position table; all else is kept, not copied. ValueError as `refuse_other_shapes` says.
+    Another class count gets a fresh label table, N(0, label_std^2); a null class alone is added or removed;
+    another input_size gets its position table; all else is kept, not copied. ValueError as
+    `refuse_other_shapes` says.
     """
     refuse_other_shapes(old, new)
     adapted = dict(state)

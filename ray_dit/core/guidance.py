@@ -1,7 +1,8 @@
-"""Classifier-free guidance (Ho & Salimans 2022) row by row: who needs an unconditional twin, and the mix of the two.
+"""Classifier-free guidance (Ho & Salimans 2022) row by row: who needs an unconditional twin, how both mix.
 
-Knows nothing of samplers, schedules or randomness. Guidance acts on the first ``guidance_channels`` channels of eps only
-(3 for official DiT models, whose code does so; all otherwise); other channels and the variance stay conditional.
+Knows nothing of samplers, schedules or randomness. Guidance acts on the first ``guidance_channels`` channels
+of eps only (3 for official DiT models, whose code does so; all otherwise); other channels and the variance
+stay conditional.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ from torch import Tensor
 from ray_dit.core.diffusion import split_output
 
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(x [B, C, H, W], t [B] float32, y [B] int64) → [B, C or 2C, H, W]: eps, then the variance if it is learned."""
+"""(x [B, C, H, W], t [B] float32, y [B] int64) → [B, C or 2C, H, W]: eps, then the variance if it is
+learned."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,8 @@ class GuidedModel:
     ) -> tuple[Float[Tensor, "R C H W"], Float[Tensor, "R C H W"] | None]:
         """Guided eps and, where the network gives it, the variance output, from one call of R + G rows.
 
-        ``pad_to``: make it that many rows, or the least of these sizes that fits, with copies of row 0, so that the
-        network sees few shapes. ValueError if none fits.
+        ``pad_to``: make it that many rows, or the least of these sizes that fits, with copies of row 0, so
+        that the network sees few shapes. ValueError if none fits.
         """
         num_rows, num_twins = len(x), len(twins)
         rows = _call_rows(num_rows, twins, pad_to)

@@ -2,7 +2,8 @@
 
 Knows neither the VAE that lies between pixels and moments, nor randomness (noise is an argument).
 
-B batch, C channels, H W height and width. Pixels: uint8 HWC RGB in storage, float32 NCHW in [-1, 1] at the VAE's door.
+B batch, C channels, H W height and width. Pixels: uint8 HWC RGB in storage, float32 NCHW in [-1, 1] at the
+VAE's door.
 """
 
 from collections.abc import Sequence
@@ -23,7 +24,10 @@ def to_float(images: UInt8[Tensor, "B H W C"]) -> Float[Tensor, "B C H W"]:
 
 
 def to_uint8(images: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B H W C"]:
-    """Floats, CHW, -1..1 (what lies outside is clamped), as pixels 0..255, HWC: 127.5 x + 128, truncated, as DiT does."""
+    """Floats, CHW, -1..1 (what lies outside is clamped), as pixels 0..255, HWC.
+
+    They are 127.5 x + 128, truncated, as in DiT.
+    """
     pixels = (127.5 * images.float() + 128.0).clamp(0.0, 255.0)
     return pixels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
@@ -31,7 +35,10 @@ def to_uint8(images: Float[Tensor, "B C H W"]) -> UInt8[Tensor, "B H W C"]:
 def sample_moments(
     moments: Float[Tensor, "B both H W"], noise: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "B C H W"]:
-    """A draw from the VAE's posterior, float32: moments hold the mean, then the log-variance (kept in [-30, 20])."""
+    """A draw from the VAE's posterior, float32.
+
+    ``moments`` hold the mean, then the log-variance (kept in [-30, 20]).
+    """
     mean, log_variance = moments.float().chunk(2, dim=1)
     if mean.shape != noise.shape:
         raise ValueError(

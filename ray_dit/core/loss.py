@@ -1,10 +1,10 @@
 """The training loss of a sample: squared error of eps, and the variational bound that trains the variance.
 
-Knows neither the network nor the batch's mean: given the network's output it returns one number a sample. Always
-float32, also on bfloat16 outputs or under autocast.
+Knows neither the network nor the batch's mean: given the network's output it returns one number per sample.
+Always float32, also on bfloat16 outputs or under autocast.
 
-B batch, C channels, H W height and width. Sources: Ho et al. 2020, eq. 14; Nichol & Dhariwal 2021, section 3.1 (the
-hybrid loss, here without their weight 0.001, as DiT trains).
+B batch, C channels, H W height and width. Sources: Ho et al. 2020, eq. 14; Nichol & Dhariwal 2021, section
+3.1 (the hybrid loss, here without their weight 0.001, as DiT trains).
 """
 
 import math
@@ -26,13 +26,13 @@ from ray_dit.core.diffusion import (
 
 
 class Losses(NamedTuple):
-    """One number a sample; ``loss`` is what is trained on: mse (weighted if min-SNR is on) + vb."""
+    """One number per sample; ``loss`` is what is trained on: mse (weighted if min-SNR is on) + vb."""
 
     loss: Float[Tensor, " B"]
     mse: Float[Tensor, " B"]
     """Mean squared error of eps, unweighted."""
     vb: Float[Tensor, " B"]
-    """Term of the variational bound in bits a value; 0 where the variance is not learned."""
+    """Term of the variational bound in bits per value; 0 where the variance is not learned."""
 
 
 def diffusion_loss(
@@ -74,7 +74,10 @@ def variational_bound(
     x_t: Float[Tensor, "B C H W"],
     t: Int[Tensor, " B"],
 ) -> Float[Tensor, " B"]:
-    """L_t of the bound in bits a value (DDPM eq. 5): KL(q(x_{t-1} | x_t, x_0) || p), at t = 0 the decoder's -log p."""
+    """L_t of the bound in bits per value (DDPM eq. 5).
+
+    KL(q(x_{t-1} | x_t, x_0) || p), at t = 0 the decoder's -log p.
+    """
     true, predicted = q_posterior(schedule, x_start, x_t, t), p_mean_variance(schedule, model_output, x_t, t)
     kl = normal_kl(true.mean, true.log_variance, predicted.mean, predicted.log_variance)
     log_likelihood = discretized_gaussian_log_likelihood(
@@ -84,7 +87,10 @@ def variational_bound(
 
 
 def min_snr_weight(schedule: Schedule, t: Int[Tensor, " B"], gamma: float) -> Float[Tensor, " B"]:
-    """min(SNR, gamma) / SNR with SNR = alpha_bar / (1 - alpha_bar): the weight for eps of Hang et al. 2023, section 3.4."""
+    """The weight for eps of Hang et al. 2023, section 3.4.
+
+    It is min(SNR, gamma) / SNR with SNR = alpha_bar / (1 - alpha_bar).
+    """
     snr = schedule.alphas_cumprod / (1.0 - schedule.alphas_cumprod)
     return gather(snr.clip(max=gamma) / snr, t).flatten()
 

@@ -1,6 +1,9 @@
-"""Images in memory: PNG bytes and back, the ADM crop, grids, thumbnails, PSNR; knows neither models nor files.
+"""Images in memory: PNG bytes and back, the ADM crop, grids, thumbnails, PSNR.
 
-N images, H height, W width. An image is uint8 [H, W, 3], RGB, 0..255; a grid has a fourth channel, its opacity.
+Knows neither models nor files.
+
+N images, H height, W width. An image is uint8 [H, W, 3], RGB, 0..255; a grid has a fourth channel, its
+opacity.
 """
 
 import io
@@ -14,7 +17,8 @@ from numpy.typing import NDArray
 CODECS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 """What Pillow may decode, whatever a file's name claims."""
 SMALLEST_SIDE = 64
-"""In a grid, images smaller than this are enlarged by a whole factor, without smoothing, so that each pixel shows."""
+"""In a grid, images smaller than this are enlarged by a whole factor, without smoothing, so that each pixel
+shows."""
 PAD = 2
 """Pixels between two images of a grid."""
 
@@ -33,7 +37,8 @@ def png(image: UInt8[np.ndarray, "H W channels"]) -> bytes:
 def decode(data: bytes, size: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """Pixels of an encoded image as RGB; with ``size``, its middle square at that size (``center_crop``).
 
-    Raises UnreadableImage for bytes in no format of ``CODECS``, damaged ones, and more pixels than Pillow thinks safe.
+    Raises UnreadableImage for bytes in no format of ``CODECS``, damaged ones, and more pixels than Pillow
+    thinks safe.
     """
     try:
         with PIL.Image.open(io.BytesIO(data), formats=CODECS) as image:
@@ -47,15 +52,17 @@ def decode(data: bytes, size: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
     except UnreadableImage:
         raise
     except PIL.UnidentifiedImageError as error:  # its own text names an address in memory
+        # "picture", as in the quarantine.tsv of older datasets: the sentence is part of their bytes
         raise UnreadableImage(f"not a picture in one of the formats {', '.join(CODECS)}") from error
     except Exception as error:  # Pillow raises nearly anything on broken bytes
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
 def center_crop(image: PIL.Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """The middle square of an image at ``size`` pixels, RGB, as ADM prepared ImageNet (Dhariwal & Nichol 2021).
+    """The middle square of an image at ``size`` pixels, RGB, as in ADM (Dhariwal & Nichol 2021).
 
-    Halved by box averages while the shorter side is at least twice ``size``, then bicubic to it exactly, then cut.
+    Halved by box averages while the shorter side is at least twice ``size``, then bicubic to it exactly, then
+    cut.
     """
     image = image.convert("RGB")
     while min(image.size) >= 2 * size:
@@ -119,7 +126,8 @@ def psnr(
 ) -> Float64[np.ndarray, " N"]:
     """Peak signal-to-noise ratio in dB of each image against its other.
 
-    The mean squared error counts as ``smallest_error`` where it is less; with 0 equal images are infinitely good.
+    The mean squared error counts as ``smallest_error`` where it is less; with 0 equal images are infinitely
+    good.
     """
     error = np.square(images.astype(np.float64) - others).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):

@@ -1,7 +1,10 @@
-"""Figures of merit from features, logits and labels; knows neither pictures nor the network that made the features.
+"""Figures of merit from features, logits and labels.
 
-N samples, D features, K classes. Statistics are float64 and merge, so that shards can be measured anywhere; merging in
-a fixed order gives fixed bits. Inputs may be of any float type; every figure is computed in float64.
+Knows neither images nor the network that made the features.
+
+N samples, D features, K classes. Statistics are float64 and merge, so that shards can be measured anywhere;
+merging in a fixed order gives fixed bits. Inputs may be of any float type; every figure is computed in
+float64.
 """
 
 # pyright: reportUnknownMemberType=false
@@ -19,7 +22,7 @@ ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class FeatureStatistics:
-    """Count, mean and scatter (the sum of outer products of deviations from the mean) of a set of features."""
+    """Count, mean and scatter (summed outer products of deviations from the mean) of a set of features."""
 
     count: int
     mean: Float64[Tensor, " D"]
@@ -41,7 +44,10 @@ class FeatureStatistics:
         return cls(len(rows), mean, centred.T @ centred)
 
     def merge(self, other: "FeatureStatistics") -> "FeatureStatistics":
-        """The statistics of both sets together (Chan, Golub & LeVeque 1979: no cancellation, unlike raw sums)."""
+        """The statistics of both sets together.
+
+        The formula is that of Chan, Golub & LeVeque 1979, which does not cancel as raw sums do.
+        """
         count = self.count + other.count
         if count == 0:
             return self
@@ -66,8 +72,8 @@ class FeatureStatistics:
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """Fréchet distance of two Gaussians with these means and covariances (Heusel et al. 2017, eq. 6).
 
-    The trace of (Σa Σb)^½ is the sum of the roots of the eigenvalues of Σa^½ Σb Σa^½, which is symmetric and positive
-    semi-definite whatever the rank: fewer samples than features need no jitter on the diagonal.
+    The trace of (Σa Σb)^½ is the sum of the roots of the eigenvalues of Σa^½ Σb Σa^½, which is symmetric and
+    positive semi-definite whatever the rank: fewer samples than features need no jitter on the diagonal.
     """
     sigma_a, sigma_b = a.covariance, b.covariance
     values, vectors = cast(tuple[Tensor, Tensor], torch.linalg.eigh(sigma_a))
@@ -110,8 +116,8 @@ def precision_recall(
 ) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al. 2019).
 
-    Precision is the part of the generated samples inside a ball around some real one that reaches to its k-th nearest
-    real neighbour; recall is the same with the roles exchanged.
+    Precision is the part of the generated samples inside a ball around some real one that reaches to its k-th
+    nearest real neighbour; recall is the same with the roles exchanged.
 
     Raises:
         ValueError: a set of at most k samples has no k-th neighbour.
@@ -169,7 +175,10 @@ def _mean_of_pairs(rows: Float64[Tensor, "N D"]) -> float:
 def class_counts(
     labels: Int[Tensor, " N"], predictions: Int[Tensor, " N"], num_classes: int
 ) -> Int64[Tensor, "2 K"]:
-    """For each class how many samples were read as that class, and how many there are; counts of shards add up."""
+    """For each class how many samples were read as that class, and how many there are.
+
+    Counts of shards add up.
+    """
     right = torch.bincount(labels[labels == predictions], minlength=num_classes)
     return torch.stack([right, torch.bincount(labels, minlength=num_classes)])
 

@@ -1,7 +1,8 @@
 """Data order and split as functions: no stored index, and nothing known of files, workers or batches.
 
-``order`` is a keyed permutation of the rows of an epoch (a Feistel network with cycle walking), so that the state of a
-data pipeline is one integer. numpy's own shuffles are not used: their streams may change between releases (NEP 19).
+``order`` is a keyed permutation of the rows of an epoch (a Feistel network with cycle walking), so that the
+state of a data pipeline is one integer. numpy's own shuffles are not used: their streams may change between
+releases (NEP 19).
 """
 
 import hashlib
@@ -11,14 +12,17 @@ from jaxtyping import Int64, UInt64
 
 ROUNDS = 10
 MIN_BITS = 4
-"""Epochs of a few rows are permuted inside 2^4 numbers: on three bits the network favours some orders measurably."""
+"""Epochs of a few rows are permuted inside 2^4 numbers: on three bits the network favours some orders
+measurably."""
 
 Rows = Int64[np.ndarray, "..."]
 Words = UInt64[np.ndarray, "..."]
 
 
 def order(seed: int, epoch: int, position: Rows, num_rows: int) -> Rows:
-    """The rows at these positions of an epoch; over 0..num_rows-1 a permutation, another one for each (seed, epoch).
+    """The rows at these positions of an epoch.
+
+    Over 0..num_rows-1 they are a permutation, another one for each (seed, epoch).
 
     Raises ValueError for positions outside [0, num_rows).
     """
@@ -29,7 +33,8 @@ def order(seed: int, epoch: int, position: Rows, num_rows: int) -> Rows:
     keys = _round_keys(seed, epoch)
     rows = position.astype(np.uint64)
     walking = np.ones(rows.shape, dtype=bool)
-    # Cycle walking (Black & Rogaway 2002): step on while outside; it ends, since each cycle comes back to its start.
+    # Cycle walking (Black & Rogaway 2002): step on while outside; it ends, since each cycle comes back to its
+    # start.
     while walking.any():
         rows[walking] = _feistel(rows[walking], bits, keys)
         walking = rows >= np.uint64(num_rows)
@@ -37,7 +42,10 @@ def order(seed: int, epoch: int, position: Rows, num_rows: int) -> Rows:
 
 
 def rows_at(seed: int, positions: Rows, num_rows: int) -> Rows:
-    """The rows at positions counted over all epochs: position p is place p % num_rows of epoch p // num_rows."""
+    """The rows at positions counted over all epochs.
+
+    Position p is place p % num_rows of epoch p // num_rows.
+    """
     positions = np.asarray(positions, dtype=np.int64)
     epochs, places = np.divmod(positions, num_rows)
     rows = np.empty_like(positions)
@@ -60,7 +68,10 @@ def _round_keys(seed: int, epoch: int) -> list[np.uint64]:
 
 
 def _feistel(value: Words, bits: int, keys: list[np.uint64]) -> Words:
-    """A permutation of [0, 2^bits): each round changes one half by a keyed hash of the other (Luby & Rackoff 1988)."""
+    """A permutation of [0, 2^bits).
+
+    Each round changes one half by a keyed hash of the other (Luby & Rackoff 1988).
+    """
     low_bits = bits // 2
     low_mask, high_mask = (np.uint64((1 << width) - 1) for width in (low_bits, bits - low_bits))
     high, low = value >> np.uint64(low_bits), value & low_mask

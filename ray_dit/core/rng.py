@@ -1,9 +1,11 @@
-"""Noise as a function of (seed, sample, step): counter-based, knows no batch, worker, device count or generator.
+"""Noise as a function of (seed, sample, step).
 
-Philox-4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in torch int64 arithmetic. The key is
-the seed; the counter is (sample id, step, stream, block), so that different arguments never share a block. The integer
-bits are the same on every machine; normals are computed from them in float64 and rounded to float32: the same bits on
-one kind of machine, at most one unit in the last place apart elsewhere.
+It is counter-based and knows no batch, worker, device count or generator.
+
+Philox-4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in torch int64 arithmetic.
+The key is the seed; the counter is (sample id, step, stream, block), so that different arguments never share
+a block. The integer bits are the same on every machine; normals are computed from them in float64 and rounded
+to float32: the same bits on one kind of machine, at most one unit in the last place apart elsewhere.
 """
 
 import math
@@ -19,7 +21,8 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 MAX_BLOCKS = 2**24
-"""Blocks (4 normals, 2 uniforms) one sample may draw in one step: the counter has 24 bits left for their number."""
+"""Blocks (4 normals, 2 uniforms) one sample may draw in one step: the counter has 24 bits left for their
+number."""
 
 
 class Stream(IntEnum):
@@ -65,8 +68,9 @@ def normal(
 ) -> Float32[Tensor, " B *shape"]:
     """Standard normal noise of each sample, [B, *shape] float32 on ``sample_id``'s device.
 
-    A row depends on its own (seed, sample_id, step, stream) alone; seeds and ids may be any int64, steps lie in
-    [0, 2^32). Box & Muller 1958, on 32-bit uniforms: values reach ±6.7. Raises ValueError for too large a shape.
+    A row depends on its own (seed, sample_id, step, stream) alone; seeds and ids may be any int64, steps lie
+    in [0, 2^32). Box & Muller 1958, on 32-bit uniforms: values reach ±6.7. Raises ValueError for too large a
+    shape.
     """
     size = math.prod(shape)
     words = _words(seed, sample_id, step, -(-size // 4), stream)
@@ -74,7 +78,10 @@ def normal(
 
 
 def box_muller(words: Int64[Tensor, "B words"]) -> Float64[Tensor, "B words"]:
-    """Two standard normals from each two 32-bit words: the first word gives their radius, the second the angle."""
+    """Two standard normals from each two 32-bit words.
+
+    The first word gives their radius, the second the angle.
+    """
     # The half keeps the logarithm's argument inside (0, 1): a word may be 0.
     radius = ((words[:, 0::2].double() + 0.5) / 2**32).log_().mul_(-2).sqrt_()
     angle = words[:, 1::2].double() * (2 * math.pi / 2**32)

@@ -1,8 +1,9 @@
 """One denoising step of any mixture of rows, and the loop over it; bulk generation and the server share both.
 
-Every row brings its own sampler, step, label, guidance scale, seed and sample id. Knows nothing of requests, shards, the
-VAE or files. State and coefficients stay float32 outside autocast; what the network computes in is the network's affair.
-What decides shapes (steps, scales, ids) lives on the CPU, so that a step never waits for an accelerator.
+Every row brings its own sampler, step, label, guidance scale, seed and sample id. Knows nothing of requests,
+shards, the VAE or files. State and coefficients stay float32 outside autocast; what the network computes in
+is the network's affair. What decides shapes (steps, scales, ids) lives on the CPU, so that a step never waits
+for an accelerator.
 
 R rows, C channels, H W height and width of the latents.
 """
@@ -19,14 +20,18 @@ from ray_dit.core.rng import Stream, normal
 from ray_dit.core.samplers import NUM_HISTORY, SamplerTable, column_names
 
 Noise = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
-"""(seed [N], sample_id [N], step [N], shape) → standard normal [N, *shape]; step 0 is the start, i + 1 follows step i."""
+"""(seed [N], sample_id [N], step [N], shape) → standard normal [N, *shape]; step 0 is the start, i + 1
+follows step i."""
 
 COLUMN = {name: place for place, name in enumerate(column_names())}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Rows:
-    """Latents on their way, one a row. x, history and labels are on the model's device, the others on the CPU."""
+    """Latents on their way, one per row.
+
+    ``x``, ``history`` and ``labels`` are on the model's device, the others on the CPU.
+    """
 
     x: Float[Tensor, "R C H W"]
     history: Float[Tensor, "R 3 C H W"]
@@ -80,7 +85,10 @@ class TableBank:
         return rows.step >= self.num_steps[rows.table]
 
     def at(self, rows: Rows) -> Float[Tensor, "R columns"]:
-        """Each row's coefficients for its next step, on the CPU. Raises ValueError if a row has no step left."""
+        """Each row's coefficients for its next step, on the CPU.
+
+        Raises ValueError if a row has no step left.
+        """
         if self.done(rows).any():
             raise ValueError("a row has no step left: take finished rows out before the next step")
         return self._matrix[self._first[rows.table] + rows.step]
@@ -108,7 +116,10 @@ def init_rows(
     device: torch.device | str = "cpu",
     noise: Noise = counter_noise,
 ) -> Rows:
-    """Rows of latents [C, H, W] = ``shape`` before their first step: pure noise. Single values hold for all rows."""
+    """Rows of latents [C, H, W] = ``shape`` before their first step: pure noise.
+
+    A single value holds for all rows.
+    """
     count = len(sample_id)
     ids = sample_id.to("cpu", torch.int64)
     seeds, tables = _filled(seed, count, torch.int64), _filled(table, count, torch.int64)
@@ -135,11 +146,12 @@ def denoise_step(
     pad_to: int | Sequence[int] | None = None,
     noise: Noise = counter_noise,
 ) -> tuple[Rows, Float[Tensor, "R C H W"]]:
-    """One step of every row by one call of the network: the rows after it, and the x_start it predicted (previews).
+    """One step of every row by one call of the network: the rows after it, and the predicted x_start.
 
-    The call holds one row a row, one more for each guided row (scale not 1, inside the interval), and padding up to
-    ``pad_to`` (a size, or sizes of which the least that fits is taken). Rows alone and in any mixture give the same but
-    for what the network's kernels make of the batch size. Raises ValueError if a row has no step left.
+    The call holds one row per row, one more for each guided row (scale not 1, inside the interval), and
+    padding up to ``pad_to`` (a size, or sizes of which the least that fits is taken). Rows alone and in any
+    mixture give the same but for what the network's kernels make of the batch size. Raises ValueError if a
+    row has no step left.
     """
     on_cpu = bank.at(rows)
     coefficients = on_cpu.to(rows.x.device)
@@ -174,7 +186,8 @@ def sample(
 ) -> Float[Tensor, "R C H W"]:
     """All steps of all rows, which leave as they finish: the latents, on the rows' device.
 
-    ``callback`` is called after each step with the numbers of the rows still there, their state and predicted x_start.
+    ``callback`` is called after each step with the numbers of the rows still there, their state and predicted
+    x_start.
     """
     latents = torch.empty_like(rows.x)
     number = torch.arange(len(rows))

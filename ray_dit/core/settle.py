@@ -1,6 +1,9 @@
-"""What sampling is asked for against what a model can do: the one place where a sampler's settings are settled.
+"""What sampling is asked for against what a model can do.
 
-Knows settings only: no weights, no place, no request. `generate`, the pipeline, the server and `train` all ask here.
+This is the one place where a sampler's settings are settled.
+
+Knows settings only: no weights, no place, no request. `generate`, the pipeline, the server and `train` all
+ask here.
 """
 
 from functools import lru_cache
@@ -27,8 +30,8 @@ def settle_sampler(
 ) -> SamplerConfig:
     """The settings to sample with: what was asked for (`model_fields_set`) over the model's own, checked.
 
-    A model that cannot be guided is sampled with scale 1, and refuses another that is asked for. UserError where the
-    settings do not fit together, or ask for more than the model has.
+    A model that cannot be guided is sampled with scale 1, and refuses another that is asked for. UserError
+    where the settings do not fit together, or ask for more than the model has.
 
     Args:
         asked: only what was set in it counts.
@@ -43,7 +46,8 @@ def settle_sampler(
     except ValueError as error:
         raise UserError(f"these sampler settings do not fit together: {first_message(error)}") from error
     try:
-        # Guidance is no part of the table's checks, and whatever scale a client sends must not fill the cache.
+        # Guidance is no part of the table's checks, and whatever scale a client sends must not fill the
+        # cache.
         bare = sampler.model_copy(update={"guidance_scale": 1.0})
         # pyright does not see that frozen models of pydantic can be hashed
         _check_table(bare, model.diffusion, model.model.learn_sigma)  # pyright: ignore[reportArgumentType]
@@ -53,8 +57,8 @@ def settle_sampler(
         return sampler
     if "guidance_scale" in asked.model_fields_set and asked.guidance_scale != 1:
         raise UserError(
-            f"{where} was trained without labels or without dropping them, so it can't be guided: leave {scale_setting} "
-            "out, or at 1"
+            f"{where} was trained without labels or without dropping them, so it can't be guided: leave "
+            f"{scale_setting} out, or at 1"
         )
     return sampler.model_copy(update={"guidance_scale": 1.0})
 

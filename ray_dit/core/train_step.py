@@ -1,7 +1,7 @@
 """The pure pieces of a training step: learning rate, optimizer, averaged weights.
 
-Knows nothing of data, workers, checkpoints or which model is trained. ``step`` counts optimizer steps from 0; a
-function of it gives step s the same on every worker and after every resume.
+Knows nothing of data, workers, checkpoints or which model is trained. ``step`` counts optimizer steps from 0;
+a function of it gives step s the same on every worker and after every resume.
 """
 
 import math
@@ -16,8 +16,8 @@ from ray_dit.config import OptimizerConfig
 def learning_rate(config: OptimizerConfig, step: int, total_steps: int) -> float:
     """The learning rate of optimizer step ``step`` in 0..total_steps-1.
 
-    Linear warm-up reaches the peak at the last of ``warmup_steps``; then constant, or half a cosine (Loshchilov &
-    Hutter 2017) that would be zero at ``total_steps``, so that the last step still moves.
+    Linear warm-up reaches the peak at the last of ``warmup_steps``; then constant, or half a cosine
+    (Loshchilov & Hutter 2017) that would be zero at ``total_steps``, so that the last step still moves.
     """
     if not 0 <= step < total_steps:
         raise ValueError(f"step {step} is not one of {total_steps}")
@@ -35,8 +35,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     The caller sets each step's ``learning_rate`` in ``param_groups`` and clips gradients.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # One implementation on every device, chosen here: torch's own choice depends on where the parameters are, and
-    # another implementation rounds otherwise. Fused needs no temporary copies of the parameters.
+    # One implementation on every device, chosen here: torch's own choice depends on where the parameters are,
+    # and another implementation rounds otherwise. Fused needs no temporary copies of the parameters.
     return torch.optim.AdamW(
         trained,
         lr=config.learning_rate,
@@ -47,7 +47,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
 
 
 def ema_decay(step: int, max_decay: float) -> float:
-    """Decay of the averaged weights after step ``step``: warmed up, so that early weights are soon forgotten."""
+    """Decay of the averaged weights after ``step``, warmed up so that early weights are soon forgotten."""
     return min(max_decay, (1 + step) / (10 + step))
 
 
@@ -58,7 +58,10 @@ def make_ema(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def update_ema(ema: Mapping[str, Tensor], params: Mapping[str, Tensor], decay: float) -> None:
-    """ema = decay * ema + (1 - decay) * params, in place, float32; ValueError unless both name the same tensors."""
+    """ema = decay * ema + (1 - decay) * params, in place, float32.
+
+    ValueError unless both name the same tensors.
+    """
     if ema.keys() != params.keys():
         raise ValueError(
             f"averaged and trained weights differ in {', '.join(sorted(ema.keys() ^ params.keys()))}"

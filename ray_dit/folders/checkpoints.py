@@ -31,7 +31,8 @@ def read_checkpoint(store: Store, step: int) -> tuple[dict[str, torch.Tensor], d
         return parse_checkpoint(data)
     except Exception as error:
         raise UserError(
-            f"the checkpoint {store.uri}/{key} is damaged ({error}): delete it, and the run goes on from the one before"
+            f"the checkpoint {store.uri}/{key} is damaged ({error}): delete it, and the run goes on from the "
+            "one before"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """The images a stage reads: listed once into a plan, decoded on demand, the unreadable ones set aside.
 
-Which rows are held out is a function of an image's key, so every stage that reads the same images agrees on it.
+Which rows are held out is a function of an image's key, so every stage that reads the same images agrees on
+it.
 """
 
 # pyarrow has no type information; what it returns is unknown to the checker
@@ -109,7 +110,8 @@ def load_images(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[BadImage]]:
     """Reads and centre-crops images.
 
-    Returns uint8 [N, S, S, 3], the N row numbers they belong to, and the unreadable ones, in order of ``rows``.
+    Returns uint8 [N, S, S, 3], the N row numbers they belong to, and the unreadable ones, in order of
+    ``rows``.
     """
     store, reader = open_store(plan.uri), input_format(plan.format)
     images: list[NDArray[np.uint8]] = []
@@ -132,6 +134,6 @@ def check_bad(bad: int, total: int, max_bad: float, where: str, first: Sequence[
     if bad > max_bad * total:
         example = f", the first is {first[0].key!r} ({first[0].reason})" if first else ""
         raise UserError(
-            f"{bad} of {total} pictures in {where} cannot be read, more than images.max_bad = {max_bad} allows{example}: "
-            "repair or remove them, or raise --images.max-bad"
+            f"{bad} of {total} images in {where} cannot be read, more than images.max_bad = {max_bad} "
+            f"allows{example}: repair or remove them, or raise --images.max-bad"
         )

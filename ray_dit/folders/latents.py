@@ -1,7 +1,10 @@
-"""Random access to the rows of a latents folder: its shards laid out once as memory-mapped arrays on the local disk.
+"""Random access to the rows of a latents folder.
 
-Training visits rows in a permuted order, a few KB each; reading them from Parquet objects one by one would wait for
-storage at every step. The copy is keyed by the manifest's hash and appears by one rename, so it is whole or not there.
+Its shards are laid out once as memory-mapped arrays on the local disk.
+
+Training visits rows in a permuted order, a few KB each; reading them from Parquet objects one by one would
+wait for storage at every step. The copy is keyed by the manifest's hash and appears by one rename, so it is
+whole or not there.
 """
 
 import os
@@ -21,7 +24,10 @@ from ray_dit.storage.store import Store
 
 @dataclass(frozen=True)
 class LatentRows:
-    """All rows in shard order; ``moments`` is a float16 memory map [N, V, 2C, H, W], V = 2 with mirror images."""
+    """All rows in shard order.
+
+    ``moments`` is a float16 memory map [N, V, 2C, H, W], V = 2 with mirror images.
+    """
 
     moments: NDArray[np.float16]
     labels: NDArray[np.int64]
@@ -35,7 +41,7 @@ def cache_folder() -> Path:
 
 
 def open_latent_rows(store: Store, shards: Iterable[dict[str, Any]], name: str, cache: Path) -> LatentRows:
-    """Opens the rows of ``shards`` (entries with ``key`` and ``rows``), copying them to ``cache/name`` if need be."""
+    """Opens the rows of ``shards`` (entries with ``key`` and ``rows``), copied to ``cache/name``."""
     folder = cache / "latents" / name
     if not folder.is_dir():
         _copy(store, list(shards), folder)

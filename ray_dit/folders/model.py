@@ -1,4 +1,6 @@
-"""Model folders opened from a store: configuration and labels checked, weights read when asked for, damage told.
+"""Model folders opened from a store.
+
+Configuration and labels are checked, weights are read when asked for, and damage is reported.
 
 Knows no network: whoever builds one says which shapes it wants (``formats.weights.check_shapes``).
 """
@@ -44,7 +46,10 @@ class ModelFolder:
         return self.store.child(VAE_FOLDER).uri if self.config.vae == VAE_FOLDER else self.config.vae
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The weights by parameter name; see `read_safetensors`. UserError where they are not those that were written."""
+        """The weights by parameter name; see `read_safetensors`.
+
+        UserError where they are not those that were written.
+        """
         return read_safetensors(self.store, WEIGHTS_KEY, sha256=self._recorded().get(WEIGHTS_KEY))
 
     def check_vae(self) -> None:
@@ -56,7 +61,10 @@ class ModelFolder:
                 raise UserError(_damaged(self.store, key))
 
     def _recorded(self) -> dict[str, str]:
-        """sha256 by key as the job of a model wrote them down; nothing for a folder of another kind or made by hand."""
+        """sha256 by key as the job of a model wrote them down.
+
+        It is empty for a folder of another kind or made by hand.
+        """
         job = read_json(self.store, job_key(0), absent=None)
         if job is None or job["stage"] != MODEL_STAGE:
             return {}
@@ -107,7 +115,8 @@ def _kind(store: Store) -> str:
 def read_safetensors(store: Store, key: str, *, sha256: str | None = None) -> dict[str, Tensor]:
     """Tensors of a safetensors object by name, taking its size in memory once.
 
-    Raises NotFound, and UserError when the object is damaged, or its bytes are not those of ``sha256`` where given.
+    Raises NotFound, and UserError when the object is damaged, or its bytes are not those of ``sha256`` where
+    given.
     """
 
     def read(path: Path) -> dict[str, Tensor]:

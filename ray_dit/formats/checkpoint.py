@@ -1,7 +1,8 @@
 """The state of a training run in one safetensors object per checkpoint; knows nothing of models or workers.
 
-One object, one conditional write: a checkpoint is there whole or not at all. The bytes are a function of the tensors
-and the facts: safetensors sorts tensors itself, and all facts go into one metadata entry, whose order is ours.
+One object, one conditional write: a checkpoint is there whole or not at all. The bytes are a function of the
+tensors and the facts: safetensors sorts tensors itself, and all facts go into one metadata entry, whose order
+is ours.
 """
 
 import json
@@ -19,7 +20,7 @@ def checkpoint_bytes(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, ob
 
 
 def parse_checkpoint(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
-    """Tensors and facts: the inverse of ``checkpoint_bytes``; damaged bytes raise an exception of any kind."""
+    """Tensors and facts: the inverse of ``checkpoint_bytes``; damaged bytes raise any exception."""
     return load_tensors(data), _facts(data)
 
 

@@ -1,7 +1,9 @@
-"""Bytes that are a function of values alone, for the formats to build on: Parquet of a table, hash of an array.
+"""Bytes that are a function of values alone, for the formats to build on.
 
-One schema, one row group, no dictionary and no compression for what is binary, no clock in the metadata: the same rows
-give the same bytes with one version of pyarrow.
+They are the Parquet file of a table and the hash of an array.
+
+One schema, one row group, no dictionary and no compression for what is binary, no clock in the metadata: the
+same rows give the same bytes with one version of pyarrow.
 """
 
 # pyarrow has no type information; what it returns is unknown to the checker
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 
 def parquet_bytes(table: pa.Table, facts: Mapping[str, Any], *, name: str = "facts") -> bytes:
-    """Parquet of a table, in one row group, with ``facts`` as JSON in the schema's metadata under ``name``."""
+    """Parquet of a table, in one row group, with ``facts`` as JSON in its metadata under ``name``."""
     sink = io.BytesIO()
     metadata = {name: json.dumps(facts, sort_keys=True)}
     pq.write_table(
@@ -39,7 +41,10 @@ def parquet_bytes(table: pa.Table, facts: Mapping[str, Any], *, name: str = "fac
 
 
 def read_parquet(source: BinaryIO | bytes, *, name: str = "facts") -> tuple[pa.Table, Any]:
-    """The table, and what ``parquet_bytes`` was given as ``facts``; None where the metadata has no such entry."""
+    """The table, and what ``parquet_bytes`` was given as ``facts``.
+
+    None where the metadata has no such entry.
+    """
     table = pq.read_table(io.BytesIO(source) if isinstance(source, bytes) else source)
     facts = (table.schema.metadata or {}).get(name.encode())
     return table, None if facts is None else json.loads(facts)

@@ -1,7 +1,8 @@
 """What an image format is: images are listed and read one by one, or written in shards and read back.
 
-Knows no concrete format (``registry.py`` does) and no store: objects come from a ``Source``. A format that is only read
-is an ``InputFormat``, one that datasets are made in an ``OutputFormat``; one that is both derives from both.
+Knows no concrete format (``registry.py`` does) and no store: objects come from a ``Source``. A format that is
+only read is an ``InputFormat``, one that datasets are made in an ``OutputFormat``; one that is both derives
+from both.
 """
 
 import re
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Place = Mapping[str, Any]
-"""Where one image lies in its object, as its format wrote it down in ``Listing.places``; empty where it is the object."""
+"""Where one image lies in its object, as its format wrote it down in ``Listing.places``; empty where it is
+the object."""
 
 
 class Entry(Protocol):
@@ -50,8 +52,8 @@ class Listing:
     sha256: str
     """Changes whenever the images may have changed: stands for the input in fingerprints."""
     places: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
-    """Columns of one value per image that say where it lies, such as object, start and length; none where the key is the
-    object. A plan keeps them beside its own columns, ``key``, ``label`` and ``heldout``."""
+    """Columns of one value per image that say where it lies, such as object, start and length; none where the
+    key is the object. A plan keeps them beside its own columns, ``key``, ``label`` and ``heldout``."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ class InputFormat(ABC):
 
     @abstractmethod
     def list_images(self, source: Source) -> Listing:
-        """Finds all images without reading them; UserError or NotFound where there are none, saying what is wanted."""
+        """Finds all images without reading them.
+
+        UserError or NotFound where there are none, saying what is wanted.
+        """
 
     @abstractmethod
     def read_image(self, source: Source, key: str, place: Place) -> bytes:
@@ -92,7 +97,10 @@ class OutputFormat(ABC):
 
     @abstractmethod
     def write(self, shard: ImageShard, name: str) -> dict[str, bytes]:
-        """The objects of one shard by key. ``name`` is the shard's key without suffix, for formats of one object each."""
+        """The objects of one shard by key.
+
+        ``name`` is the shard's key without suffix, for formats of one object each.
+        """
 
     @abstractmethod
     def read(self, source: Source, keys: Sequence[str]) -> ImageShard:

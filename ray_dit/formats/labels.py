@@ -1,4 +1,4 @@
-"""Class names: what a label number is called, and which number a user means; knows no model and no pictures."""
+"""Class names: what a label number is called, and which number a user means; knows no model and no images."""
 
 import difflib
 import json
@@ -42,7 +42,9 @@ class Labels:
         return tiers
 
     def resolve(self, label: str | SupportsIndex) -> int:
-        """The number of a class given by number, name, synonym or WordNet id; an exact name wins over a number.
+        """The number of a class given by number, name, synonym or WordNet id.
+
+        An exact name wins over a number.
 
         Raises UserError for an unknown class, with near matches, and for a name that several classes share.
         """

@@ -1,7 +1,7 @@
 """Latent shards as Parquet bytes that are a function of their rows alone.
 
-Columns: ``key``, ``label``, ``heldout``, ``moments`` (float16, flattened [2C, H, W]) and ``moments_mirror`` where the
-mirror image was encoded too.
+Columns: ``key``, ``label``, ``heldout``, ``moments`` (float16, flattened [2C, H, W]) and ``moments_mirror``
+where the mirror image was encoded too.
 """
 
 # pyarrow has no type information; what it returns is unknown to the checker
@@ -21,7 +21,10 @@ from ray_dit.formats.deterministic import parquet_bytes, read_parquet
 
 @dataclass(frozen=True)
 class LatentShard:
-    """Rows of a latent shard: moments are float16 [N, 2C, H, W]; ``moments_mirror`` is None where mirrors are off."""
+    """Rows of a latent shard.
+
+    ``moments`` are float16 [N, 2C, H, W]; ``moments_mirror`` is None where mirrors are off.
+    """
 
     keys: list[str]
     labels: NDArray[np.int64]

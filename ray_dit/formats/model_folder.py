@@ -1,7 +1,9 @@
-"""A model folder's objects: what `train` and `import-checkpoint` write, and generate, serve and `ray_dit.load` read.
+"""A model folder's objects.
 
-A folder holds config.json (`ModelConfig`), model.safetensors (the averaged weights, float32, under the official
-checkpoints' names), labels.json, vae/ (diffusers' layout) and README.md, the model card.
+`train` and `import-checkpoint` write them, and generate, serve and `ray_dit.load` read them.
+
+A folder holds config.json (`ModelConfig`), model.safetensors (the averaged weights, float32, under the
+official checkpoints' names), labels.json, vae/ (diffusers' layout) and README.md, the model card.
 """
 
 from collections.abc import Mapping
@@ -43,9 +45,12 @@ def model_objects(
 
 
 def model_card(config: ModelConfig, labels: Labels, *, title: str, notes: str = "") -> str:
-    """README.md of a model folder: what it is, how to use it, origin and licence; YAML header as the hub reads it."""
+    """README.md of a model folder: what it is, how to use it, origin, licence; YAML header as on the hub."""
     model, latents = config.model, config.latents
-    size = f"{model.hidden_size} wide, {model.depth} blocks, {model.num_heads} heads, patches of {model.patch_size}"
+    size = (
+        f"{model.hidden_size} wide, {model.depth} blocks, {model.num_heads} heads, "
+        f"patches of {model.patch_size}"
+    )
     classes = f"{len(labels)} classes" if len(labels) else "no classes (unconditional)"
     guided = "all" if config.guidance_channels is None else f"the first {config.guidance_channels}"
     ask = f"labels=[{labels.names[0]!r}]" if len(labels) else "num_images=1"

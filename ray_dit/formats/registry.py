@@ -30,7 +30,10 @@ def output_format(name: str) -> OutputFormat:
 
 
 def written_in(key: str) -> OutputFormat:
-    """The format an object of a dataset was written in, told by what its key ends in; UserError for any other."""
+    """The format an object of a dataset was written in, known by what its key ends in.
+
+    UserError for any other.
+    """
     for found in FORMATS.values():
         if isinstance(found, OutputFormat) and key.endswith(found.suffix):
             return found

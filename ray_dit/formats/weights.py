@@ -1,4 +1,7 @@
-"""State dicts as safetensors bytes, and whether one fits a model; knows names, shapes and values, no network."""
+"""State dicts as safetensors bytes, and whether one fits a model.
+
+Knows names, shapes and values, no network.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,18 +14,27 @@ from ray_dit.errors import UserError
 
 
 def weights_bytes(state_dict: Mapping[str, Tensor]) -> bytes:
-    """safetensors bytes of a state dict, floating-point weights as float32; a function of names and values alone."""
+    """safetensors bytes of a state dict, floating-point weights as float32.
+
+    They are a function of names and values alone.
+    """
     return save(_plain(state_dict), metadata={"format": "pt"})
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors in a safetensors file by name, taking their size in memory once; SafetensorError if it is damaged."""
+    """The tensors in a safetensors file by name, taking their size in memory once.
+
+    SafetensorError if it is damaged.
+    """
     # pread, not a memory map: tensors then are aligned as torch's own, and outlive what happens to the file.
     return load_file(path, backend="pread")
 
 
 def _plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous, on the CPU, float32 where floating-point; no two in the same memory, which safetensors refuses."""
+    """Contiguous, on the CPU, float32 where floating-point.
+
+    No two share memory, which safetensors refuses.
+    """
     plain: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in state_dict.items():
@@ -37,7 +49,7 @@ def _plain(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_shapes(state_dict: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str) -> None:
-    """Raise UserError, naming the parameters, unless ``state_dict`` has exactly the names and shapes of ``expected``.
+    """Raises UserError, naming parameters, unless ``state_dict`` has the names and shapes of ``expected``.
 
     Numbers that are not floating-point, and tensors that are sparse or without data, are no weights either.
     """

@@ -1,1 +1,4 @@
-"""The job protocol: fingerprint first, objects and markers, manifest last; knows nothing of what the objects hold."""
+"""The job protocol: fingerprint first, objects and markers, manifest last.
+
+Knows nothing of what the objects hold.
+"""

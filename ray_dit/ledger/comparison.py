@@ -1,8 +1,10 @@
-"""Whether what a folder was begun with means the same as what is asked for now; knows settings by dotted name only.
+"""Whether what a folder was begun with means the same as what is asked for now.
 
-The parts of a fingerprint are written in full. Another version may know more settings than the one that began a folder,
-or have made one of them a matter of placement: neither changes a byte, so neither may orphan the folder. What does change
-bytes for the same settings has a number, `rules`.
+Knows settings by dotted name only.
+
+The parts of a fingerprint are written in full. Another version may know more settings than the one that began
+a folder, or have made one of them a matter of placement: neither changes a byte, so neither may orphan the
+folder. What does change bytes for the same settings has a number, `rules`.
 """
 
 from collections.abc import Mapping
@@ -19,7 +21,10 @@ RULES = "rules"
 
 @dataclass(frozen=True)
 class Comparison:
-    """How parts that another version may have written are read beside ours. Names begin with the part: ``config.seed``."""
+    """How parts that another version may have written are read beside ours.
+
+    Names begin with the part: ``config.seed``.
+    """
 
     defaults: Mapping[str, Json] = field(default_factory=dict[str, Json])
     """Values, nested like the parts, of settings that may be absent."""
@@ -29,14 +34,20 @@ class Comparison:
     """What each number of the stage's rules changed, the first first."""
 
     def meaning(self, parts: Mapping[str, Json]) -> dict[str, Json]:
-        """Every setting of these parts by dotted name: absent ones at their defaults, placement and rules left out."""
+        """Every setting of these parts by dotted name.
+
+        Absent ones are at their defaults; placement and rules are left out.
+        """
         settled = flat(self.defaults) | flat(parts)
         return {
             name: value for name, value in settled.items() if name not in self.placement and name != RULES
         }
 
     def same(self, there: Mapping[str, Json], ours: Mapping[str, Json], *, libraries: bool = True) -> bool:
-        """Whether both parts give the same bytes, rules aside; with other ``libraries`` too where those do not count."""
+        """Whether both parts give the same bytes, rules aside.
+
+        Other ``libraries`` do too where those do not count.
+        """
         return not any(
             libraries or not name.startswith(f"{LIBRARIES}.") for name in self.differences(there, ours)
         )
@@ -51,7 +62,10 @@ class Comparison:
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
 
     def other_rules(self, stage: str, there: Mapping[str, Json]) -> tuple[str, str] | None:
-        """What is wrong with going on under the rules it was begun with, and the way out; None if they are ours."""
+        """What is wrong with going on under the rules it was begun with, and the way out.
+
+        None if they are ours.
+        """
         began, now = int(there.get(RULES, 1)), len(self.rules)
         if began == now:
             return None
@@ -60,7 +74,8 @@ class Comparison:
             return newer, "finish it with that one, or take another output folder"
         changes = "; ".join(self.rules[began:])
         return (
-            f"under rules {began} of {stage}, and this ray-dit has rules {now}, which give other bytes: {changes}",
+            f"under rules {began} of {stage}, and this ray-dit has rules {now}, which give other bytes: "
+            f"{changes}",
             "finish it with the ray-dit that began it, or take another output folder",
         )
 

@@ -1,17 +1,19 @@
-"""The job protocol: fingerprint first, objects and their markers, manifest last; knows nothing of what objects hold.
+"""The job protocol: fingerprint first, objects and their markers, manifest last.
+
+Knows nothing of what objects hold.
 
 ::
 
     _job.json              the fingerprint and its parts; the first write
     data/...               objects, their keys chosen by the stage
-    _markers/NAME.json     one an object: key, bytes, sha256 and the stage's deterministic facts
+    _markers/NAME.json     one per object: key, bytes, sha256 and the stage's deterministic facts
     manifest/objects.jsonl all markers
     manifest.json          the summary; the last write
     _runs/...              clocks, hosts, hardware: outside every equality
 
-Every write is put-if-absent and its bytes are a function of (fingerprint, name), so a job may be killed anywhere, run
-again, or run twice at the same time. An extension is a new generation (``_job-g01.json``, ``data/g01-...``,
-``manifest-g01.json``) beside what is there. docs/store.md has the reasoning.
+Every write is put-if-absent and its bytes are a function of (fingerprint, name), so a job may be killed
+anywhere, run again, or run twice at the same time. An extension is a new generation (``_job-g01.json``,
+``data/g01-...``, ``manifest-g01.json``) beside what is there. docs/store.md has the reasoning.
 """
 
 import hashlib
@@ -52,7 +54,10 @@ _RESERVED = {"format", "stage", "fingerprint", "parts", "extends", "listings", "
 
 
 class HashAlarm(Conflict):
-    """The same kind of machine made other bytes from the same fingerprint: something is not deterministic, or broken."""
+    """The same kind of machine made other bytes from the same fingerprint.
+
+    Something is not deterministic, or broken.
+    """
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,11 @@ class Job:
     """The folder's: the job everything in it belongs to."""
     generation: int = 0
     accepted: str | None = None
-    """Our own fingerprint, where other library versions were accepted; recorded in the markers made with them."""
+    """Our own fingerprint, where other library versions were accepted; recorded in the markers made with
+    them."""
     settle_seconds: float = 10.0
-    """How long the loser between two kinds of machines waits for the winner's marker before it takes it for dead."""
+    """How long the loser between two kinds of machines waits for the winner's marker before it takes it for
+    dead."""
 
     @classmethod
     def open(
@@ -82,10 +89,11 @@ class Job:
     ) -> "Job":
         """Begins or continues the job that ``parts`` (everything that determines its bytes) describe.
 
-        Conflict if the folder belongs to a job with other parts; the message names them. ``accept_fingerprint`` goes
-        on with a job that differs in library versions only. ``generation``: see ``extend``. ``comparison`` says what
-        parts mean that another version wrote; the folder keeps the fingerprint it was begun with. An unfinished job is
-        refused where the stage's rules have changed; a finished one stays readable.
+        Conflict if the folder belongs to a job with other parts; the message names them.
+        ``accept_fingerprint`` goes on with a job that differs in library versions only. ``generation``: see
+        ``extend``. ``comparison`` says what parts mean that another version wrote; the folder keeps the
+        fingerprint it was begun with. An unfinished job is refused where the stage's rules have changed; a
+        finished one stays readable.
         """
         ours_only: Json = {"format": FORMAT, "stage": stage, "parts": dict(parts)}
         job: Json = ours_only | _extends(store, generation)
@@ -122,8 +130,8 @@ class Job:
     ) -> "Job":
         """The next generation of a finished job, or the one that was begun with these parts.
 
-        Its objects get keys of their own (``prefix``), its manifest lists those of all generations, and until that is
-        written consumers see the generation before.
+        Its objects get keys of their own (``prefix``), its manifest lists those of all generations, and until
+        that is written consumers see the generation before.
         """
         newest = last_generation(store)
         if newest == 0:
@@ -142,7 +150,7 @@ class Job:
 
     @property
     def prefix(self) -> str:
-        """Goes before the names of this generation's objects: ``data/`` + prefix + name; empty in the first."""
+        """What this generation's objects are named with: ``data/`` + prefix + name; empty in the first."""
         return f"{generation_tag(self.generation)[1:]}-" if self.generation else ""
 
     def manifest(self) -> Manifest | None:
@@ -150,13 +158,13 @@ class Job:
         return read_json(self.store, manifest_key(self.generation), absent=None)
 
     def finished(self) -> Manifest | None:
-        """As ``manifest``, for jobs of few objects: UserError if one of them is missing, at a request each."""
+        """As ``manifest``, for jobs of few objects: UserError if one is missing, at a request per object."""
         manifest = self.manifest()
         for marker in manifest_objects(self.store, manifest) if manifest else ():
             if self.store.head(marker["key"]) is None:
                 raise UserError(
-                    f"{self.store.where(marker['key'])} is missing, though its job is finished: restore it, or delete"
-                    f" {self.store.uri} and run the stage again"
+                    f"{self.store.where(marker['key'])} is missing, though its job is finished: restore it, "
+                    f"or delete {self.store.uri} and run the stage again"
                 )
         return manifest
 
@@ -165,7 +173,10 @@ class Job:
         return read_json(self.store, self._marker_key(name), absent=None)
 
     def names(self) -> Iterator[str]:
-        """Names of the objects that are done, streamed; one request for a thousand, where ``marker`` takes one each."""
+        """Names of the objects that are done, streamed.
+
+        It takes one request per thousand, ``marker`` one each.
+        """
         folder = self._marker_key("").removesuffix(".json")
         return (info.key.removeprefix(folder).removesuffix(".json") for info in self.store.list(folder))
 
@@ -178,10 +189,13 @@ class Job:
         return ahead(read, sorted(self.names()) if names is None else names)
 
     def put(self, name: str, key: str, data: bytes, facts: Mapping[str, Json]) -> Marker:
-        """Stores an object, then its marker, which is returned; where the marker is there already, nothing is written.
+        """Stores an object, then its marker, which is returned.
 
-        ``facts`` are deterministic JSON: counts, hashes; no clocks, hosts or paths. HashAlarm if this kind of machine
-        made the object before with other bytes; between kinds of machines the first writer's object stays.
+        Where the marker is there already, nothing is written.
+
+        ``facts`` are deterministic JSON: counts, hashes; no clocks, hosts or paths. HashAlarm if this kind of
+        machine made the object before with other bytes; between kinds of machines the first writer's object
+        stays.
         """
         done = self.marker(name)
         if done is not None:
@@ -198,7 +212,7 @@ class Job:
         return marker
 
     def put_plain(self, key: str, data: bytes) -> None:
-        """Stores an object of the result that needs no marker: a picture, a plan; HashAlarm as in ``put``."""
+        """Stores an object of the result that needs no marker: an image, a plan; HashAlarm as in ``put``."""
         self._enrol()
         try:
             self.store.put(key, data)
@@ -208,8 +222,8 @@ class Job:
     def finish(self, facts: Mapping[str, Json], *, objects: Iterable[Marker] | None = None) -> Manifest:
         """Writes the listing, then the manifest, the last write, and returns it.
 
-        ``objects``: markers, streamed, in the order they shall be listed; by default all, sorted by name. Their lines
-        are gathered as bytes (about 250 an object), never as Python objects.
+        ``objects``: markers, streamed, in the order they shall be listed; by default all, sorted by name.
+        Their lines are gathered as bytes (about 250 per object), never as Python objects.
         """
         if clash := _RESERVED & facts.keys():
             raise ValueError(f"a manifest's own fields cannot be facts: {sorted(clash)}")
@@ -261,7 +275,10 @@ class Job:
         return read_json(self.store, manifest_key(self.generation - 1))["listings"] if self.generation else []
 
     def _enrol(self) -> str:
-        """Writes down, before this process's first object, what kind of machine makes objects here; returns its key."""
+        """Writes down, before this process's first object, what kind of machine makes objects here.
+
+        Returns its key.
+        """
         writer = {"machine": machine_kind(), "fingerprint": self.accepted or self.fingerprint}
         data = canonical(writer)
         key = f"{self._writers}{hashlib.sha256(data).hexdigest()[:16]}.json"
@@ -276,7 +293,8 @@ class Job:
         theirs = self._await_marker(name)
         if theirs is not None:
             return theirs
-        # Its writer died between object and marker: nobody can vouch for that object, so ours takes its place.
+        # Its writer died between object and marker: nobody can vouch for that object, so ours takes its
+        # place.
         info = self.store.head(ours["key"])
         if info is None:
             self.store.put(ours["key"], data)
@@ -286,8 +304,8 @@ class Job:
             self.store.put(self._marker_key(name), canonical(ours))
         except Conflict as late:
             raise Conflict(
-                f"{self.store.where(ours['key'])} was made by two kinds of machines at the same moment: run ray-dit"
-                " repair on the folder"
+                f"{self.store.where(ours['key'])} was made by two kinds of machines at the same moment: run "
+                "ray-dit repair on the folder"
             ) from late
         return ours
 
@@ -296,8 +314,8 @@ class Job:
         if [info.key for info in self.store.list(self._writers)] == [self._enrol()]:
             raise HashAlarm(
                 f"{self.store.where(key)} came out differently from the same job on the same kind of machine"
-                f" ({machine_kind()}), so something is not deterministic or the hardware is faulty: keep the folder,"
-                " and report it"
+                f" ({machine_kind()}), so something is not deterministic or the hardware is faulty: keep the "
+                "folder, and report it"
             ) from conflict
 
     def _await_marker(self, name: str) -> Marker | None:

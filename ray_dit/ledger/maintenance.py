@@ -1,4 +1,6 @@
-"""Verify, repair and clean finished or unfinished jobs; knows the protocol's objects and nothing of what they hold.
+"""Verify, repair and clean finished or unfinished jobs.
+
+Knows the protocol's objects and nothing of what they hold.
 
 Everything is streamed: memory is bounded by the objects in flight, whatever their number.
 """
@@ -62,9 +64,10 @@ def jobs(store: Store) -> Iterator[Store]:
 
 
 def verify(store: Store, *, tally: Tally | None = None, threads: int = 8) -> Iterator[Problem]:
-    """Reads every object of the jobs at and below ``store`` anew and yields what is missing or has other bytes.
+    """Reads every object of the jobs at and below ``store`` anew; yields what is missing or differs.
 
-    A finished job is held against its listings, an unfinished one against its markers. NotFound if no job is there.
+    A finished job is held against its listings, an unfinished one against its markers. NotFound if no job is
+    there.
     """
     tally = tally or Tally()
     for folder in jobs(store):
@@ -75,24 +78,29 @@ def verify(store: Store, *, tally: Tally | None = None, threads: int = 8) -> Ite
 
 
 def verify_all(uri: str, *, tell: Callable[[Problem], None]) -> str:
-    """Verifies the jobs at and below ``uri`` and tells of each problem; a sentence where all is whole, else UserError."""
+    """Verifies the jobs at and below ``uri`` and reports each problem.
+
+    Returns a sentence where all is whole, else raises UserError.
+    """
     tally, problems = Tally(), 0
     for problem in verify(open_store(uri), tally=tally):
         problems += 1
         tell(problem)
     if problems:
         raise UserError(
-            f"{problems} of the objects in {uri} are missing or damaged: run encode or generate again with --repair; "
-            "what another stage made, restore, or delete its folder and run it again"
+            f"{problems} of the objects in {uri} are missing or damaged: run encode or generate again with "
+            "--repair; what another stage made, restore, or delete its folder and run it again"
         )
-    return f"verified: {tally.objects} objects, {tally.bytes / 1e6:.1f} MB in {tally.jobs} jobs at {uri} are whole"
+    found = f"{tally.objects} objects, {tally.bytes / 1e6:.1f} MB in {tally.jobs} jobs"
+    return f"verified: {found} at {uri} are whole"
 
 
 def repair(store: Store, rebuild: Callable[[Store, Marker], bytes], *, threads: int = 8) -> Iterator[Problem]:
     """Makes the objects ``verify`` complains of anew and puts them in place; yields each as it is done.
 
-    ``rebuild(folder, marker)`` returns an object's bytes; it is a pure function of the job, so they must have the hash
-    the marker promises, else UserError. A damaged object is replaced only if it is still the one that was looked at.
+    ``rebuild(folder, marker)`` returns an object's bytes; it is a pure function of the job, so they must have
+    the hash the marker promises, else UserError. A damaged object is replaced only if it is still the one
+    that was looked at.
     """
     for problem in verify(store, threads=threads):
         if problem.marker is None:
@@ -106,8 +114,8 @@ def repair(store: Store, rebuild: Callable[[Store, Marker], bytes], *, threads: 
 def gc(store: Store, *, older_than: float = HOUR) -> Iterator[str]:
     """Removes what killed processes left (temp files, unfinished uploads, probes) and says what.
 
-    Only what is older than ``older_than`` seconds goes, so that work in progress stays. Objects without a marker stay
-    too: the job's next run takes them up.
+    Only what is older than ``older_than`` seconds goes, so that work in progress stays. Objects without a
+    marker stay too: the job's next run takes them up.
     """
     yield from store.clean(older_than)
     for info in store.list(PROBES):
@@ -117,7 +125,10 @@ def gc(store: Store, *, older_than: float = HOUR) -> Iterator[str]:
 
 
 def gc_all(uri: str, *, older_than: float, tell: Callable[[str], None]) -> str:
-    """As ``gc`` at ``uri``, telling of each thing removed; a sentence on how many. NotFound where nothing is at all."""
+    """As ``gc`` at ``uri``, reporting each thing removed; a sentence on how many.
+
+    NotFound where nothing is at all.
+    """
     store, removed = open_store(uri), 0
     for what in gc(store, older_than=older_than):
         removed += 1
@@ -128,7 +139,9 @@ def gc_all(uri: str, *, older_than: float, tell: Callable[[str], None]) -> str:
 
 
 def abandon(store: Store) -> Iterator[str]:
-    """Removes an extension that was begun and will not be finished, and says what; what it extends is untouched.
+    """Removes an extension that was begun and will not be finished, and says what.
+
+    What it extends is untouched.
 
     UserError if there is none. (A first generation that is not wanted is a folder to delete.)
     """
@@ -187,7 +200,10 @@ def _verify_job(folder: Store, generation: int) -> Iterator[Problem]:
 
 
 def _expected(folder: Store, *, whole: bool) -> Iterator[Marker]:
-    """The markers of a job's objects: those its newest manifest lists if that is whole, else those that are there."""
+    """The markers of a job's objects.
+
+    They are those its newest manifest lists if that is whole, else those that are there.
+    """
     generation = last_generation(folder)
     manifest = read_json(folder, manifest_key(generation), absent=None) if whole else None
     if manifest is not None:
@@ -207,8 +223,9 @@ def _put_back(problem: Problem, marker: Marker, data: bytes) -> None:
     folder, key = problem.store, problem.key
     if hashlib.sha256(data).hexdigest() != marker["sha256"]:
         raise UserError(
-            f"{folder.where(key)} cannot be repaired here, because this machine makes other bytes of it: repair it on"
-            " the kind of machine and with the versions (of ray-dit and its libraries) it was made with"
+            f"{folder.where(key)} cannot be repaired here, because this machine makes other bytes of it: "
+            "repair it on the kind of machine and with the versions (of ray-dit and its libraries) it was "
+            "made with"
         )
     info = folder.head(key)
     if info is None:

@@ -1,7 +1,8 @@
-"""What a job leaves for its consumers: the manifest, the listing of its objects, canonical JSON; knows no writing.
+"""What a job leaves for its consumers: manifest, listing of objects, canonical JSON; knows no writing.
 
-A manifest is small whatever the size of the job: the markers of its objects lie in a *listing*, one JSON line an
-object, which is read as a stream. An extended job has a manifest and a listing a generation; the newest manifest counts.
+A manifest is small whatever the size of the job: the markers of its objects lie in a *listing*, one JSON line
+an object, which is read as a stream. An extended job has a manifest and a listing per generation; the newest
+manifest counts.
 """
 
 import hashlib
@@ -83,7 +84,8 @@ def read_json(store: Store, key: str, *, absent: Json = _RAISE) -> Json:
 def read_manifest(place: str | Store, stage: str) -> Manifest:
     """The manifest a consumer starts from: of a finished job of that stage, the newest generation.
 
-    NotFound if nothing is there, UserError if the job is unfinished or another stage's, each saying what to do.
+    NotFound if nothing is there, UserError if the job is unfinished or another stage's, each saying what to
+    do.
     """
     store = open_store(place) if isinstance(place, str) else place
     wanted, made_by = HOLDS.get(stage, stage), MADE_BY.get(stage, stage)
@@ -96,8 +98,8 @@ def read_manifest(place: str | Store, stage: str) -> Manifest:
     if job["stage"] != stage:
         holds = HOLDS.get(job["stage"], job["stage"])
         raise UserError(
-            f"{store.uri} holds {holds} ({job['stage']}), where {wanted} ({stage}) should be: give the folder that holds"
-            " them"
+            f"{store.uri} holds {holds} ({job['stage']}), where {wanted} ({stage}) should be: give the "
+            "folder that holds them"
         )
     manifest = read_json(store, manifest_key(last_generation(store)), absent=None)
     if manifest is None:
@@ -114,7 +116,10 @@ def last_generation(store: Store) -> int:
 
 
 def manifest_objects(store: Store, manifest: Manifest) -> Iterator[Marker]:
-    """The markers of a finished job's objects, streamed: older generations first, each in the order it was listed."""
+    """The markers of a finished job's objects, streamed.
+
+    Older generations come first, each in the order it was listed.
+    """
     for listing in manifest["listings"]:
         with store.open_file(listing["key"]) as lines:
             for line in lines:

@@ -1,4 +1,7 @@
-"""What may differ between runs of one job: clocks, hosts, hardware, attempts; nothing here determines a byte of it."""
+"""What may differ between runs of one job.
+
+That is clocks, hosts, hardware and attempts; nothing here determines a byte of it.
+"""
 
 import os
 import platform
@@ -15,7 +18,9 @@ from ray_dit.storage.store import Store
 
 
 def machine_kind() -> str:
-    """What decides the last bits on this machine: GPU model, or CPU instruction set and threads, and torch's build.
+    """What decides the last bits on this machine.
+
+    It is the GPU model, or CPU instruction set and threads, and torch's build.
 
     Looked up in the torch this process uses; a process without torch can only differ by its kind of CPU.
     """
@@ -29,7 +34,7 @@ def machine_kind() -> str:
 
 
 class RunRecord:
-    """When, where and how a job ran: ``_runs/<id>/start.json``, ``events/``, ``end.json``; a context manager."""
+    """When, where and how a job ran: ``_runs/<id>/start.json``, ``events/``, ``end.json``; a context."""
 
     def __init__(self, store: Store, run_id: str) -> None:
         self.id = run_id

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 JUDGE, ON_GENERATED, ON_REAL = "judge", "cas_generated", "cas_real"
-"""The classifiers of an evaluation: trained on all real training images; on generated ones; on as many real ones."""
+"""The classifiers of an evaluation: trained on all real training images; on generated ones; on as many real
+ones."""
 
 Tensors = dict[str, Tensor]
 """Named tensors: what is kept of a piece, and what that merges to."""
@@ -30,7 +31,8 @@ class Seen(NamedTuple):
 
 
 Network = Callable[[UInt8[np.ndarray, "N S S 3"]], Seen]
-"""Images to what is seen in them; a row depends on its image alone, up to the last bits that the batch decides."""
+"""Images to what is seen in them; a row depends on its image alone, up to the last bits that the batch
+decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +45,9 @@ class FeatureNetwork:
     knows_classes: bool
     """Whether it reads the dataset's own classes, so that its logits can be judged by the labels."""
     load: Callable[[Callable[[], bytes], Mapping[str, Any]], Network]
-    """(reads the weights, facts) → the network, ready to use. The facts are those ``train`` gave, or for published weights
-    their ``source``, for messages, and the ``device``. Weights are read last: they may be large and far away."""
+    """(reads the weights, facts) → the network, ready to use. The facts are those ``train`` gave, or for
+    published weights their ``source``, for messages, and the ``device``. Weights are read last: they may be
+    large and far away."""
     train: Callable[..., tuple[bytes, dict[str, Any]]] | None = None
     """(images, labels, num_classes, settings, seed) → weights and the facts needed to load them."""
     published: str | None = None
@@ -71,7 +74,8 @@ class Statistic:
 
     measure: Callable[[Piece], Tensors]
     merge: Callable[[Tensors, Tensors], Tensors]
-    """(merged so far, one more piece) → both; the first is empty at the start. Each takes its own names out of many."""
+    """(merged so far, one more piece) → both; the first is empty at the start. Each takes its own names out
+    of many."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +86,7 @@ class Sets:
     """Real images that models were trained on: what generated ones are compared with."""
     generated: Tensors
     heldout: Tensors | None = None
-    """Real images no model has seen, which set the ceiling; None: there are none, and no ceiling is told."""
+    """Real images no model has seen, which set the ceiling; None: there are none, and no ceiling is given."""
     classes: tuple[str, ...] = ()
     trained_on: Mapping[str, int] = field(default_factory=dict[str, int])
     """Classifiers that were trained, and on how many images each."""
@@ -114,7 +118,10 @@ def measure(figures: Iterable[Figure], piece: Piece) -> Tensors:
 
 
 def merge(figures: Iterable[Figure], total: Tensors, piece: Tensors) -> Tensors:
-    """The statistics of both; pieces come in their order, which fixes the last bits. ``total`` is empty at first."""
+    """The statistics of both; pieces come in their order, which fixes the last bits.
+
+    ``total`` is empty at first.
+    """
     merged: Tensors = {}
     for statistic in _statistics(figures):
         merged |= statistic.merge(total, piece)

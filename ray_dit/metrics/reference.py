@@ -14,7 +14,8 @@ IMAGENET_256 = (
     "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
     "VIRTUAL_imagenet256_labeled.npz"
 )
-"""Of ImageNet's training images at 256 pixels, 2048 features of the Inception network (Dhariwal & Nichol 2021)."""
+"""Of ImageNet's training images at 256 pixels, 2048 features of the Inception network (Dhariwal & Nichol
+2021)."""
 
 
 def reference_statistics(source: str, dim: int) -> FeatureStatistics:
@@ -32,8 +33,8 @@ def reference_statistics(source: str, dim: int) -> FeatureStatistics:
         ) from error
     if mean.shape != (dim,) or covariance.shape != (dim, dim):
         raise UserError(
-            f"mu and sigma in {source} have shapes {list(mean.shape)} and {list(covariance.shape)}: give those of "
-            f"{dim} features"
+            f"mu and sigma in {source} have shapes {list(mean.shape)} and {list(covariance.shape)}: give "
+            f"those of {dim} features"
         )
     return FeatureStatistics(2, mean, covariance)  # for 2 samples scatter and covariance are one
 

@@ -9,7 +9,10 @@ PREFIX = "counts."
 
 
 def counts(of: Tensors, classifier: str) -> torch.Tensor:
-    """int64 [2, K] of a classifier: for each class how many images were read as that class, and how many there are."""
+    """int64 [2, K] of a classifier.
+
+    They are, for each class, how many images were read as that class and how many there are.
+    """
     return of[PREFIX + classifier]
 
 

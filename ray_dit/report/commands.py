@@ -1,4 +1,7 @@
-"""The command that gives a configuration: options for what differs from the defaults; knows no files and no stages."""
+"""The command that gives a configuration.
+
+It has options for what differs from the defaults. Knows no files and no stages.
+"""
 
 import shlex
 from collections.abc import Iterator, Mapping
@@ -16,7 +19,8 @@ def command(
         stage: the subcommand.
         config: its configuration class, whose defaults need no option.
         content: what ``config.content()`` gave, nested.
-        placement: dotted names of the settings outside the content (where inputs and output are), and their values.
+        placement: dotted names of the settings outside the content (where inputs and output are), and their
+            values.
     """
     words = ["ray-dit", stage]
     for name, value in placement.items():

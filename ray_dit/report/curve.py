@@ -42,8 +42,8 @@ def curve(points: Sequence[Point], x_label: str, y_label: str) -> str:
         f'<svg class="curve" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">'
         + "".join(rows + columns)
         + f'<polyline class="line" points="{line}"/>'
-        + f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">{escape(x_label)}</text>'
-        + "</svg>"
+        + f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 4}" text-anchor="end">'
+        + f"{escape(x_label)}</text></svg>"
     )
 
 

@@ -1,6 +1,6 @@
 """All that a report shows, read from the folders of the stages; knows nothing of HTML.
 
-Only a few pictures of a few classes are read, whatever the size of the data.
+Only a few images of a few classes are read, whatever the size of the data.
 """
 
 import io
@@ -66,7 +66,7 @@ class Contents:
     """dB of each reconstruction shown."""
     psnr_heldout: float | None
     denoising: dict[str, Images]
-    """Previews of a few classes, from the first step to the finished picture."""
+    """Previews of a few classes, from the first step to the finished image."""
     preview_steps: tuple[int, ...]
     loss: list[tuple[float, float]]
     vae_loss: list[tuple[float, float]]
@@ -121,8 +121,8 @@ def _check_chain(config: ReportConfig, manifests: dict[str, Manifest]) -> None:
         if told is not None and told != manifest_sha256(manifests[source]):
             folders = stage_folders(config)
             raise UserError(
-                f"{folders[stage]} was not made from {folders[source]}, but from another {name}: give those that belong "
-                "together"
+                f"{folders[stage]} was not made from {folders[source]}, but from another {name}: give those "
+                "that belong together"
             )
 
 
@@ -153,7 +153,7 @@ def _json(store: Store, key: str) -> Any:
 def _generated(
     store: Store, manifest: Manifest, names: tuple[str, ...], shown: Sequence[str]
 ) -> dict[str, Images]:
-    """The first pictures of each class shown."""
+    """The first images of each class shown."""
     found: dict[str, list[Images]] = {name: [] for name in shown}
     for marker in itertools.islice(manifest_objects(store, manifest), MAX_SHARDS_READ):
         if all(len(images) >= PER_CLASS for images in found.values()):
@@ -167,7 +167,7 @@ def _generated(
 
 
 def _real(config: ReportConfig, shown: Sequence[str]) -> dict[str, Images]:
-    """The first held-out pictures of each class shown, training ones where none are held out."""
+    """The first held-out images of each class shown, training ones where none are held out."""
     plan = ImagePlan.from_bytes(open_store(config.latents).get(PLAN_KEY), config.images)
     found: dict[str, Images] = {}
     for name in shown:
@@ -211,7 +211,7 @@ def _npz(uri: str | None, key: str) -> dict[str, NDArray[Any]] | None:
 def _denoising(
     model: str, labels: Sequence[int], names: Sequence[str]
 ) -> tuple[tuple[int, ...], dict[str, Images]]:
-    """Predictions of x_start after some of the steps, and the picture at the end, for one sample a label."""
+    """Predictions of x_start after some of the steps, and the image at the end, for one sample per label."""
     from ray_dit.pipeline import load
 
     pipeline = load(model)
@@ -294,7 +294,7 @@ def commands(config: ReportConfig, manifests: dict[str, Manifest], model: dict[s
 
 
 def _as_asked(resolved: dict[str, Any], encoded: Manifest, model: dict[str, Any]) -> dict[str, Any]:
-    """What one asked generate for, from what it came to mean: without what the model and the classes say already."""
+    """What generate was asked for, from what that came to mean, without what model and classes say."""
     every = [str(label) for label in range(len(encoded["classes"]))]
     own = model["sampler"]
     changed = {name: value for name, value in resolved["sampler"].items() if value != own.get(name)}

@@ -10,7 +10,8 @@ from ray_dit.storage.store import Store
 def write_report(config: ReportConfig) -> str:
     """Writes the page to ``config.output``, and ``NAME-samples.png`` and so on; returns where the page is.
 
-    A report holds times, so another one is written over an earlier one. UserError where a stage's result is missing.
+    A report holds times, so another one is written over an earlier one. UserError where a stage's result is
+    missing.
     """
     folder, _, name = config.output.rpartition("/")
     store = open_store(folder or ("/" if config.output.startswith("/") else "."))

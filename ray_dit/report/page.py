@@ -1,4 +1,7 @@
-"""The HTML page, a function of what was gathered; knows no files. One string, with style and pictures inside."""
+"""The HTML page, a function of what was gathered.
+
+Knows no files. One string, with style and images inside.
+"""
 
 import base64
 import shlex
@@ -16,7 +19,7 @@ from ray_dit.report.curve import curve
 from ray_dit.report.gather import Contents, Images, StageTime
 
 THUMBNAIL = 128
-"""Largest side of a picture on the page; larger ones are brought down to it."""
+"""Largest side of an image on the page; larger ones are brought down to it."""
 MAX_BARS = 50
 
 
@@ -39,13 +42,14 @@ def page(contents: Contents) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_title(contents)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(section for section in sections if section)
-        + "\n<footer>Made by ray-dit. Every picture, label and weight behind this page is a function of the settings "
-        "above: the same commands give the same bytes on the same kind of machine.</footer>\n</main>\n</body>\n</html>\n"
+        + "\n<footer>Made by ray-dit. Every image, label and weight behind this page is a function of the "
+        "settings above: the same commands give the same bytes on the same kind of machine.</footer>\n"
+        "</main>\n</body>\n</html>\n"
     )
 
 
 def grids(contents: Contents) -> dict[str, bytes]:
-    """The page's pictures as PNGs in full size, by name."""
+    """The page's images as PNGs in full size, by name."""
     files = {
         "samples.png": _stacked(contents.generated),
         "real.png": _stacked(contents.real),
@@ -58,7 +62,7 @@ def grids(contents: Contents) -> dict[str, bytes]:
 
 
 def _stacked(rows: Mapping[str, Images]) -> bytes:
-    """A row of pictures a class; short rows are filled with white."""
+    """A row of images per class; short rows are filled with white."""
     if not rows:
         return b""
     columns = max(map(len, rows.values()))
@@ -71,7 +75,8 @@ def _stacked(rows: Mapping[str, Images]) -> bytes:
 
 def _title(contents: Contents) -> str:
     count = contents.metrics["num_images"]
-    return f"{count:,} generated pictures of {contents.num_classes} {'class' if contents.num_classes == 1 else 'classes'}"
+    classes = f"{contents.num_classes} {'class' if contents.num_classes == 1 else 'classes'}"
+    return f"{count:,} generated images of {classes}"
 
 
 def _header(contents: Contents) -> str:
@@ -79,22 +84,31 @@ def _header(contents: Contents) -> str:
     size = contents.manifests["encode"]["image_size"]
     sampler = contents.manifests["generate"]["sampler"]
     solver = SAMPLERS[sampler["name"]].title if sampler["name"] in SAMPLERS else sampler["name"]
+    real_accuracy = _percent(metrics["class_accuracy_real_heldout"])
+    real_distance = _number(metrics["frechet_distance_real_heldout"])
+    real_cas = _percent(metrics["cas_accuracy_real"])
+    seconds = sum(time.seconds for time in contents.times)
     tiles = [
-        ("Class accuracy", _percent(metrics["class_accuracy"]), f"real held-out: {_percent(metrics['class_accuracy_real_heldout'])}"),
-        ("Fréchet distance", _number(metrics["frechet_distance"]), f"real held-out: {_number(metrics['frechet_distance_real_heldout'])}"),
-        ("Train on generated, test on real", _percent(metrics["cas_accuracy"]), f"trained on as many real ones: {_percent(metrics['cas_accuracy_real'])}"),
-        ("Work in all", _duration(sum(time.seconds for time in contents.times)), f"{metrics['num_images']:,} pictures of {size}×{size}"),
-    ]  # fmt: skip
+        ("Class accuracy", _percent(metrics["class_accuracy"]), f"real held-out: {real_accuracy}"),
+        ("Fréchet distance", _number(metrics["frechet_distance"]), f"real held-out: {real_distance}"),
+        (
+            "Train on generated, test on real",
+            _percent(metrics["cas_accuracy"]),
+            f"trained on as many real ones: {real_cas}",
+        ),
+        ("Work in all", _duration(seconds), f"{metrics['num_images']:,} images of {size}×{size}"),
+    ]
     cards = "".join(
         f'<div class="tile"><span>{escape(name)}</span><b>{value}</b><em>{escape(note)}</em></div>'
         for name, value, note in tiles
     )
     return (
-        f"<h1>{_title(contents)}</h1>\n<p>A diffusion transformer (width {model['hidden_size']}, depth {model['depth']}, "
-        f"patch {model['patch_size']}) was trained on {metrics['num_train']:,} labelled pictures and then asked for new "
-        f"ones, class by class, with {solver} in {sampler['num_inference_steps']} "
-        f"steps and guidance {sampler['guidance_scale']:g}. {metrics['num_heldout']:,} real pictures were held back from "
-        f'every model; they show what perfect pictures would score.</p>\n<div class="tiles">{cards}</div>'
+        f"<h1>{_title(contents)}</h1>\n<p>A diffusion transformer (width {model['hidden_size']}, depth "
+        f"{model['depth']}, patch {model['patch_size']}) was trained on {metrics['num_train']:,} labelled "
+        f"images and then asked for new ones, class by class, with {solver} in "
+        f"{sampler['num_inference_steps']} steps and guidance {sampler['guidance_scale']:g}. "
+        f"{metrics['num_heldout']:,} real images were held back from "
+        f'every model; they show what perfect images would score.</p>\n<div class="tiles">{cards}</div>'
     )
 
 
@@ -104,7 +118,7 @@ def _samples(contents: Contents) -> str:
     chosen = " (some of them)" if len(contents.classes) < contents.num_classes else ""
     return _section(
         "Samples by class",
-        f"The first generated pictures of each class{chosen}, as they came: nothing was picked.",
+        f"The first generated images of each class{chosen}, as they came: nothing was picked.",
         _rows(contents.generated),
     )
 
@@ -117,17 +131,17 @@ def _beside_real(contents: Contents) -> str:
     right = _mixed(contents.generated, both)
     return _section(
         "Real beside generated",
-        "Held-out real pictures and generated ones, a column a class.",
-        f'<div class="pair">{_figure(left, len(both[:10]), "Real", "real pictures, a column a class")}'
-        f"{_figure(right, len(both[:10]), 'Generated', 'generated pictures, a column a class')}</div>",
+        "Held-out real images and generated ones, a column per class.",
+        f'<div class="pair">{_figure(left, len(both[:10]), "Real", "real images, a column per class")}'
+        f"{_figure(right, len(both[:10]), 'Generated', 'generated images, a column per class')}</div>",
     )
 
 
-def _mixed(pictures: Mapping[str, Images], names: Sequence[str], rows: int = 8) -> Images:
-    """Row by row the i-th picture of the first ten classes, from the end, to differ from the samples above."""
+def _mixed(images: Mapping[str, Images], names: Sequence[str], rows: int = 8) -> Images:
+    """Row by row the i-th image of the first ten classes, from the end, to differ from the samples above."""
     names = names[:10]
-    rows = min(rows, *(len(pictures[name]) for name in names))
-    return np.stack([pictures[name][-1 - row] for row in range(rows) for name in names])
+    rows = min(rows, *(len(images[name]) for name in names))
+    return np.stack([images[name][-1 - row] for row in range(rows) for name in names])
 
 
 @dataclass(frozen=True)
@@ -142,17 +156,19 @@ class _Measure:
 MEASURES = (
     _Measure(
         "Class accuracy", "class_accuracy", "class_accuracy_real_heldout",
-        "Part that is read as the class asked for, by a classifier trained on the real training pictures only.",
+        "Part that is read as the class asked for, by a classifier trained on the real training images "
+        "only.",
     ),
     _Measure(
         "Fréchet distance", "frechet_distance", "frechet_distance_real_heldout",
-        "Of that classifier's features to those of the real training pictures, over equally many of both; less is better.",
+        "Of that classifier's features to those of the real training images, over equally many of both; "
+        "less is better.",
         percent=False,
     ),
     _Measure(
         "Train on generated, test on real", "cas_accuracy", "cas_accuracy_real",
-        "Accuracy on real held-out pictures of a classifier that saw generated ones only, beside one that saw as many "
-        "real ones.",
+        "Accuracy on real held-out images of a classifier that saw generated ones only, beside one that "
+        "saw as many real ones.",
     ),
 )  # fmt: skip
 
@@ -167,22 +183,22 @@ def _figures(contents: Contents) -> str:
     ]
     table = _table([("", False), ("Generated", True), ("Real, the ceiling", True)], lines)
     counts = (
-        f"{metrics['num_images']:,} generated, {metrics['num_train']:,} training and {metrics['num_heldout']:,} held-out "
-        f"pictures; Fréchet distances over {metrics['frechet_images']:,} each, both scores of the last row after training "
-        f"on {metrics['cas_images']:,}."
+        f"{metrics['num_images']:,} generated, {metrics['num_train']:,} training and "
+        f"{metrics['num_heldout']:,} held-out images; Fréchet distances over {metrics['frechet_images']:,} "
+        f"each, both scores of the last row after training on {metrics['cas_images']:,}."
     )
     return _section("How good they are", counts, table + _bars(contents))
 
 
 def _bars(contents: Contents) -> str:
-    """Accuracy of each class as a bar, a line where real pictures are."""
+    """Accuracy of each class as a bar, a line where real images are."""
     by_class: dict[str, float | None] = contents.metrics["per_class_accuracy"]
     ceiling: dict[str, float | None] = contents.metrics["per_class_accuracy_real_heldout"]
     names = [name for name, value in by_class.items() if value is not None]
-    title = "Class accuracy, class by class; the mark is where real held-out pictures are."
+    title = "Class accuracy, class by class; the mark is where real held-out images are."
     if len(names) > MAX_BARS:
         names = sorted(names, key=lambda name: by_class[name] or 0.0)[:MAX_BARS]
-        title = f"The {MAX_BARS} classes read worst; the mark is where real held-out pictures are."
+        title = f"The {MAX_BARS} classes read worst; the mark is where real held-out images are."
     cells = "".join(_bar(name, by_class[name] or 0.0, ceiling.get(name)) for name in names)
     return f'<p class="soft" style="margin:1.6rem 0 .6rem">{title}</p><div class="bars">{cells}</div>'
 
@@ -203,10 +219,10 @@ def _reconstructions(contents: Contents) -> str:
     columns = 8
     return _section(
         "What the VAE keeps",
-        f"Held-out pictures and what is left of them after encoding and decoding: {shown}"
-        f"{contents.psnr_heldout:.1f} dB (PSNR) over all {contents.manifests['train-vae']['num_heldout']:,}. No generated "
-        "picture can be sharper than this.",
-        f'<div class="pair">{_figure(contents.originals, columns, "Original", "held-out pictures")}'
+        f"Held-out images and what is left of them after encoding and decoding: {shown}"
+        f"{contents.psnr_heldout:.1f} dB (PSNR) over all {contents.manifests['train-vae']['num_heldout']:,}. "
+        "No generated image can be sharper than this.",
+        f'<div class="pair">{_figure(contents.originals, columns, "Original", "held-out images")}'
         f"{_figure(contents.reconstructed, columns, 'Reconstruction', 'their reconstructions')}</div>",
     )
 
@@ -214,8 +230,8 @@ def _reconstructions(contents: Contents) -> str:
 def _denoising(contents: Contents) -> str:
     steps = ", ".join(map(str, contents.preview_steps))
     return _section(
-        "From noise to picture",
-        f"What the model takes the picture to be after steps {steps}; the last is the result.",
+        "From noise to image",
+        f"What the model takes the image to be after steps {steps}; the last is the result.",
         _rows(contents.denoising),
     )
 
@@ -230,7 +246,8 @@ def _curves(contents: Contents) -> str:
 def _curve_figure(points: Sequence[tuple[float, float]], what: str, manifest: Mapping[str, Any]) -> str:
     batch = manifest["parts"]["config"]["batch_size"]
     said = f"{what}: mean loss, {manifest['steps']:,} steps of {batch}; {points[-1][1]:.4g} at the end"
-    return f"<figure>{curve([(x, y) for x, y in points], 'step', 'loss')}<figcaption>{said}</figcaption></figure>"
+    drawn = curve([(x, y) for x, y in points], "step", "loss")
+    return f"<figure>{drawn}<figcaption>{said}</figcaption></figure>"
 
 
 def _times(contents: Contents) -> str:
@@ -293,7 +310,7 @@ def _section(title: str, lead: str, body: str) -> str:
 
 def _rows(strips: Mapping[str, Images]) -> str:
     cells = "".join(
-        f"<span>{escape(name)}</span>{_img(images, len(images), f'pictures of {name}')}"
+        f"<span>{escape(name)}</span>{_img(images, len(images), f'images of {name}')}"
         for name, images in strips.items()
     )
     return f'<div class="rows">{cells}</div>'
@@ -312,7 +329,8 @@ def _img(images: Images, columns: int, alt: str) -> str:
 
 def _table(heads: Iterable[tuple[str, bool]], lines: Iterable[str]) -> str:
     cells = "".join(f"<th{' class=number' if number else ''}>{escape(head)}</th>" for head, number in heads)
-    return f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    head, body = f"<thead><tr>{cells}</tr></thead>", f"<tbody>{''.join(lines)}</tbody>"
+    return f'<div class="wide"><table>{head}{body}</table></div>'
 
 
 def _value(value: float, percent: bool) -> str:

@@ -1,7 +1,7 @@
 """A folder of files as a store: temp file, fsync, link; knows nothing of networks.
 
-A key becomes visible by ``link(2)``, which fails if the name is taken, so it is put-if-absent with whole content. What a
-killed writer leaves is a temp file, which no listing shows and ``clean`` removes.
+A key becomes visible by ``link(2)``, which fails if the name is taken, so it is put-if-absent with whole
+content. What a killed writer leaves is a temp file, which no listing shows and ``clean`` removes.
 """
 
 import errno
@@ -109,7 +109,7 @@ class LocalStore(Store):
         return Path(self.uri) / checked_key(key)
 
     def _walk(self, folder: Path, prefix: str, start: str) -> Iterator[ObjectInfo]:
-        """Objects of a folder in the order of their whole keys, which sorts a sub-folder as its name and a slash."""
+        """A folder's objects in the order of whole keys: a sub-folder sorts as its name and a slash."""
         try:
             with self._saying(prefix), os.scandir(folder) as entries:
                 names = sorted(
@@ -182,7 +182,8 @@ def _link(temp: Path, path: Path) -> bool:
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
-        # The weaker mode of file systems without hard links: whole content still, but two writers may both succeed.
+        # The weaker mode of file systems without hard links: whole content still, but two writers may both
+        # succeed.
         with _locked(path.parent):
             if path.exists():
                 return False
@@ -213,7 +214,10 @@ def _fsync(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Generator[None]:
-    """One process at a time among those that replace or delete here; the kernel frees it when the process dies."""
+    """One process at a time among those that replace or delete here.
+
+    The kernel frees it when the process dies.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -7,7 +7,10 @@ from ray_dit.storage.store import Store
 
 
 def open_store(uri: str) -> Store:
-    """The store at a local path, ``file://``, ``s3://bucket/prefix`` or any URI fsspec knows; nothing is read."""
+    """The store at a local path, ``file://``, ``s3://bucket/prefix`` or any URI fsspec knows.
+
+    Nothing is read.
+    """
     scheme, separator, rest = uri.partition("://")
     if not separator or scheme in ("file", "local"):
         path = rest if separator else uri

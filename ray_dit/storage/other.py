@@ -1,8 +1,8 @@
 """Any other fsspec file system as a store, in the weaker mode; knows nothing of jobs.
 
-``put`` asks the file system to create the object (``mode="create"``); some check and write in one step (gcsfs), others
-in two, so that of two writers at the same moment the last one's content may stay. Every writer of a key writes the same
-bytes, so that this mode loses the alarm, not the data.
+``put`` asks the file system to create the object (``mode="create"``); some check and write in one step
+(gcsfs), others in two, so that of two writers at the same moment the last one's content may stay. Every
+writer of a key writes the same bytes, so that this mode loses the alarm, not the data.
 """
 
 from collections.abc import Iterator
@@ -71,7 +71,8 @@ class FsspecStore(Store):
             files, root = cast(Any, fsspec).core.url_to_fs(self.uri)
         except (ValueError, ImportError) as error:
             raise UserError(
-                f"{self.uri} cannot be opened ({error}): give a path, s3://... or another URI that fsspec knows"
+                f"{self.uri} cannot be opened ({error}): give a path, s3://... or another URI that fsspec "
+                "knows"
             ) from error
         root = root.rstrip("/")
         return files, f"{root}/{checked_key(key)}" if key is not None else root

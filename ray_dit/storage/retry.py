@@ -1,8 +1,9 @@
 """Errors of S3 in three kinds and the only retry there is; knows nothing of what is being asked.
 
-A failure is *retry* (the service or the network will recover), the *user's* (permission, bucket, key: said with what to
-change) or *broken*. It is classified by the S3 error code of the reply, never by the class or text of an exception:
-SeaweedFS's 412, for one, reaches fsspec's users as ``OSError(EINVAL)``. See docs/store.md for the table.
+A failure is *retry* (the service or the network will recover), the *user's* (permission, bucket, key: said
+with what to change) or *broken*. It is classified by the S3 error code of the reply, never by the class or
+text of an exception: SeaweedFS's 412, for one, reaches fsspec's users as ``OSError(EINVAL)``. See
+docs/store.md for the table.
 """
 
 import asyncio
@@ -51,7 +52,10 @@ class Patience:
         return self.attempt + size / self.bytes_per_second
 
     def pause(self, attempt: int) -> float:
-        """Seconds to wait after the attempt: full jitter below a doubling bound, so that writers spread out."""
+        """Seconds to wait after the attempt.
+
+        They have full jitter below a doubling bound, so that writers spread out.
+        """
         return random.uniform(0.2, 1.0) * min(self.longest_pause, self.first_pause * 2 ** min(attempt, 30))
 
 
@@ -61,17 +65,20 @@ class Incomplete(Exception):
 
 _RETRY = {
     "InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout", "OperationAborted", "Busy",
-    "ConditionalRequestConflict", "Throttling", "ThrottlingException", "RequestLimitExceeded", "TooManyRequests",
-    "BandwidthLimitExceeded", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
+    "ConditionalRequestConflict", "Throttling", "ThrottlingException", "RequestLimitExceeded",
+    "TooManyRequests", "BandwidthLimitExceeded", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
     "XAmzContentChecksumMismatch", "408", "409", "429", "500", "502", "503", "504",
 }  # fmt: skip
 _ABSENT = {"NoSuchKey", "404", "NotFound", "NoSuchUpload"}
 _EXISTS = {"PreconditionFailed", "412"}
+_NOT_PERMITTED = "is not permitted to these credentials: allow reading, writing, listing and deleting there"
 _USER = {
-    "AccessDenied": "is not permitted to these credentials: allow reading, writing, listing and deleting there",
-    "403": "is not permitted to these credentials: allow reading, writing, listing and deleting there",
+    "AccessDenied": _NOT_PERMITTED,
+    "403": _NOT_PERMITTED,
     "AllAccessDisabled": "is disabled: ask the bucket's owner",
-    "InvalidAccessKeyId": "does not know this access key: check AWS_ACCESS_KEY_ID, AWS_PROFILE and AWS_ENDPOINT_URL",
+    "InvalidAccessKeyId": (
+        "does not know this access key: check AWS_ACCESS_KEY_ID, AWS_PROFILE and AWS_ENDPOINT_URL"
+    ),
     "SignatureDoesNotMatch": "refuses the secret key: check AWS_SECRET_ACCESS_KEY",
     "ExpiredToken": "says the session token has expired: get new credentials and run again",
     "InvalidToken": "refuses the session token: check AWS_SESSION_TOKEN",
@@ -93,7 +100,10 @@ def _response(error: ClientError) -> dict[str, Any]:
 
 
 def code_of(error: BaseException) -> str:
-    """The S3 error code of a reply, its HTTP status where it has no body (HEAD), else the exception's name."""
+    """The S3 error code of a reply.
+
+    It is the HTTP status where a reply has no body (HEAD), else the exception's name.
+    """
     if isinstance(error, ClientError):
         response = _response(error)
         return str(response.get("Error", {}).get("Code") or response["ResponseMetadata"]["HTTPStatusCode"])
@@ -150,14 +160,15 @@ def said(where: str, error: BaseException) -> UserError:
 
 
 async def attempts(call: Callable[[], Awaitable[T]], *, where: str, patience: Patience, size: int = 0) -> T:
-    """Calls until it succeeds, fails for good (the error itself is raised) or the deadline has passed (StoreFailure)."""
+    """Calls until it succeeds, fails for good (raising that error) or the deadline passes (StoreFailure)."""
     loop = asyncio.get_running_loop()
     begin = loop.time()
     end = begin + patience.deadline + size / patience.bytes_per_second
     attempt, warned = 0, False
     while True:
         try:
-            # Our own clock around the whole attempt: a PUT that stalls before any reply outlives every client timeout.
+            # Our own clock around the whole attempt: a PUT that stalls before any reply outlives every client
+            # timeout.
             seconds = min(patience.attempt_seconds(size), max(end - loop.time(), 0.001))
             return await asyncio.wait_for(call(), seconds)
         except Exception as error:
@@ -170,7 +181,8 @@ async def attempts(call: Callable[[], Awaitable[T]], *, where: str, patience: Pa
             if loop.time() + pause >= end:
                 raise StoreFailure(
                     f"{where} was tried {attempt + 1} times in {patience.deadline:.0f} s without success"
-                    f" ({code_of(error)}: {error}): check the network, AWS_ENDPOINT_URL and the service, then run again"
+                    f" ({code_of(error)}: {error}): check the network, AWS_ENDPOINT_URL and the service, "
+                    "then run again"
                 ) from error
         attempt += 1
         await asyncio.sleep(pause)

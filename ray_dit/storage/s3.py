@@ -1,7 +1,10 @@
-"""S3 and what speaks it as a store: conditional requests, one retry of ours, deadlines; knows nothing of jobs.
+"""S3 and what speaks it as a store: conditional requests, one retry of ours, deadlines.
 
-Requests go through the client s3fs makes (it finds credentials, profiles and ``AWS_ENDPOINT_URL`` the usual ways), not
-through s3fs's own methods: those retry five times above botocore's retries and hide which condition failed.
+Knows nothing of jobs.
+
+Requests go through the client s3fs makes (it finds credentials, profiles and ``AWS_ENDPOINT_URL`` the usual
+ways), not through s3fs's own methods: those retry five times above botocore's retries and hide which
+condition failed.
 """
 
 import asyncio
@@ -29,7 +32,8 @@ T = TypeVar("T")
 Reply = dict[str, Any]
 
 ONE_PUT = 1 << 30
-"""Larger objects go up in parts; a PUT could hold five times as much, but one failure would repeat all of it."""
+"""Larger objects go up in parts; a PUT could hold five times as much, but one failure would repeat all of
+it."""
 PART = 128 << 20
 PROBES = "_check/"
 """Where the trial of a target puts its objects, by the second they were made."""
@@ -47,7 +51,8 @@ class S3Store(Store):
 
     patience: Patience = field(default=Patience(), kw_only=True)
     conditional: bool = field(default=True, kw_only=True)
-    """Whether the service obeys If-None-Match and If-Match; without, the weaker mode looks, writes and looks again."""
+    """Whether the service obeys If-None-Match and If-Match; without, the weaker mode looks, writes and looks
+    again."""
 
     def get(self, key: str) -> bytes:
         chunks, stored = self._chunks(key)
@@ -126,7 +131,10 @@ class S3Store(Store):
         return self._ask("head_object", key, needs="ETag", Key=self._key(key))
 
     def _wrote(self, key: str, token: str) -> bool:
-        """Whether the object that is there came from this very call: an attempt succeeded and its reply was lost."""
+        """Whether the object that is there came from this very call.
+
+        That is so where an attempt succeeded and its reply was lost.
+        """
         try:
             return self._head(key)["Metadata"].get("writer") == token
         except NotFound:
@@ -154,13 +162,16 @@ class S3Store(Store):
         return data, _info(key, reply)
 
     def _chunks(self, key: str) -> tuple[Iterator[bytes], str | None]:
-        """One version of the object as a stream of chunks, in one request if it is small, and the hash it came with."""
+        """One version of the object as chunks, in one request if it is small, and the hash it came with."""
         first, info = self._read(key, 0, CHUNK)
         rest = (self._read(key, start, CHUNK, info.etag)[0] for start in range(CHUNK, info.size, CHUNK))
         return itertools.chain([first], rest), info.sha256
 
     def _write(self, key: str, data: bytes, token: str, **condition: str) -> None:
-        """Writes under the condition, or raises _Refused; the token tells our object from another writer's."""
+        """Writes under the condition, or raises _Refused.
+
+        The token tells our object from another writer's.
+        """
         if not self.conditional:
             self._look(key, condition)
         metadata = {"sha256": hashlib.sha256(data).hexdigest(), "writer": token}
@@ -185,8 +196,8 @@ class S3Store(Store):
     ) -> None:
         """A multipart upload whose completion carries the condition.
 
-        SeaweedFS 4.48 checks that condition and completes in two steps, so that of uploads that end in the same
-        instant several may succeed; hence the look afterwards.
+        SeaweedFS 4.48 checks that condition and completes in two steps, so that of uploads that end in the
+        same instant several may succeed; hence the look afterwards.
         """
         name = self._key(key)
         upload = self._ask("create_multipart_upload", key, needs="UploadId", Key=name, Metadata=metadata)[
@@ -200,7 +211,8 @@ class S3Store(Store):
             )
             return {"PartNumber": number, "ETag": reply["ETag"]}
 
-        taken = False  # then no upload of this key can succeed any more: one whose reply was lost, or another writer's
+        # then no upload of this key can succeed any more: one whose reply was lost, or another writer's
+        taken = False
         try:
             parts = {"Parts": list(ahead(part, range(1, -(-len(data) // PART) + 1), threads=4))}
             self._ask(
@@ -287,7 +299,7 @@ class S3Store(Store):
 
 @lru_cache(maxsize=256)
 def _obeys_conditions(store: S3Store) -> bool:
-    """Tries both conditions and reading back on a probe object, once a process and place."""
+    """Tries both conditions and reading back on a probe object, once per process and place."""
     probe = f"{PROBES}{int(time.time())}-{uuid.uuid4().hex}"
     try:
         if not store.obeys(

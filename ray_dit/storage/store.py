@@ -1,11 +1,15 @@
-"""Objects under a URI: get, put-if-absent, replace-if-match, list, delete, hash; knows nothing of shards or jobs.
+"""Objects under a URI: get, put-if-absent, replace-if-match, list, delete, hash.
 
-An object is a key (a relative path with ``/``) and whole bytes. ``put`` never overwrites: of any number of writers of
-one key, in any processes, exactly one writes, and a reader sees nothing or one writer's whole content. What a kind of
-storage must do for that is in docs/store.md, and ``checked`` tries it on the real target.
+Knows nothing of shards or jobs.
 
-Three kinds of storage: ``local.py`` (a folder), ``s3.py`` (S3 and everything that speaks it), ``other.py`` (what else
-fsspec knows, in the weaker mode); ``open.py`` chooses by the URI. Errors are those of ``ray_dit.errors``.
+An object is a key (a relative path with ``/``) and whole bytes. ``put`` never overwrites: of any number of
+writers of one key, in any processes, exactly one writes, and a reader sees nothing or one writer's whole
+content. What a kind of storage must do for that is in docs/store.md, and ``checked`` tries it on the real
+target.
+
+Three kinds of storage: ``local.py`` (a folder), ``s3.py`` (S3 and everything that speaks it), ``other.py``
+(what else fsspec knows, in the weaker mode); ``open.py`` chooses by the URI. Errors are those of
+``ray_dit.errors``.
 """
 
 import hashlib
@@ -76,8 +80,8 @@ class Store(ABC):
     def put(self, key: str, data: bytes) -> bool:
         """Writes the object if the key is free.
 
-        True: we wrote it, also where the reply to an earlier attempt was lost. False: these very bytes were there.
-        Conflict: other bytes are there; nothing was changed.
+        True: we wrote it, also where the reply to an earlier attempt was lost. False: these very bytes were
+        there. Conflict: other bytes are there; nothing was changed.
         """
 
     @abstractmethod
@@ -86,10 +90,11 @@ class Store(ABC):
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """The objects whose keys start with ``prefix``, in the target's key order, streamed; none where nothing is.
+        """The objects whose keys start with ``prefix``, in the target's key order, streamed.
 
-        The order is that of the whole key, save on SeaweedFS, which sorts segment by segment; streamed means that
-        memory holds one page (S3: 1,000 objects) or the names of one folder.
+        There are none where nothing is. The order is that of the whole key, save on SeaweedFS, which sorts
+        segment by segment; streamed means that memory holds one page (S3: 1,000 objects) or the names of one
+        folder.
         """
 
     @abstractmethod
@@ -109,12 +114,14 @@ class Store(ABC):
         return None
 
     def checked(self) -> Self:
-        """This store, or its weaker mode where a trial shows that the target ignores conditions (docs/store.md)."""
+        """This store, or its weaker mode where a trial shows that conditions are ignored (docs/store.md)."""
         return self
 
     def clean(self, older_than: float) -> Iterator[str]:
-        """Removes what killed writers left (temp files, unfinished uploads) that is older than so many seconds, and
-        says what; a live writer's must be younger."""
+        """Removes what killed writers left, temp files and unfinished uploads, and yields what it removed.
+
+        It must be older than ``older_than`` seconds, which keeps what a live writer has begun.
+        """
         return iter(())
 
     def _same_or_conflict(self, key: str, data: bytes) -> bool:
@@ -142,7 +149,10 @@ def checked_key(key: str) -> str:
 
 
 def ahead(work: Callable[[T], R], items: Iterable[T], *, threads: int = 16) -> Iterator[R]:
-    """``map`` with threads: results in order, at most twice ``threads`` items in flight, whatever their number."""
+    """``map`` with threads.
+
+    Results come in order, with at most twice ``threads`` items in flight, whatever their number.
+    """
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

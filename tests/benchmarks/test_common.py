@@ -14,7 +14,10 @@ from benchmarks.common import in_turns, machine, timed, write_json
 def test_facts_of_the_machine_are_json(tmp_path: Path) -> None:
     write_json(tmp_path / "new" / "facts.json", machine())
     facts = json.loads((tmp_path / "new" / "facts.json").read_text())
-    assert facts["cores"] >= 1 and facts["cpu"] and facts["torch"] and facts["python"].startswith("3.")
+    assert facts["cores"] >= 1
+    assert facts["cpu"]
+    assert facts["torch"]
+    assert facts["python"].startswith("3.")
 
 
 def test_a_call_is_timed_until_the_device_is_done() -> None:
@@ -26,7 +29,8 @@ def test_a_call_is_timed_until_the_device_is_done() -> None:
 
     seconds = timed(lambda: events.append("call"), repeats=2, warm_up=1, synchronize=synchronize)
     assert events == ["call", *["wait", "call", "wait"] * 2]
-    assert len(seconds) == 2 and min(seconds) >= 0.02
+    assert len(seconds) == 2
+    assert min(seconds) >= 0.02
 
 
 def test_measurements_take_turns(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The pure parts of the benchmark: what is measured, in which order, under which key, and the statistics of it."""
+"""The pure parts of the benchmark: what is measured, in which order, under which key, and its statistics."""
 
 import threading
 from collections.abc import Sequence
@@ -62,11 +62,14 @@ def key(cell: Cell, model: str = "m", judge: str = "j", **fields: Any) -> str:
 
 def test_the_committed_settings_are_what_the_goal_asks_for() -> None:
     ours = settings()
-    assert ours.num_samples >= 5000 and len(set(ours.seeds)) >= 5
+    assert ours.num_samples >= 5000
+    assert len(set(ours.seeds)) >= 5
     assert {sampler.name for sampler in ours.solvers} == {"ddim", "dpmpp", "unipc"}
     assert (min(ours.steps), max(ours.steps), ours.reference_steps) == (5, 50, 200)
-    assert ours.goal_steps in ours.steps and ours.goal_loss == 0.05
-    assert None in ours.guidance_intervals and len(ours.guidance_intervals) == 2
+    assert ours.goal_steps in ours.steps
+    assert ours.goal_loss == 0.05
+    assert None in ours.guidance_intervals
+    assert len(ours.guidance_intervals) == 2
     assert (ours.ancestral.name, ours.ancestral.num_inference_steps) == ("ddpm", 250)
     assert len(control_cells(ours)) == 4
 
@@ -91,7 +94,8 @@ def test_the_most_telling_cells_come_first_and_the_slow_ones_last() -> None:
     assert {cell.precision for cell in cells[:telling]} == {"bfloat16"}
     assert {str(cell.sampler.name) for cell in cells[telling : telling + 5]} == {"ddpm"}
     steps = [cell.sampler.num_inference_steps for cell in cells[telling + 5 : -9]]
-    assert steps == sorted(steps) and set(steps) == {5, 7, 20, 50}
+    assert steps == sorted(steps)
+    assert set(steps) == {5, 7, 20, 50}
     assert {cell.sampler.name for cell in cells[-9:-4]} == {"ddpm"}
     assert {cell.precision for cell in cells[-4:]} == {"float32"}
 
@@ -184,7 +188,8 @@ def test_a_cell_is_balanced_and_numbers_its_samples_whatever_the_batches() -> No
     features = torch.from_numpy(pictures[:, 1:]).float()
     assert measured.frechet_distance == frechet_distance(train, FeatureStatistics.of(features))
     assert measured.accuracy == pytest.approx(6 / 9)
-    assert (measured.images, measured.row_evaluations) == (9, 90) and measured.cpu_seconds >= 0
+    assert (measured.images, measured.row_evaluations) == (9, 90)
+    assert measured.cpu_seconds >= 0
 
 
 def kept(
@@ -315,7 +320,8 @@ def test_outcomes_gather_the_seeds_of_a_sampler() -> None:
     ours, cells = some_cells()
     ten, reference, ancestral = outcomes(cells, ours)
     assert ten.distance.mean == pytest.approx((4 + 9) / 2)
-    assert ten.difference is not None and ten.difference.mean == pytest.approx((3 + 2.75) / 2)
+    assert ten.difference is not None
+    assert ten.difference.mean == pytest.approx((3 + 2.75) / 2)
     assert ten.difference.half == pytest.approx(12.706 * 0.125)
     assert ten.reference == pytest.approx((1 + 6.25) / 2)
     assert (ten.accuracy, ten.rows_per_image, ten.seconds_per_image) == (0.75, 20.0, 1.0)
@@ -335,18 +341,21 @@ def test_the_table_shows_steps_rows_difference_and_what_is_missing() -> None:
     assert lines[0].startswith(
         "| ddim | 10 | 20 | 6.5000 ± 31.7650 | +2.8750 ± 1.5882 | +79.3 ± 43.8 % | no |"
     )
-    assert lines[2].startswith("| ddpm | 250 | 500 | 2.2500 | - | - | - |") and lines[2].endswith(
-        "| 1 of 2 |"
-    )
-    assert "98.0% read right" in text and "none yet" in text
+    assert lines[2].startswith("| ddpm | 250 | 500 | 2.2500 | - | - | - |")
+    assert lines[2].endswith("| 1 of 2 |")
+    assert "98.0% read right" in text
+    assert "none yet" in text
     assert "| ddim 10, guided at every step, seed 0 | 5.0000 | 4.0000 | -20.00% |" in text
 
 
 def test_the_plot_draws_each_sampler_over_steps_and_over_rows() -> None:
     ours, cells = some_cells()
     svg = plot(outcomes(cells, ours))
-    assert svg.count("<polyline") == 4 and svg.count("<circle") == 6
-    assert ">steps<" in svg and ">row evaluations an image<" in svg and ">ddpm<" in svg
+    assert svg.count("<polyline") == 4
+    assert svg.count("<circle") == 6
+    assert ">steps<" in svg
+    assert ">row evaluations per image<" in svg
+    assert ">ddpm<" in svg
 
 
 def test_a_chart_is_logarithmic_and_escaped() -> None:
@@ -356,8 +365,10 @@ def test_a_chart_is_logarithmic_and_escaped() -> None:
         tuple(map(float, pair.split(","))) for pair in svg.split('points="')[1].split('"')[0].split()
     )
     assert (x1 - x0, y0 - y1) == pytest.approx((x2 - x1, y1 - y2), abs=0.2)
-    assert x0 < x2 and y2 < y0
-    assert "&lt;a&gt;" in svg and "<a>" not in svg
+    assert x0 < x2
+    assert y2 < y0
+    assert "&lt;a&gt;" in svg
+    assert "<a>" not in svg
     with pytest.raises(ValueError, match="positive"):
         chart([Panel("x", "y", [Line("a", 0, False, [(1.0, 0.0, 0.0)])])])
 
@@ -402,7 +413,8 @@ def test_all_cells_are_done_in_order_and_so_many_at_a_time(workers: int) -> None
             finished.append(task)
             if len(finished) == len(tasks) - 1:
                 last_alone.set()
-    assert {task.key for task in finished} == {task.key for task in tasks} and len(finished) == len(tasks)
+    assert {task.key for task in finished} == {task.key for task in tasks}
+    assert len(finished) == len(tasks)
     assert max(at_once) <= workers
     if workers == 1:
         assert begun == finished == tasks

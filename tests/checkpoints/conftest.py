@@ -48,7 +48,10 @@ def model(official: dict[str, Tensor], vae: Path, tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def trained(vae: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model as `train` leaves it: few classes, names, a normalisation a channel, guidance on all channels."""
+    """A model as `train` leaves it.
+
+    It has few classes, names, a normalisation per channel, and guidance on all channels.
+    """
     config = ModelConfig(
         model=DiTConfig(input_size=4, hidden_size=32, depth=2, num_heads=2, num_classes=3),
         latents=LatentsConfig(shift=(0.1, 0.2, 0.3, 0.4), scale=(0.5, 1.0, 2.0, 0.25), image_size=8),

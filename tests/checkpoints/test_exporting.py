@@ -43,7 +43,8 @@ def test_ours_diffusers_ours_is_bitwise(trained: str, exported: Path, tmp_path: 
     ours, theirs = (
         torch.stack([torch.tensor(list(image.tobytes())) for image in images]) for images in pictures
     )
-    assert (ours - theirs).abs().max() <= 1 and ours.float().std() > 1
+    assert (ours - theirs).abs().max() <= 1
+    assert ours.float().std() > 1
 
 
 def test_official_through_diffusers_is_bitwise(
@@ -90,7 +91,10 @@ def test_dit_pipeline_loads_and_runs(exported: Path) -> None:
 
 
 def test_dit_pipeline_makes_our_pictures(trained: str, exported: Path) -> None:
-    """With frequencies as ours, the same noise gives the same pictures: names, padding, scheduler and VAE are right."""
+    """With frequencies as ours, the same noise gives the same pictures.
+
+    So names, padding, scheduler and VAE are right.
+    """
     from diffusers import DiTPipeline
 
     theirs = DiTPipeline.from_pretrained(exported, local_files_only=True)
@@ -173,7 +177,8 @@ def test_models_without_classes_or_null_class_go_through_diffusers(vae: Path, tm
             (tmp_path / name / key).write_bytes(data)
         where = export(ExportConfig(model=str(tmp_path / name), output=str(tmp_path / f"{name}-pipeline")))
         back = read_model(imported(Path(where), tmp_path / f"{name}-back"))
-        assert back.config == config and same(back.state_dict(), state)
+        assert back.config == config
+        assert same(back.state_dict(), state)
 
 
 def test_what_diffusers_can_not_hold_is_refused(vae: Path, tmp_path: Path) -> None:

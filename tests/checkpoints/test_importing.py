@@ -40,7 +40,8 @@ def test_recognises_the_shape(model: str) -> None:
     expected = DiTConfig(**json.loads((GOLDEN / "config.json").read_text()))
     config = read_model(model).config
     assert config.model == expected
-    assert config.guidance_channels == 3 and config.latents == LatentsConfig(scale=0.18215, image_size=16)
+    assert config.guidance_channels == 3
+    assert config.latents == LatentsConfig(scale=0.18215, image_size=16)
     assert "tiny.pt (sha256 " in config.origin
 
 
@@ -101,7 +102,8 @@ def test_presets_need_no_heads_and_1000_classes_are_imagenet(vae: Path, tmp_path
         imported(tmp_path / "DiT-XL-2-256x256.pt", tmp_path / "m", vae=str(vae), num_heads=None)
     )
     assert found.config.model == config
-    assert found.labels == Labels.imagenet() and found.labels.resolve("golden retriever") == 207
+    assert found.labels == Labels.imagenet()
+    assert found.labels.resolve("golden retriever") == 207
     assert found.config.licence == "CC-BY-NC-4.0"
     assert "license: cc-by-nc-4.0" in (tmp_path / "m" / "README.md").read_text()
 
@@ -176,7 +178,8 @@ def test_a_pickle_with_code_is_refused_by_name_and_not_run(
     torch.save({"ema": official, "args": Payload(tmp_path / "trap")}, tmp_path / "w.pt")
     with pytest.raises(UserError, match=r"w.pt holds code, not only weights \(posix.mkdir\)"):
         imported(tmp_path / "w.pt", tmp_path / "m")
-    assert not (tmp_path / "trap").exists() and not (tmp_path / "m").exists()
+    assert not (tmp_path / "trap").exists()
+    assert not (tmp_path / "m").exists()
 
 
 def test_what_is_no_dit_is_refused(official: dict[str, Tensor], tmp_path: Path) -> None:
@@ -184,9 +187,8 @@ def test_what_is_no_dit_is_refused(official: dict[str, Tensor], tmp_path: Path) 
         torch.save(weights, tmp_path / "w.pt")
         with pytest.raises(UserError) as caught:
             imported(tmp_path / "w.pt", tmp_path / "m", **fields)
-        assert "w.pt" in str(caught.value) and not (tmp_path / "m").exists(), (
-            "a refused source must leave nothing"
-        )
+        assert "w.pt" in str(caught.value)
+        assert not (tmp_path / "m").exists(), "a refused source must leave nothing"
         return str(caught.value)
 
     without = {name: value for name, value in official.items() if not name.startswith("blocks.1.mlp")}
@@ -388,7 +390,7 @@ def test_shards_of_a_diffusers_transformer(exported: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "name, change, message",
+    ("name", "change", "message"),
     [
         ("to_k", lambda w: w[:, :-1], "transformer_blocks.0.attn1.to_k.weight is .*instead of"),
         ("to_q", lambda w: w[:-2], "transformer_blocks.0.attn1.to_q.weight is .*instead of"),
@@ -430,7 +432,7 @@ def test_what_is_no_plain_number_is_refused(
 
 
 @pytest.mark.parametrize(
-    "file, content, message",
+    ("file", "content", "message"),
     [
         ("names.txt", b"a\n\nb\n", "line 2 is blank"),
         ("names.txt", b"\xff\xfe\x00a", "can't be read"),
@@ -459,7 +461,8 @@ def test_names_are_content_wherever_the_file_is(
 
     names = "\n".join("abcdefghij")
     folder = read_model(take("names.txt", names + "\n\n\n"))
-    assert folder.labels.names == tuple("abcdefghij") and folder.config.model.num_classes == 10
+    assert folder.labels.names == tuple("abcdefghij")
+    assert folder.config.model.num_classes == 10
     take("elsewhere.txt", names)  # the same names, so nothing to do
     with pytest.raises(UserError, match="labels"):
         take("names.txt", names.replace("j", "k"))

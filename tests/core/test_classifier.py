@@ -115,5 +115,5 @@ def test_labels_outside_the_classes_are_refused(labels: np.ndarray):
 
 
 def test_training_on_nothing_is_refused():
-    with pytest.raises(ValueError, match="needs pictures"):
+    with pytest.raises(ValueError, match="needs images"):
         train_classifier(np.zeros((0, 16, 16, 3), np.uint8), np.zeros(0, np.int64), 4, TINY, seed=0)

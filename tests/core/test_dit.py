@@ -1,4 +1,4 @@
-"""The DiT against the reference's numbers, and in every way it is run: autocast, compiled, checkpointed, adapted."""
+"""The DiT against the reference's numbers, and run every way: autocast, compiled, checkpointed, adapted."""
 
 import copy
 
@@ -231,7 +231,8 @@ def test_activation_checkpointing_changes_no_bit():
     calls: list[int] = []
     saving.blocks[0].attn.register_forward_hook(lambda *_: calls.append(1))
     want, got = gradients(plain), gradients(saving)
-    assert want.keys() == got.keys() and "pos_embed" not in got
+    assert want.keys() == got.keys()
+    assert "pos_embed" not in got
     assert all(torch.equal(want[name], got[name]) for name in want)
     assert len(calls) == 2  # once forward, once again for the backward pass
 

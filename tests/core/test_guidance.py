@@ -10,7 +10,10 @@ from tests.support.golden_dit import CONFIG, assert_near, case, tiny_model
 
 
 class Recorder:
-    """A network that remembers what it was called with; its output depends on x, t and the label of each row."""
+    """A network that remembers what it was called with.
+
+    Its output depends on x, t and the label of each row.
+    """
 
     def __init__(self, learn_sigma: bool = False) -> None:
         self.learn_sigma = learn_sigma
@@ -49,7 +52,8 @@ def test_only_guided_rows_have_a_twin_and_each_row_its_own():
         GuidedModel(network, 9), [1.0, 3.0, 2.0, 4.0, 0.0], [True, True, False, True, True]
     )
     ((x, t, y),) = network.calls
-    assert variance is None and x.shape == (8, 4, 2, 2)
+    assert variance is None
+    assert x.shape == (8, 4, 2, 2)
     assert y.tolist() == [0, 1, 2, 3, 4, 9, 9, 9]
     assert t.tolist() == [100, 200, 300, 400, 500, 200, 400, 500]
     cond = torch.tensor([0.6, 1.7, 2.8, 3.9, 5.0])
@@ -72,7 +76,7 @@ def test_without_a_null_class_there_is_no_guidance():
     torch.testing.assert_close(eps[:, 0, 0, 0], torch.tensor([0.6, 1.7]))
 
 
-@pytest.mark.parametrize("pad_to, rows", [(4, 4), (7, 7), ([16, 2, 6, 8], 6), ([4], 4), (None, 4)])
+@pytest.mark.parametrize(("pad_to", "rows"), [(4, 4), (7, 7), ([16, 2, 6, 8], 6), ([4], 4), (None, 4)])
 def test_padding_changes_the_shape_and_nothing_else(pad_to: int | list[int] | None, rows: int):
     network = Recorder(learn_sigma=True)
     model = GuidedModel(network, 9)

@@ -10,8 +10,10 @@ from ray_dit.core import latents
 def test_pixels_survive_the_way_to_floats_and_back():
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(2, 16, 16, 3)
     floats = latents.to_float(pixels)
-    assert floats.dtype == torch.float32 and floats.shape == (2, 3, 16, 16)
-    assert floats.min() == -1.0 and floats.max() == 1.0
+    assert floats.dtype == torch.float32
+    assert floats.shape == (2, 3, 16, 16)
+    assert floats.min() == -1.0
+    assert floats.max() == 1.0
     assert torch.equal(latents.to_uint8(floats), pixels)
 
 

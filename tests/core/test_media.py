@@ -84,7 +84,8 @@ def test_png_bytes_hold_the_pixels_and_nothing_else():
 def test_decoding_makes_every_mode_rgb_and_crops_where_asked():
     gray = np.tile(np.arange(40, dtype=np.uint8), (20, 1))
     pixels = decode(png(gray[..., None].repeat(4, axis=2)))
-    assert pixels.shape == (20, 40, 3) and pixels.flags.writeable
+    assert pixels.shape == (20, 40, 3)
+    assert pixels.flags.writeable
     cropped = decode(png(gray[..., None].repeat(3, axis=2)), 16)
     np.testing.assert_array_equal(cropped, center_crop(PIL.Image.fromarray(gray), 16))
 
@@ -116,7 +117,8 @@ def test_crop_is_the_references_to_the_byte(shape: str):
 def test_crop_enlarges_small_pictures_and_makes_every_mode_rgb():
     ramp = np.tile(np.arange(9, dtype=np.uint8) * 20, (5, 1))
     gray = center_crop(PIL.Image.fromarray(ramp), 16)
-    assert gray.shape == (16, 16, 3) and gray.dtype == np.uint8
+    assert gray.shape == (16, 16, 3)
+    assert gray.dtype == np.uint8
     assert np.array_equal(gray[..., 0], gray[..., 2])
     assert gray[0, 0, 0] < gray[0, -1, 0]
     assert gray.flags.writeable  # torch warns of arrays that are not

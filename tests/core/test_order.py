@@ -33,7 +33,9 @@ def test_a_slice_is_a_slice_of_the_whole(num_rows: int, seed: int, data: st.Data
     places = st.lists(st.integers(0, num_rows - 1), min_size=1, max_size=20)
     positions = np.array(data.draw(places))
     rows = order(seed, 1, positions, num_rows)
-    assert rows.dtype == np.int64 and 0 <= rows.min() and rows.max() < num_rows
+    assert rows.dtype == np.int64
+    assert 0 <= rows.min()
+    assert rows.max() < num_rows
     alone = [order(seed, 1, positions[i : i + 1], num_rows)[0] for i in range(len(positions))]
     assert rows.tolist() == alone
     assert len(set(rows.tolist())) == len(set(positions.tolist()))

@@ -18,7 +18,7 @@ def ids(*values: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "counter, key, expected",
+    ("counter", "key", "expected"),
     [
         ([0] * 4, [0] * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
         ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
@@ -58,7 +58,8 @@ def test_a_row_is_bitwise_the_same_alone_and_anywhere_in_any_batch(
     for draw in (normal, uniform):
         batch = draw(ids(*seed), sample_id, step, shape, stream=Stream.VAE_NOISE)
         alone = draw(seed[row], sample_id[row : row + 1], int(step[row]), shape, stream=Stream.VAE_NOISE)
-        assert batch.shape == (count, *shape) and torch.equal(batch[row], alone[0])
+        assert batch.shape == (count, *shape)
+        assert torch.equal(batch[row], alone[0])
     batch = integers(ids(*seed), sample_id, step, 1000, stream=Stream.TRAIN_T)
     alone = integers(seed[row], sample_id[row : row + 1], int(step[row]), 1000, stream=Stream.TRAIN_T)
     assert batch[row] == alone[0]
@@ -112,17 +113,21 @@ def test_normals_are_normal():
 def test_the_rarest_words_give_finite_normals():
     words = torch.tensor([[0, 0, 2**32 - 1, 2**32 - 1]])
     torch.testing.assert_close(box_muller(words)[0, 0].item(), math.sqrt(66 * math.log(2)))
-    assert box_muller(words)[0, 2].item() > 0 and box_muller(words).isfinite().all()
+    assert box_muller(words)[0, 2].item() > 0
+    assert box_muller(words).isfinite().all()
 
 
 def test_uniforms_and_integers_are_even():
     drawn = uniform(0, torch.arange(300), 0, (1000,), stream=Stream.TRAIN_LABEL_DROP)
-    assert drawn.dtype == torch.float64 and 0 <= drawn.min() and drawn.max() < 1
+    assert drawn.dtype == torch.float64
+    assert 0 <= drawn.min()
+    assert drawn.max() < 1
     counts = torch.histc(drawn, bins=100, min=0, max=1)
     assert ((counts - 3000) ** 2 / 3000).sum() < 99 + 4 * math.sqrt(2 * 99)
     values = integers(0, torch.arange(100_000), 0, 7, stream=Stream.TRAIN_T)
     counts = values.bincount(minlength=7).double()
-    assert len(counts) == 7 and ((counts - 1e5 / 7) ** 2 / (1e5 / 7)).sum() < 6 + 4 * math.sqrt(12)
+    assert len(counts) == 7
+    assert ((counts - 1e5 / 7) ** 2 / (1e5 / 7)).sum() < 6 + 4 * math.sqrt(12)
 
 
 def test_no_rows_is_no_noise():

@@ -54,7 +54,8 @@ def test_all_time_steps_can_be_visited():
 def test_logsnr_has_equal_strides_in_lambda():
     made = table("dpmpp", 12, spacing="logsnr")
     lambdas = -np.log(made.c_eps)  # c_eps = σ/α
-    assert made.timesteps[0] == 999 and np.any(made.timesteps != np.round(made.timesteps))
+    assert made.timesteps[0] == 999
+    assert np.any(made.timesteps != np.round(made.timesteps))
     np.testing.assert_allclose(np.diff(lambdas), np.diff(lambdas)[0], rtol=1e-9)
 
 
@@ -75,7 +76,8 @@ def test_one_step_starts_at_the_noise():
 
 def test_a_list_of_time_steps_is_taken_as_it_is():
     made = table("unipc", timesteps=(980.0, 500.5, 30.0))
-    assert made.timesteps.tolist() == [980, 500.5, 30] and len(made) == 3
+    assert made.timesteps.tolist() == [980, 500.5, 30]
+    assert len(made) == 3
     alphas_cumprod = 1 / made.c_x**2
     low, high = SCHEDULE.alphas_cumprod[[501, 500]]
     np.testing.assert_allclose(alphas_cumprod[[0, 2]], SCHEDULE.alphas_cumprod[[980, 30]], rtol=1e-12)
@@ -104,7 +106,8 @@ def test_variance_is_learned_where_the_model_predicts_it():
         auto = table("ddpm", learn_sigma=learn_sigma)
         told = table("ddpm", learn_sigma=learn_sigma, variance=variance)
         np.testing.assert_array_equal(auto.matrix(), told.matrix())
-    assert table("ddpm").learned_variance.any() and not auto.learned_variance.any()
+    assert table("ddpm").learned_variance.any()
+    assert not auto.learned_variance.any()
 
 
 # --- coefficients
@@ -126,17 +129,21 @@ def test_ddpm_is_the_posterior_of_the_respaced_process():
 
 def test_no_noise_is_added_at_the_clean_end():
     for made in (table("ddpm"), table("ddpm", variance="fixed_large"), table("ddim", eta=1.0)):
-        assert made.d[-1] == 0 and not made.learned_variance[-1]
+        assert made.d[-1] == 0
+        assert not made.learned_variance[-1]
         assert made.learned_variance[:-1].all() or (made.d[:-1] > 0).all()
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "dpmpp", "unipc"])
 def test_every_sampler_ends_at_its_last_prediction(name: str):
     made = table(name)
-    assert made.a[-1] == 0 and made.b[-1].tolist() == [1, 0, 0, 0]
+    assert made.a[-1] == 0
+    assert made.b[-1].tolist() == [1, 0, 0, 0]
 
 
-@pytest.mark.parametrize("name, order", [("ddim", 2), ("dpmpp", 1), ("dpmpp", 2), ("unipc", 2), ("unipc", 3)])
+@pytest.mark.parametrize(
+    ("name", "order"), [("ddim", 2), ("dpmpp", 1), ("dpmpp", 2), ("unipc", 2), ("unipc", 3)]
+)
 def test_a_constant_prediction_is_carried_exactly(name: str, order: int):
     """x = α·x0 + σ·eps stays on the path of constant x0 and eps, whatever the order."""
     made = table(name, order=order)
@@ -155,7 +162,8 @@ def test_matrix_has_the_named_columns():
     made = table("unipc", order=3)
     columns = dict(zip(column_names(), made.matrix().T, strict=True))
     assert columns["timesteps"].tolist() == made.timesteps.tolist()
-    assert columns["b2"].tolist() == made.b[:, 2].tolist() and columns["guided"].all()
+    assert columns["b2"].tolist() == made.b[:, 2].tolist()
+    assert columns["guided"].all()
     assert columns["c_eps"].tolist() == made.c_eps.tolist()
 
 
@@ -182,7 +190,7 @@ def solver(kind: type, **options: object) -> Callable[[], object]:
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 5, 10, 25, 50])
 @pytest.mark.parametrize(
-    "fields, scheduler",
+    ("fields", "scheduler"),
     [
         ({"name": "ddim", "spacing": "leading"}, solver(DDIMScheduler, clip_sample=False)),
         (
@@ -224,7 +232,7 @@ def gaussian_network(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch
 
 
 def error_at_end(config: SamplerConfig, steps: int, start: float = 999.0, end: float = 20.0) -> float:
-    """Largest deviation from the probability flow's exact solution, t from ``start`` to ``end``, all in float64."""
+    """Largest deviation from the probability flow's exact solution, t from ``start`` to ``end``; float64."""
     t = np.linspace(start, end, steps + 1)
     nodes = alphas_cumprod_at(t)
     bank = TableBank([table_from_nodes(config, t[:-1], nodes, learn_sigma=False)], dtype=torch.float64)
@@ -238,7 +246,7 @@ def error_at_end(config: SamplerConfig, steps: int, start: float = 999.0, end: f
 
 
 @pytest.mark.parametrize(
-    "name, order, low, high",
+    ("name", "order", "low", "high"),
     [
         ("ddim", 2, 0.95, 1.05),
         ("dpmpp", 1, 0.95, 1.05),

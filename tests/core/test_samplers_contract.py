@@ -1,4 +1,4 @@
-"""What every sampler of the registry must hold: its facts are true, its table is whole, it converges, it mixes."""
+"""What every sampler of the registry must hold: true facts, a whole table, convergence, mixing."""
 
 import importlib
 import math
@@ -36,7 +36,8 @@ def test_the_registry_has_the_names_that_settings_accept():
     for name, sampler in SAMPLERS.items():
         assert isinstance(sampler, Sampler)
         assert sampler is importlib.import_module(f"ray_dit.core.samplers.{name}").SAMPLER
-        assert sampler.title and sampler.paper
+        assert sampler.title
+        assert sampler.paper
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -74,11 +75,12 @@ def test_an_order_it_has_not_is_refused_with_who_has_it(name: str):
 # --- tables
 
 
-@pytest.mark.parametrize("name, order", EVERY)
+@pytest.mark.parametrize(("name", "order"), EVERY)
 @pytest.mark.parametrize("steps", [1, 2, 3, 7, 50])
 def test_its_table_is_whole(name: str, order: int, steps: int):
     made = table(name, order=order, num_inference_steps=steps)
-    assert len(made) == steps and made.b.shape == (steps, 4)
+    assert len(made) == steps
+    assert made.b.shape == (steps, 4)
     columns = {key: np.asarray(value) for key, value in vars(made).items()}
     flags = {"guided", "learned_variance"}
     assert {key for key, value in columns.items() if value.dtype == bool} == flags
@@ -88,13 +90,15 @@ def test_its_table_is_whole(name: str, order: int, steps: int):
     assert (np.diff(made.timesteps) < 0).all()
 
 
-@pytest.mark.parametrize("name, order", EVERY)
+@pytest.mark.parametrize(("name", "order"), EVERY)
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_its_last_step_ends_at_the_last_prediction(name: str, order: int, steps: int):
     for extra in ({}, {"eta": 1.0}, {"variance": "fixed_large"}):
         made = table(name, order=order, num_inference_steps=steps, **extra)
-        assert made.a[-1] == 0 and made.b[-1].tolist() == [1, 0, 0, 0]
-        assert made.d[-1] == 0 and not made.learned_variance[-1]
+        assert made.a[-1] == 0
+        assert made.b[-1].tolist() == [1, 0, 0, 0]
+        assert made.d[-1] == 0
+        assert not made.learned_variance[-1]
 
 
 # --- convergence: data are N(MEAN, DEVIATION²), for which eps is known and the state stays Gaussian
@@ -116,8 +120,9 @@ def exact_network(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Te
 def moments_error(settings: SamplerConfig, steps: int) -> float:
     """How far mean and deviation of the state end from the exact ones, t from 999 to 20, in float64.
 
-    The network is affine in x, so the end is affine in the start and in each step's noise. Their weights are read off
-    rows that have one of them at 1 and all others at 0: row 0 nothing, row 1 the start, row 1 + i the noise of step i.
+    The network is affine in x, so the end is affine in the start and in each step's noise. Their weights are
+    read off rows that have one of them at 1 and all others at 0: row 0 nothing, row 1 the start, row 1 + i
+    the noise of step i.
     """
     t = np.linspace(999.0, 20.0, steps + 1)
     nodes = alphas_cumprod_at(t)
@@ -138,7 +143,7 @@ def moments_error(settings: SamplerConfig, steps: int) -> float:
 
 
 @pytest.mark.parametrize(
-    "name, order, extra",
+    ("name", "order", "extra"),
     [
         (name, order, extra)
         for name, order in EVERY
@@ -151,7 +156,8 @@ def test_it_converges_to_the_exact_distribution_with_its_order(
     steps = np.array([40, 80, 160, 320])
     errors = [moments_error(config(name, order=order, **extra), int(n)) for n in steps]
     slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
-    assert errors[-1] < 0.01 and slope > order - 0.3, f"order {slope:.2f}, errors {errors}"
+    assert errors[-1] < 0.01
+    assert slope > order - 0.3, f"order {slope:.2f}, errors {errors}"
 
 
 # --- mixing

@@ -33,7 +33,10 @@ def make_bank(*configs: SamplerConfig, learn_sigma: bool = True) -> TableBank:
 
 
 class Elementwise:
-    """A network without any sum over values: a row's bits can't depend on the batch. Counts the rows it is called with."""
+    """A network without any sum over values: a row's bits can't depend on the batch.
+
+    Counts the rows it is called with.
+    """
 
     def __init__(self, learn_sigma: bool = True) -> None:
         self.learn_sigma = learn_sigma
@@ -60,7 +63,7 @@ def one_row(table: int = 0, *, label: int = 1, scale: float = 1.0, seed: int = 0
 
 
 @pytest.mark.parametrize(
-    "name, config",
+    ("name", "config"),
     [
         ("ddpm", SamplerConfig(name="ddpm", num_inference_steps=10)),
         ("ddim_eta0", SamplerConfig(name="ddim", num_inference_steps=10, spacing="leading")),
@@ -238,7 +241,8 @@ def test_rows_are_selected_and_joined_whole():
     rows = Rows.cat(parts).select(torch.tensor([2, 0]))
     for name in ("labels", "guidance_scale", "seed", "sample_id", "table"):
         assert getattr(rows, name).tolist() == [2, 0]
-    assert torch.equal(rows.x, torch.cat((parts[2].x, parts[0].x))) and len(rows) == 2
+    assert torch.equal(rows.x, torch.cat((parts[2].x, parts[0].x)))
+    assert len(rows) == 2
 
 
 def test_autocast_does_not_reach_the_state():
@@ -253,7 +257,8 @@ def test_a_network_in_half_precision_leaves_the_state_in_float32():
     rows, _ = denoise_step(
         GuidedModel(lambda x, t, y: x.bfloat16(), None), one_row(), make_bank(CONFIGS[4], learn_sigma=False)
     )
-    assert rows.x.dtype == torch.float32 and rows.history.dtype == torch.float32
+    assert rows.x.dtype == torch.float32
+    assert rows.history.dtype == torch.float32
 
 
 def test_no_rows_need_no_step():

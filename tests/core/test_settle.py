@@ -24,7 +24,8 @@ def test_what_was_asked_for_stands_over_the_models_own() -> None:
 
 @pytest.mark.parametrize("model", [UNDROPPED, UNLABELLED])
 def test_a_model_without_a_null_class_is_not_guided_and_refuses_to_be(model: ModelConfig) -> None:
-    assert is_guidable(MODEL) and not is_guidable(model)
+    assert is_guidable(MODEL)
+    assert not is_guidable(model)
     unguided = OWN.model_copy(update={"guidance_scale": 1.0})
     assert settle_sampler(SamplerConfig(), model, where="m") == unguided
     assert settle_sampler(SamplerConfig(guidance_scale=1.0), model, where="m") == unguided

@@ -1,4 +1,4 @@
-"""A job that is killed, or stopped and woken too late, at every place there is: the result is the same bytes."""
+"""A job that is killed, or stopped and woken too late, anywhere: the result is the same bytes."""
 
 import os
 import signal
@@ -159,13 +159,17 @@ def test_crashed_between_any_two_writes_on_s3(upstream: str, undisturbed: dict[s
 
 
 def kill_at_request(upstream: str, nth: int, *, after: bool, undisturbed: dict[str, bytes]) -> None:
-    """A process killed when the service has, or has not yet, got its nth PUT; then the job is run to its end."""
+    """A process killed when the service has, or has not yet, got its nth PUT.
+
+    Then the job is run to its end.
+    """
     watcher = SignalAt(nth, after)
     uri = seaweed.fresh_uri()
     with FaultProxy(upstream, watch=watcher) as proxy:
         process = start(uri, **seaweed.environment(proxy.endpoint))
         watcher.pid = process.pid
-        assert process.wait(60) == -signal.SIGKILL and watcher.sent
+        assert process.wait(60) == -signal.SIGKILL
+        assert watcher.sent
     store = open_store(uri)
     small_job(store)
     assert contents(store) == undisturbed

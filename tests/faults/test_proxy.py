@@ -1,4 +1,7 @@
-"""The proxy's faults are a function of the seed, bounded, and each is met; what each looks like to an honest client."""
+"""The proxy's faults are a function of the seed, bounded, and each is met.
+
+What each looks like to an honest client.
+"""
 
 import http.client
 from urllib.parse import urlsplit
@@ -36,7 +39,8 @@ def test_without_faults_it_is_transparent(upstream: str):
         assert ask(proxy, "PUT", "proxy/a", b"content")[0] == 200
         assert ask(proxy, "GET", "proxy/a") == (200, b"content")
         assert ask(proxy, "GET", "proxy/nix")[0] == 404
-    assert proxy.requests == {"PUT": 1, "GET": 2} and not proxy.hits
+    assert proxy.requests == {"PUT": 1, "GET": 2}
+    assert not proxy.hits
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,14 @@
-"""The store against a service that fails one request in five: what was promised without faults is kept with them."""
+"""The store against a service that fails one request in five.
+
+What was promised without faults is kept with them.
+"""
 
 import hashlib
 import random
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -45,10 +49,8 @@ def operate(store: S3Store, history: History, seed: int, writer: int, count: int
         key = f"k/{choice.randrange(keys):05d}"
         begin = time.monotonic()
         operation = choice.choices(["put", "get", "head", "list"], [60, 25, 13, 2])[0]
-        try:
+        with suppress(NotFound):
             one_operation(store, history, operation, key, writer)
-        except NotFound:
-            pass
         with history.lock:
             history.slowest = max(history.slowest, time.monotonic() - begin)
 
@@ -85,7 +87,10 @@ def run_operations(
     store_type: type[S3Store] = S3Store,
     rate: float = 0.2,
 ) -> FaultProxy:
-    """16 writers through the proxy, a part ``rate`` of requests failing; asserts what must hold; prints what was hit."""
+    """16 writers through the proxy, a part ``rate`` of requests failing.
+
+    Asserts what must hold; prints what was hit.
+    """
     writers, keys, history = 16, operations // 15, History()
     with FaultProxy(upstream, seed=seed, rate=rate, kinds=kinds, stall_seconds=2.0) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
@@ -102,8 +107,9 @@ def run_operations(
         proxy.quiesce()
     monkeypatch.setenv("AWS_ENDPOINT_URL", upstream)
     print(
-        f"seed {seed}: {operations} operations, {sum(proxy.requests.values())} requests, {sum(proxy.hits.values())} faults"
-        f" {dict(proxy.hits)}, {len(history.tried)} objects, {seconds:.0f} s, slowest {history.slowest:.1f} s"
+        f"seed {seed}: {operations} operations, {sum(proxy.requests.values())} requests, "
+        f"{sum(proxy.hits.values())} faults {dict(proxy.hits)}, {len(history.tried)} objects, {seconds:.0f} "
+        f"s, slowest {history.slowest:.1f} s"
     )
     assert_history(store, history, writers)
     return proxy
@@ -150,7 +156,8 @@ class ForgetfulStore(S3Store):
 
 @pytest.mark.parametrize("mistaken", [OverwritingStore, ForgetfulStore])
 def test_the_oracle_finds_mistakes(upstream: str, monkeypatch: pytest.MonkeyPatch, mistaken: type[S3Store]):
-    # Which of 16 writers comes first is chance: so many keys and faults that some first one's reply is lost, whoever it is.
+    # Which of 16 writers comes first is chance: so many keys and faults that some first one's reply is lost,
+    # whoever it is.
     with pytest.raises(AssertionError, match="not exactly one success a key"):
         run_operations(
             upstream,
@@ -175,7 +182,8 @@ def test_each_fault_alone_is_survived(upstream: str, monkeypatch: pytest.MonkeyP
         assert store.put("a", b"one" * 1000) is True
         assert store.get("a") == b"one" * 1000
         info = store.head("a")
-        assert info is not None and info.etag
+        assert info is not None
+        assert info.etag
         store.replace("a", b"two" * 1000, if_match=info.etag)
         assert [found.key for found in store.list()] == ["a"]
         assert store.sha256("a") == hashlib.sha256(b"two" * 1000).hexdigest()
@@ -230,7 +238,8 @@ def test_uploads_in_parts_survive_faults(upstream: str, monkeypatch: pytest.Monk
     with FaultProxy(upstream, seed=5, rate=0.5, per_target=2, stall_seconds=1.5) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         store = S3Store(seaweed.fresh_uri("parts"), patience=seaweed.PATIENT)
-        assert store.put("big", small_parts) is True and store.put("big", small_parts) is False
+        assert store.put("big", small_parts) is True
+        assert store.put("big", small_parts) is False
         with pytest.raises(Conflict):
             store.put("big", small_parts[1:])
         assert store.get("big") == small_parts
@@ -241,7 +250,10 @@ def test_uploads_in_parts_survive_faults(upstream: str, monkeypatch: pytest.Monk
 def test_an_upload_whose_replies_are_lost_is_ours_and_leaves_nothing(
     upstream: str, monkeypatch: pytest.MonkeyPatch, small_parts: bytes
 ):
-    """Begun twice, since the first reply is lost; and completed, though the second completion finds no upload."""
+    """Begun twice, since the first reply is lost.
+
+    It is completed, though the second completion finds no upload.
+    """
     with FaultProxy(upstream, rate=1.0, kinds=("reset_after",), methods=("POST",), per_target=1) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         store = S3Store(seaweed.fresh_uri(), patience=seaweed.PATIENT)
@@ -253,7 +265,7 @@ def test_an_upload_whose_replies_are_lost_is_ours_and_leaves_nothing(
 
 
 class VanishedUploadStore(S3Store):
-    """Stands for AWS, where a second completion finds no upload any more: 404, and not 412 as from SeaweedFS."""
+    """Stands for AWS, where a second completion finds no upload any more: 404, not SeaweedFS's 412."""
 
     def _write(self, key: str, data: bytes, token: str, **condition: str) -> None:
         super()._write(key, data, token, **condition)
@@ -264,7 +276,8 @@ def test_an_upload_that_is_gone_because_it_succeeded_is_ours(upstream: str):
     store = VanishedUploadStore(seaweed.fresh_uri())
     assert store.put("a", b"one") is True
     info = store.head("a")
-    assert info is not None and info.etag
+    assert info is not None
+    assert info.etag
     store.replace("a", b"two", if_match=info.etag)
     assert store.get("a") == b"two"
 
@@ -274,14 +287,16 @@ def test_a_service_that_ignores_conditions_is_found_out(upstream: str, monkeypat
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         store = S3Store(seaweed.fresh_uri()).checked()
         assert not store.conditional
-        assert store.put("a", b"one") is True and store.put("a", b"one") is False
+        assert store.put("a", b"one") is True
+        assert store.put("a", b"one") is False
         with pytest.raises(Conflict):
             store.put("a", b"two")
         info = store.head("a")
         store.replace("a", b"two", if_match=info.etag if info else "")  # type: ignore[union-attr]
         with pytest.raises(Conflict):
             store.replace("a", b"three", if_match=info.etag if info else "")  # type: ignore[union-attr]
-        assert store.get("a") == b"two" and [found.key for found in store.list()] == ["a"]
+        assert store.get("a") == b"two"
+        assert [found.key for found in store.list()] == ["a"]
     monkeypatch.setenv("AWS_ENDPOINT_URL", upstream)
     assert S3Store(seaweed.fresh_uri()).checked().conditional
 
@@ -293,7 +308,8 @@ def test_replace_loses_no_update(upstream: str, monkeypatch: pytest.MonkeyPatch)
     def count_up(writer: int) -> None:
         for _ in range(6):
             info = store.head("n")
-            assert info is not None and info.etag
+            assert info is not None
+            assert info.etag
             number = int(store.get("n"))
             try:
                 store.replace("n", str(number + 1).encode(), if_match=info.etag)
@@ -309,5 +325,6 @@ def test_replace_loses_no_update(upstream: str, monkeypatch: pytest.MonkeyPatch)
             list(pool.map(count_up, range(4)))
         proxy.quiesce()
         assert sum(proxy.hits.values()) > 5
-        # A success whose reply was lost and whose object was replaced before we looked is reported as a Conflict.
+        # A success whose reply was lost and whose object was replaced before we looked is reported as a
+        # Conflict.
         assert 1 <= successes["n"] <= int(store.get("n"))

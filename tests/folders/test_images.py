@@ -36,7 +36,8 @@ def plan_of(folder: Path, **fields: float) -> ImagePlan:
 def test_classes_are_in_natural_order_and_rows_in_key_order(folder: Path) -> None:
     plan = plan_of(folder)
     assert plan.classes == ("2", "10", "cat")
-    assert plan.keys == tuple(sorted(plan.keys)) and len(plan.keys) == 9
+    assert plan.keys == tuple(sorted(plan.keys))
+    assert len(plan.keys) == 9
     assert [plan.classes[label] for label in plan.labels] == [key.split("/")[0] for key in plan.keys]
 
 
@@ -66,7 +67,8 @@ def test_a_plan_survives_its_bytes(folder: Path) -> None:
         plan.sha256,
         plan.size,
     )
-    assert (again.labels == plan.labels).all() and (again.heldout == plan.heldout).all()
+    assert (again.labels == plan.labels).all()
+    assert (again.heldout == plan.heldout).all()
 
 
 def test_a_plan_keeps_where_images_lie_in_shared_objects(folder: Path) -> None:
@@ -94,14 +96,15 @@ def test_bad_pictures_are_set_aside_and_named(folder: Path) -> None:
     (folder / "cat" / "2.png").write_bytes(b"no picture at all")
     plan = plan_of(folder)
     images, kept, bad = load_images(plan, range(9))
-    assert images.shape == (7, 8, 8, 3) and images.dtype == np.uint8
+    assert images.shape == (7, 8, 8, 3)
+    assert images.dtype == np.uint8
     assert [entry.key for entry in bad] == ["10/1.png", "cat/2.png"]
     assert {plan.keys[row] for row in kept} == set(plan.keys) - {entry.key for entry in bad}
 
 
 def test_too_many_bad_ones_fail_with_an_example() -> None:
     check_bad(1, 100, 0.01, "here", [])
-    with pytest.raises(UserError, match="2 of 100 pictures in here"):
+    with pytest.raises(UserError, match="2 of 100 images in here"):
         check_bad(2, 100, 0.01, "here", [])
 
 
@@ -111,8 +114,8 @@ def test_wrong_places_are_told_apart(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(UserError, match="is a file"):
         plan_of(folder / "2" / "notes.txt")
     (folder / "dog").mkdir()
-    with pytest.raises(UserError, match="'dog' .* holds no pictures"):
+    with pytest.raises(UserError, match="'dog' .* holds no images"):
         plan_of(folder)
     (tmp_path / "void").mkdir()
-    with pytest.raises(UserError, match="no pictures found"):
+    with pytest.raises(UserError, match="no images found"):
         plan_of(tmp_path / "void")

@@ -32,7 +32,8 @@ def test_rows_lie_in_shard_order(tmp_path: Path, mirror: bool) -> None:
     store = open_store(str(tmp_path / "latents"))
     entries = write(store, [3, 4, 1], mirror=mirror)
     rows = open_latent_rows(store, entries, "name", tmp_path / "cache")
-    assert rows.moments.shape == (8, 1 + mirror, 8, 2, 2) and rows.moments.dtype == np.float16
+    assert rows.moments.shape == (8, 1 + mirror, 8, 2, 2)
+    assert rows.moments.dtype == np.float16
     assert rows.moments[:, 0, 0, 0, 0].tolist() == list(range(8))
     assert not mirror or rows.moments[:, 1, 0, 0, 0].tolist() == [-row for row in range(8)]
     assert rows.labels.tolist() == [row % 3 for row in range(8)]

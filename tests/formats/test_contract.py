@@ -69,8 +69,10 @@ def test_a_shard_comes_back_as_it_was_written(name: str, classes: tuple[str, ...
     objects = entry.write(written, "data/train-00001-of-00003")
     read = entry.read(Memory(objects), list(objects))
     assert [decode(data).tobytes() for data in read.images] == [image.tobytes() for image in pixels(count)]
-    assert read.labels.tolist() == written.labels.tolist() and read.labels.dtype == np.int64
-    assert read.ids.tolist() == written.ids.tolist() and read.ids.dtype == np.int64
+    assert read.labels.tolist() == written.labels.tolist()
+    assert read.labels.dtype == np.int64
+    assert read.ids.tolist() == written.ids.tolist()
+    assert read.ids.dtype == np.int64
     assert (read.classes, read.names) == (written.classes, written.names)
 
 
@@ -80,7 +82,8 @@ def test_the_same_shard_gives_the_same_objects_and_its_keys_tell_the_format(name
     objects = entry.write(shard(5), "data/train-00001-of-00003")
     assert entry.write(shard(5), "data/train-00001-of-00003") == objects
     assert entry.write(shard(4), "data/train-00001-of-00003") != objects
-    assert objects and all(written_in(key) is entry for key in objects)
+    assert objects
+    assert all(written_in(key) is entry for key in objects)
 
 
 def folder_objects(written: ImageShard) -> dict[str, bytes]:
@@ -102,7 +105,8 @@ def test_a_small_set_is_listed_and_decoded(name: str) -> None:
         source = Memory(EXAMPLES[name](written))
     listing = entry.list_images(source)
     assert listing.classes == CLASSES
-    assert listing.keys == tuple(sorted(set(listing.keys))) and len(listing.keys) == 7
+    assert listing.keys == tuple(sorted(set(listing.keys)))
+    assert len(listing.keys) == 7
     assert listing.labels.dtype == np.int64
     assert all(len(column) == 7 for column in listing.places.values())
     places = [{at: column[row] for at, column in listing.places.items()} for row in range(7)]

@@ -59,7 +59,8 @@ def test_wordnet_ids_belong_to_names() -> None:
 
 def test_imagenet() -> None:
     labels = Labels.imagenet()
-    assert len(labels) == 1000 and len(set(labels.wordnet_ids)) == 1000
+    assert len(labels) == 1000
+    assert len(set(labels.wordnet_ids)) == 1000
     assert list(labels.wordnet_ids) == sorted(labels.wordnet_ids), (
         "the usual order is that of the WordNet ids"
     )

@@ -39,4 +39,5 @@ def test_one_row_group_and_nothing_compressed() -> None:
     file = pq.ParquetFile(io.BytesIO(latent_shard_bytes(latents())))
     assert file.num_row_groups == 1
     column = file.metadata.row_group(0).column(3)
-    assert column.compression == "UNCOMPRESSED" and not column.has_dictionary_page
+    assert column.compression == "UNCOMPRESSED"
+    assert not column.has_dictionary_page

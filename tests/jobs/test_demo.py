@@ -1,4 +1,4 @@
-"""The demo's own parts: settings moved to another folder, and the comparison of the demos on S3 and on disk."""
+"""The demo's own parts: settings moved to another folder, and the demos on S3 and on disk compared."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,8 @@ def test_every_path_of_the_demo_moves(
     assert section is not None
     wanted = sorted(path.replace("demo", folder, 1) for path in re.findall(r"\bdemo/[\w./]+", section[1]))
     found = sorted(re.findall(rf"{folder}/[\w./]+", moved.model_dump_json()))
-    assert found == wanted and wanted
+    assert found == wanted
+    assert wanted
     assert str(tmp_path) not in moved.model_dump_json()
     assert relocated(moved, folder) == moved
     assert not hasattr(config, "content") or moved.content().keys() == config.content().keys()

@@ -1,4 +1,7 @@
-"""FID of a dataset of shards, with a feature network that is passed in; the real one's weights are checked for code."""
+"""FID of a dataset of shards, with a feature network that is passed in.
+
+The real one's weights are checked for code.
+"""
 
 import io
 import os
@@ -70,7 +73,8 @@ def test_statistics_come_from_mu_and_sigma_alone(tmp_path: Path) -> None:
     path = str(tmp_path / "statistics.npz")
     np.savez(path, mu=want.mean.numpy(), sigma=want.covariance.numpy(), arr_0=some_pictures(2))
     read = reference_statistics(path, dim=3)
-    assert torch.equal(read.mean, want.mean) and torch.equal(read.covariance, want.covariance)
+    assert torch.equal(read.mean, want.mean)
+    assert torch.equal(read.covariance, want.covariance)
     with pytest.raises(UserError, match=r"shapes \[3\] and \[3, 3\]: give those of 2048 features"):
         reference_statistics(path, dim=2048)
 

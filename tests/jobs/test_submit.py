@@ -1,4 +1,7 @@
-"""A Ray cluster that is there, with token authentication: stages join it by --address, and jobs are submitted to it."""
+"""A Ray cluster that is there, with token authentication.
+
+Stages join it by --address, and jobs are submitted to it.
+"""
 
 import os
 import secrets
@@ -55,8 +58,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     port, dashboard, client, agent = free_ports(4)
     command = [
         str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=4", "--node-ip-address=127.0.0.1",
-        f"--port={port}", "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
-        f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats",
+        f"--port={port}", "--include-dashboard=true", "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+        f"--dashboard-agent-listen-port={agent}", "--disable-usage-stats",
     ]  # fmt: skip
     with (folder / "log").open("wb") as log:
         head = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
@@ -80,7 +84,8 @@ def await_dashboard(url: str, head: "subprocess.Popen[bytes]", log: Path) -> Non
                 return
         except OSError:
             pass
-        assert head.poll() is None and time.monotonic() < end, log.read_text()[-3000:]
+        assert head.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < end, log.read_text()[-3000:]
         time.sleep(0.5)
 
 
@@ -137,7 +142,8 @@ def test_the_config_file_is_deployed_and_changed_without_dropping_a_request(
             application = status["applications"]["ray-dit"]
             if application["status"] == "RUNNING" and application["last_deployed_time_s"] > after:
                 return application["last_deployed_time_s"]
-            assert application["status"] != "DEPLOY_FAILED" and time.monotonic() < end, status
+            assert application["status"] != "DEPLOY_FAILED", status
+            assert time.monotonic() < end, status
             time.sleep(1)
 
     def keep_asking() -> None:
@@ -156,7 +162,8 @@ def test_the_config_file_is_deployed_and_changed_without_dropping_a_request(
     finally:
         stop.set()
         asking.join(60)
-    assert len(answers) > 3 and {answer.status_code for answer in answers} == {200}
+    assert len(answers) > 3
+    assert {answer.status_code for answer in answers} == {200}
     assert len({answer.json()["data"][0]["b64_json"] for answer in answers}) == 1
     cluster.run("serve", "shutdown", "-y", "-a", cluster.dashboard)
 
@@ -167,7 +174,8 @@ def test_a_submitted_job_that_is_refused_fails_with_the_sentence(cluster: Cluste
     refused = cluster.run(*submit, "python", "-m", "jobs.encode", *wrong)
     said = refused.stdout + refused.stderr
     assert refused.returncode != 0
-    assert "ray-dit: error: the image folder" in said and "does not exist" in said
+    assert "ray-dit: error: the image folder" in said
+    assert "does not exist" in said
     assert 'File "' not in refused.stdout
 
 
@@ -176,5 +184,6 @@ def test_a_wrong_token_is_one_sentence(cluster: Cluster, place: Path, tmp_path: 
     encode = ["ray-dit", "encode", "--address", cluster.address, *options(place, "stranger")]
     refused = cluster.run(*encode, RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
     assert refused.returncode == 1, refused.stderr[-2000:]
-    assert refused.stderr.count("\n") == 1 and "no Ray cluster could be joined at" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert "no Ray cluster could be joined at" in refused.stderr
     assert not list((place / "stranger").glob("_markers/*"))

@@ -1,4 +1,4 @@
-"""The job protocol: who may write what, what is read of it, how jobs are extended, verified, repaired and cleaned."""
+"""The job protocol: who writes what, what is read, how jobs are extended, verified, repaired and cleaned."""
 
 import json
 import pickle
@@ -97,8 +97,8 @@ def test_the_refusal_names_what_differs_and_what_to_do(tmp_path: Path):
         Job.open(store, "generate", changed)
     assert str(refused.value) == (
         f"{tmp_path} was begun with other settings (config.model.width: absent -> 8, config.seed: 0 -> 1,"
-        " inputs: absent -> {}, inputs.vae: ab -> absent): take another output folder, or go back to what it was begun"
-        " with"
+        " inputs: absent -> {}, inputs.vae: ab -> absent): take another output folder, or go back to what it "
+        "was begun with"
     )
     with pytest.raises(Conflict, match="belongs to generate, not encode"):
         Job.open(store, "encode", PARTS)
@@ -132,9 +132,11 @@ def test_an_accepted_upgrade_is_recorded_in_each_shard(store: Store):
     newer = Job.open(store, "generate", NEWER, accept_fingerprint=True)
     assert newer.fingerprint == job.fingerprint != newer.accepted
     second = put_shards(newer, 0, 1)[1]
-    assert "fingerprint" not in first and second["fingerprint"] == newer.accepted
+    assert "fingerprint" not in first
+    assert second["fingerprint"] == newer.accepted
     manifest = newer.finish({})
-    assert manifest["fingerprint"] == job.fingerprint and manifest["accepted"] == [newer.accepted]
+    assert manifest["fingerprint"] == job.fingerprint
+    assert manifest["accepted"] == [newer.accepted]
     assert read_json(store, f"_accepted/{newer.accepted}.json")["parts"] == NEWER
 
 
@@ -150,7 +152,9 @@ def test_accepting_takes_new_libraries_and_nothing_else(tmp_path: Path):
 
 def test_a_job_from_its_first_write_to_its_last(store: Store):
     job = pickle.loads(pickle.dumps(Job.open(store, "generate", PARTS)))
-    assert job.manifest() is None and job.marker("00000") is None and list(job.names()) == []
+    assert job.manifest() is None
+    assert job.marker("00000") is None
+    assert list(job.names()) == []
     markers = put_shards(job, 2, 0, 1)
     assert sorted(job.names()) == ["00000", "00001", "00002"]
     assert job.marker("00002") == markers[0]
@@ -160,7 +164,8 @@ def test_a_job_from_its_first_write_to_its_last(store: Store):
     assert (
         manifest == job.manifest() == read_manifest(store, "generate") == read_manifest(store.uri, "generate")
     )
-    assert manifest["rows"] == 3 and manifest["parts"] == PARTS
+    assert manifest["rows"] == 3
+    assert manifest["parts"] == PARTS
     assert list(manifest_objects(store, manifest)) == markers
     assert manifest["listings"][0]["count"] == 3
     assert manifest_sha256(manifest) == manifest_sha256(json.loads(json.dumps(manifest)))
@@ -177,8 +182,9 @@ def test_what_is_stored_is_canonical(tmp_path: Path):
     job = finished(open_store(str(tmp_path)))
     for path in (tmp_path / "_job.json", tmp_path / "manifest.json", *(tmp_path / "_markers").iterdir()):
         text = path.read_bytes()
-        assert text == canonical(json.loads(text)) and text.endswith(b"}\n")
-    with pytest.raises(ValueError):
+        assert text == canonical(json.loads(text))
+        assert text.endswith(b"}\n")
+    with pytest.raises(ValueError, match="JSON compliant"):
         job.put("00009", "data/9", b"", {"loss": float("nan")})
     with pytest.raises(ValueError, match="cannot be facts"):
         job.finish({"fingerprint": "mine"})
@@ -194,13 +200,16 @@ def test_running_it_again_or_twice_changes_nothing(tmp_path: Path):
 
 def test_runs_are_recorded_outside_the_result(tmp_path: Path):
     job = Job.open(open_store(str(tmp_path)), "generate", PARTS)
-    with pytest.raises(ZeroDivisionError), job.run({"actors": 2}) as run:
+    with pytest.raises(ZeroDivisionError), job.run({"actors": 2}) as run:  # noqa: PT012 - the run's own body
         run.event("actor lost", node="a")
         run.end(shards=3)
         raise ZeroDivisionError("oops")
     folder = tmp_path / "_runs" / run.id
     start = json.loads((folder / "start.json").read_text())
-    assert start["actors"] == 2 and start["host"] and start["clock"] and start["command"]
+    assert start["actors"] == 2
+    assert start["host"]
+    assert start["clock"]
+    assert start["command"]
     assert json.loads((folder / "end.json").read_text())["shards"] == 3
     events = [json.loads(path.read_text()) for path in sorted((folder / "events").iterdir())]
     assert [event["event"] for event in events] == ["actor lost", "failed"]
@@ -261,7 +270,8 @@ def test_an_object_whose_writer_died_before_its_marker_is_made_anew(
     other_machine(monkeypatch)
     impatient = Job(job.store, job.stage, job.fingerprint, settle_seconds=0.0)
     marker = put_shards(impatient, 0)[0]
-    assert store.get("data/00000") == shard(0) and store.sha256("data/00000") == marker["sha256"]
+    assert store.get("data/00000") == shard(0)
+    assert store.sha256("data/00000") == marker["sha256"]
 
 
 # Generations
@@ -273,7 +283,8 @@ def test_an_extension_stands_beside_what_it_extends(store: Store):
     before = {info.key: info.etag for info in store.list()}
     longer = PARTS | {"config": {"images": 5}}
     job = Job.extend(store, "generate", longer)
-    assert job.generation == 1 and job.prefix == "g01-"
+    assert job.generation == 1
+    assert job.prefix == "g01-"
     put_shards(job, 3)
     assert read_manifest(store, "generate") == base, "an unfinished extension is not seen"
     again = Job.extend(store, "generate", longer)

@@ -69,7 +69,8 @@ NETWORKS: dict[str, Callable[[Path], Network]] = {"judge": a_judge, "inception":
 def test_every_network_is_tested():
     assert list(FEATURES) == list(NETWORKS)
     for name, entry in FEATURES.items():
-        assert isinstance(entry, FeatureNetwork) and entry.name == name
+        assert isinstance(entry, FeatureNetwork)
+        assert entry.name == name
         assert (entry.train is None) != (entry.published is None)  # its weights come from somewhere
 
 
@@ -77,13 +78,15 @@ def test_every_network_is_tested():
 def test_a_network_sees_each_image_alone(name: str, tmp_path: Path):
     entry, network = FEATURES[name], NETWORKS[name](tmp_path)
     seen = network(images(7))
-    assert seen.features.shape == (7, entry.dim) and seen.features.device.type == "cpu"
+    assert seen.features.shape == (7, entry.dim)
+    assert seen.features.device.type == "cpu"
     assert seen.features.isfinite().all()
     assert (seen.features.std(dim=0) > 0).any()  # images are told apart
     assert not seen.features.requires_grad
     assert (seen.logits is not None) == entry.knows_classes
     if seen.logits is not None:
-        assert seen.logits.shape == (7, NUM_CLASSES) and seen.logits.isfinite().all()
+        assert seen.logits.shape == (7, NUM_CLASSES)
+        assert seen.logits.isfinite().all()
     parts = [network(part).features for part in np.split(images(7), [1, 3])]
     torch.testing.assert_close(torch.cat(parts), seen.features, rtol=1e-4, atol=1e-5)
     assert torch.equal(network(images(7)).features, seen.features)
@@ -96,7 +99,10 @@ CLASSES = tuple(f"class {number}" for number in range(NUM_CLASSES))
 
 
 def piece(spoilt: float, logits: dict[str, float], *, seed: int = 0) -> Piece:
-    """``spoilt``: how far the features lie off; ``logits``: for each classifier the part of the images it reads wrongly."""
+    """``spoilt``: how far the features lie off.
+
+    ``logits``: for each classifier the part of the images it reads wrongly.
+    """
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(NUM_IMAGES) % NUM_CLASSES
     features = torch.randn(NUM_IMAGES, DIM, generator=generator) * (1 + spoilt) + spoilt
@@ -134,7 +140,7 @@ def merged(figure: Figure, whole: Piece, *ends: int) -> Tensors:
 
 
 def values(figure: Figure, spoilt: float, *ends: int) -> dict[str, object]:
-    """Of generated images that are spoilt, as is what a classifier learned from them, and held-out ones that are not."""
+    """Of spoilt generated images, a classifier trained on them, and held-out ones that are not spoilt."""
     train = piece(0.0, {JUDGE: 0.0})
     generated = piece(spoilt, {JUDGE: spoilt})
     heldout = piece(0.0, {JUDGE: 0.0, ON_GENERATED: spoilt, ON_REAL: 0.0})
@@ -151,7 +157,8 @@ def values(figure: Figure, spoilt: float, *ends: int) -> dict[str, object]:
 def test_every_figure_has_values_of_its_own():
     names: list[str] = []
     for key, figure in FIGURES.items():
-        assert isinstance(figure, Figure) and figure.name == key
+        assert isinstance(figure, Figure)
+        assert figure.name == key
         found = values(figure, 0.2)
         assert {figure.name, figure.ceiling} <= set(found)
         names += found
@@ -206,7 +213,8 @@ def test_only_the_compared_images_count_where_sets_are_compared(name: str):
     some = torch.arange(NUM_IMAGES) < 50
     masked = Piece(features=whole.features, compared=some)
     kept, wanted = measure([figure], masked), measure([figure], rows(whole, 0, 50))
-    assert kept.keys() == wanted.keys() and all(torch.equal(kept[key], wanted[key]) for key in kept)
+    assert kept.keys() == wanted.keys()
+    assert all(torch.equal(kept[key], wanted[key]) for key in kept)
 
 
 def test_figures_that_need_classes_are_not_asked_of_a_network_without():
@@ -219,7 +227,8 @@ def test_figures_that_need_classes_are_not_asked_of_a_network_without():
                 Sets(train=merged(figure, piece(0.0, {})), generated=merged(figure, piece(0.5, {})))
             )
         )
-        assert figure.name in found and figure.ceiling not in found  # no held-out images, no ceiling
+        assert figure.name in found
+        assert figure.ceiling not in found
 
 
 def test_statistics_that_figures_share_are_kept_once():

@@ -36,7 +36,9 @@ def test_what_is_put_is_read_back(store: Store):
     assert store.get_range("a/b.bin", len(data) - 3, 10) == data[-3:]
     assert store.get_range("a/b.bin", len(data) + 3, 10) == b""
     info = store.head("a/b.bin")
-    assert info is not None and (info.key, info.size) == ("a/b.bin", len(data)) and info.etag
+    assert info is not None
+    assert (info.key, info.size) == ("a/b.bin", len(data))
+    assert info.etag
     assert store.sha256("a/b.bin") == hashlib.sha256(data).hexdigest()
     with store.open_file("a/b.bin") as file:
         assert file.seek(-5, io.SEEK_END) == len(data) - 5
@@ -52,7 +54,8 @@ def test_an_empty_object_is_an_object(store: Store):
 
 def test_what_is_absent_is_said_so(store: Store):
     assert store.head("nix") is None
-    assert list(store.list()) == [] and list(store.list("nix/")) == []
+    assert list(store.list()) == []
+    assert list(store.list("nix/")) == []
     store.delete("nix")
     for read in (store.get, store.sha256, store.open_file, lambda key: store.get_range(key, 0, 1)):
         with pytest.raises(NotFound, match="nix"):
@@ -70,14 +73,16 @@ def test_put_never_overwrites(store: Store):
 def test_replace_needs_the_version_that_is_there(store: Store):
     store.put("key", b"one")
     first = store.head("key")
-    assert first is not None and first.etag
+    assert first is not None
+    assert first.etag
     store.replace("key", b"two", if_match=first.etag)
     assert store.get("key") == b"two"
     with pytest.raises(Conflict, match="changed by another writer"):
         store.replace("key", b"three", if_match=first.etag)
     with pytest.raises(Conflict):
         store.replace("absent", b"three", if_match=first.etag)
-    assert store.get("key") == b"two" and store.head("absent") is None
+    assert store.get("key") == b"two"
+    assert store.head("absent") is None
 
 
 def test_a_deleted_key_is_free_again(store: Store):
@@ -106,11 +111,15 @@ def test_a_key_cannot_leave_its_store(store: Store, key: str):
 def test_a_store_travels_to_other_processes(store: Store):
     store.put("a/b", b"x")
     there = pickle.loads(pickle.dumps(store.child("a")))
-    assert there.get("b") == b"x" and there == store.child("a")
+    assert there.get("b") == b"x"
+    assert there == store.child("a")
 
 
 def assert_one_winner(store: Store, writers: int = 16) -> None:
-    """Of writers of one key with different bytes, exactly one writes; all others are told so; its bytes stay."""
+    """Of writers of one key with different bytes, exactly one writes and its bytes stay.
+
+    All others are refused.
+    """
     start = Barrier(writers)
 
     def write(number: int) -> bool:
@@ -187,9 +196,8 @@ def test_uris_of_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     }
     assert same == {LocalStore(str(tmp_path / "out"))}
     assert open_store("out").local_path("a/b") == tmp_path / "out/a/b"
-    assert (
-        isinstance(open_store("memory://x"), FsspecStore) and open_store("memory://x").local_path("a") is None
-    )
+    assert isinstance(open_store("memory://x"), FsspecStore)
+    assert open_store("memory://x").local_path("a") is None
 
 
 def test_temp_files_are_never_listed_and_cleaned_when_old(tmp_path: Path):
@@ -198,8 +206,10 @@ def test_temp_files_are_never_listed_and_cleaned_when_old(tmp_path: Path):
     left = tmp_path / "data" / f"{TEMP}abc"
     left.write_bytes(b"half")
     assert [info.key for info in store.list()] == ["data/0"]
-    assert list(store.clean(3600)) == [] and left.exists()
-    assert list(store.clean(-1)) == [str(left)] and not left.exists()
+    assert list(store.clean(3600)) == []
+    assert left.exists()
+    assert list(store.clean(-1)) == [str(left)]
+    assert not left.exists()
     assert store.get("data/0") == b"x"
 
 
@@ -209,7 +219,8 @@ def test_without_hard_links_content_stays_whole_and_first(tmp_path: Path, monkey
 
     monkeypatch.setattr(os, "link", no_links)
     store = open_store(str(tmp_path))
-    assert store.put("key", b"one") is True and store.put("key", b"one") is False
+    assert store.put("key", b"one") is True
+    assert store.put("key", b"one") is False
     with pytest.raises(Conflict):
         store.put("key", b"two")
     assert_one_winner(store)
@@ -244,7 +255,8 @@ def test_a_file_where_a_folder_should_be_is_a_sentence(tmp_path: Path):
         store.put("a/b", b"x")
     with pytest.raises(Conflict, match="a folder has that name"):
         store.child("c").put("d", b"x") and store.put("c", b"x")
-    assert store.head("c") is None and store.head("a/b") is None
+    assert store.head("c") is None
+    assert store.head("a/b") is None
 
 
 # S3
@@ -313,12 +325,14 @@ def test_large_objects_go_up_in_parts_under_the_same_contract(
     monkeypatch.setattr(s3, "CHUNK", 4 << 20)
     store = s3.S3Store(seaweed.fresh_uri())
     data = os.urandom(12 << 20)
-    assert store.put("big", data) is True and store.put("big", data) is False
+    assert store.put("big", data) is True
+    assert store.put("big", data) is False
     with pytest.raises(Conflict):
         store.put("big", data[1:])
     assert store.get("big") == data
     info = store.head("big")
-    assert info is not None and info.sha256 == store.sha256("big")
+    assert info is not None
+    assert info.sha256 == store.sha256("big")
     store.replace("big", data[1:], if_match=info.etag or "")
     assert store.get("big") == data[1:]
     assert list(store.clean(-1)) == []
@@ -329,7 +343,8 @@ def test_unfinished_uploads_are_cleaned_when_old(s3_environment: str):
     store = s3.S3Store(seaweed.fresh_uri())
     store._ask("create_multipart_upload", "big", Key=store._key("big"))  # pyright: ignore[reportPrivateUsage]
     assert list(store.clean(3600)) == []
-    assert len(list(store.clean(-1))) == 1 and list(store.clean(-1)) == []
+    assert len(list(store.clean(-1))) == 1
+    assert list(store.clean(-1)) == []
 
 
 @pytest.mark.s3

@@ -1,1 +1,1 @@
-"""What tests share: tiny models and images, a real S3 server, faults, and the comparison of two commits' bytes."""
+"""What tests share: tiny models and images, a real S3 server, faults, comparing two commits' bytes."""

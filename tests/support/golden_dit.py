@@ -31,6 +31,7 @@ def tiny_model() -> DiT:
 
 def assert_near(actual: torch.Tensor, expected: torch.Tensor, relative: float = 1e-5) -> None:
     """Equal to within ``relative`` of the expected values' largest magnitude."""
-    assert actual.shape == expected.shape and actual.dtype == expected.dtype
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
     difference = (actual - expected).abs().max() / expected.abs().max()
     assert difference <= relative, f"off by {difference:.2e} of the largest magnitude"

@@ -1,10 +1,11 @@
-"""A pytest plugin: the tests of a file that start Ray (mark ``ray``) run in a child pytest process, one per file.
+"""A pytest plugin: a file's tests that start Ray (mark ``ray``) run in a child process, one per file.
 
-Ray numbers actors alike in every session of a process, and a handle left over from one session takes down the actor of
-that number in the next; so two files that start Ray must not share a process. Everything else stays as it is: the
-child runs the tests that the parent has selected, in their order, and sends each report as it comes; the parent shows
-them as its own. So ``-k``, ``-m``, ``-x``, ``--lf``, single files and single tests work as ever. These tests come
-last, after those that need no Ray. ``--pdb`` and ``--no-isolation`` turn it off: then give one file.
+Ray numbers actors alike in every session of a process, and a handle left over from one session takes down the
+actor of that number in the next; so two files that start Ray must not share a process. Everything else stays
+as it is: the child runs the tests that the parent has selected, in their order, and sends each report as it
+comes; the parent shows them as its own. So ``-k``, ``-m``, ``-x``, ``--lf``, single files and single tests
+work as ever. These tests come last, after those that need no Ray. ``--pdb`` and ``--no-isolation`` turn it
+off: then give one file.
 """
 
 import json
@@ -21,9 +22,11 @@ from typing import Any, Literal
 import pytest
 
 REPORTS = "RAY_DIT_TEST_REPORTS"
-"""Environment variable: the file descriptor to which a child writes its reports, one JSON document per line."""
+"""Environment variable: the file descriptor to which a child writes its reports, one JSON document per
+line."""
 GRACE_SECONDS = 60.0
-"""How long after a test's own timeout, or after its last test, a child is killed that does not end by itself."""
+"""How long after a test's own timeout, or after its last test, a child is killed that does not end by
+itself."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -66,7 +69,7 @@ class Parent:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Last, and together: pytest tears down what its own tests have set up before the next of its own begins."""
+        """Last, and together, since pytest tears down what its tests set up before its own next begins."""
         items.sort(key=is_isolated)
 
     @pytest.hookimpl(tryfirst=True, optionalhook=True)
@@ -91,7 +94,7 @@ class Parent:
         return True
 
     def items_from(self, item: pytest.Item) -> list[pytest.Item]:
-        """What a new child runs: this test and those of its file after it, since one before may have killed a child."""
+        """What a new child runs: this test and those after it; one before may have killed a child."""
         if self.in_xdist:  # the others may be another worker's
             return [item]
         rest = item.session.items[item.session.items.index(item) :]
@@ -119,7 +122,10 @@ class Running:
         descriptor, output = tempfile.mkstemp(prefix="pytest-child-")
         try:
             process = subprocess.Popen(
-                [sys.executable, *measured(), "-m", "pytest", *child_options(config), *(item.nodeid for item in items)],
+                [
+                    sys.executable, *measured(), "-m", "pytest", *child_options(config),
+                    *(item.nodeid for item in items),
+                ],
                 cwd=config.rootpath, env=os.environ | {REPORTS: str(write)}, pass_fds=(write,),
                 stdin=subprocess.DEVNULL, stdout=descriptor, stderr=subprocess.STDOUT,
             )  # fmt: skip
@@ -129,7 +135,10 @@ class Running:
         return cls(config, process, os.fdopen(read), Path(output))
 
     def reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
-        """The child's reports of this test; if the child dies or hangs over it, a failure with all it has printed."""
+        """The child's reports of this test.
+
+        If the child dies or hangs over it, they are a failure with all it has printed.
+        """
         deadline = threading.Timer(timeout_of(item) + GRACE_SECONDS, self.process.kill)
         deadline.start()
         try:
@@ -148,7 +157,10 @@ class Running:
         yield self.failure(item, "call")
 
     def last_reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
-        """Waits until the child has cleaned up after its last test; a failure of that test if it dies or hangs there."""
+        """Waits until the child has cleaned up after its last test.
+
+        Returns a failure of that test if it dies or hangs there.
+        """
         self.await_end(GRACE_SECONDS)
         if self.process.returncode < 0 and not self.ended:
             yield self.failure(item, "teardown")
@@ -156,7 +168,8 @@ class Running:
 
     def failure(self, item: pytest.Item, when: Literal["call", "teardown"]) -> pytest.TestReport:
         printed = self.output.read_text(errors="replace")
-        text = f"the process of this file ended with status {self.process.returncode} in {item.nodeid}:\n{printed}"
+        status = self.process.returncode
+        text = f"the process of this file ended with status {status} in {item.nodeid}:\n{printed}"
         return pytest.TestReport(item.nodeid, item.location, {}, "failed", text, when)
 
     def await_end(self, seconds: float) -> None:
@@ -185,7 +198,7 @@ def same_file(one: pytest.Item, other: pytest.Item) -> bool:
 
 
 def child_options(config: pytest.Config) -> list[str]:
-    """What of the parent's command line a child needs: selection is done, and reports are written by the parent."""
+    """What a child needs of the parent's options: the parent has selected, and it writes the reports."""
     named = {"tbstyle": "--tb", "capture": "--capture", "maxfail": "--maxfail"}
     given = [f"{option}={config.getoption(name)}" for name, option in named.items() if config.getoption(name)]
     place = [f"--rootdir={config.rootpath}", *(["-c", str(config.inipath)] if config.inipath else [])]
@@ -193,7 +206,10 @@ def child_options(config: pytest.Config) -> list[str]:
 
 
 def measured() -> list[str]:
-    """Runs a child under coverage where this process is; in its own processes, such as Ray's workers, nothing is."""
+    """Runs a child under coverage where this process is.
+
+    In its own processes, such as Ray's workers, nothing is.
+    """
     if "coverage" in sys.modules and sys.modules["coverage"].Coverage.current() is not None:
         return ["-m", "coverage", "run"]
     return []

@@ -1,7 +1,7 @@
 """Signals at counted events: a process that kills or stops itself, or is killed, at the n-th event of a kind.
 
-``arm`` counts the file system's events in this process (Python's audit events: no patches). ``SignalAt`` counts the
-requests that a FaultProxy sees. Both are exact, so that a test can enumerate every place to die.
+``arm`` counts the file system's events in this process (Python's audit events: no patches). ``SignalAt``
+counts the requests that a FaultProxy sees. Both are exact, so that a test can enumerate every place to die.
 """
 
 import os
@@ -17,8 +17,11 @@ AUDITED = ("os.mkdir", "os.link", "os.rename", "os.remove", "open")
 
 
 def arm(nth: int, number: int, *, under: str) -> Callable[[], int]:
-    """From now on this process gets signal ``number`` just before its ``nth`` change (from 1) below the folder
-    ``under``; the function returned says how many there were. ``nth`` 0 only counts."""
+    """From now on this process gets signal ``number`` just before its ``nth`` change (from 1).
+
+    What changes the folder ``under`` is counted; the function returned says how many changes there were.
+    ``nth`` 0 only counts.
+    """
     seen = 0
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
@@ -39,8 +42,10 @@ def arm(nth: int, number: int, *, under: str) -> Callable[[], int]:
 
 @dataclass
 class SignalAt:
-    """A proxy's watcher: sends the signal at the ``nth`` request (from 1) of the method, before or after the service
-    has done it. ``pid`` is set once the process runs."""
+    """A proxy's watcher: sends the signal at the ``nth`` request (from 1) of the method.
+
+    It does so before or after the service has done what was asked. ``pid`` is set once the process runs.
+    """
 
     nth: int
     after: bool

@@ -34,7 +34,7 @@ def write_images(folder: Path) -> None:
 
 
 def start(folder: Path | str, stages: str, home: Path, **environment: str) -> subprocess.Popen[bytes]:
-    """Starts a process that runs ``stages`` (names with commas) on the images and results below ``folder``."""
+    """Starts a process that runs ``stages`` (names with commas) on what lies below ``folder``."""
     own = {"HOME": str(home), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-c", RUN, str(SETTINGS), str(folder), stages],

@@ -1,8 +1,9 @@
 """An S3 service that fails on purpose: a proxy before a real one whose faults are a function of a seed.
 
-Whether the n-th request of a method for a target meets a fault, and which, is hash(seed, method, target, n): the same
-seed gives the same faults to the same sequence of requests. Faults are bounded for each (method, target), so whoever
-retries gets through. It copies bytes, keeps ``Host`` (signatures cover it) and knows nothing of ray-dit.
+Whether the n-th request of a method for a target meets a fault, and which, is hash(seed, method, target, n):
+the same seed gives the same faults to the same sequence of requests. Faults are bounded for each (method,
+target), so whoever retries gets through. It copies bytes, keeps ``Host`` (signatures cover it) and knows
+nothing of ray-dit.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, get_args
 from urllib.parse import urlsplit
@@ -53,9 +55,12 @@ def fault_for(
 
 
 class FaultProxy:
-    """Listens on 127.0.0.1 in a thread of its own; a context manager. ``hits`` counts the faults that were met."""
+    """Listens on 127.0.0.1 in a thread of its own; a context manager.
 
-    def __init__(
+    ``hits`` counts the faults that were met.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is a fault of its own, given by name
         self,
         upstream: str,
         *,
@@ -201,10 +206,8 @@ class FaultProxy:
         reader, writer = await asyncio.open_connection(*self._upstream)
         try:
             writer.write(request)
-            try:
+            with suppress(ConnectionError):  # answered before it read the whole body, as with 412
                 await writer.drain()
-            except ConnectionError:
-                pass  # answered before it read the whole body, as with 412
             return await reader.read(-1)
         finally:
             writer.close()
@@ -233,7 +236,8 @@ def _rewritten(head: bytes, drop: Collection[bytes]) -> bytes:
 
 def _error(status: str, code: str, method: str) -> bytes:
     body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>injected</Message></Error>'.encode()
-    head = f"HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\nConnection: close"
+    about = f"Content-Type: application/xml\r\nContent-Length: {len(body)}"
+    head = f"HTTP/1.1 {status}\r\n{about}\r\nConnection: close"
     return head.encode() + b"\r\n\r\n" + (b"" if method == "HEAD" else body)
 
 

@@ -1,7 +1,8 @@
 """Runs `ray-dit` commands on one private Ray: ``python -P run_commands.py CHECKOUT COMMANDS.json``.
 
-It knows nothing of the code but its command line, so that it runs any commit's. PYTHONPATH must name the checkout;
-that this process and Ray's workers really import ``ray_dit`` from there is checked before the first command.
+It knows nothing of the code but its command line, so that it runs any commit's. PYTHONPATH must name the
+checkout; that this process and Ray's workers really import ``ray_dit`` from there is checked before the first
+command.
 """
 
 import json
@@ -27,7 +28,7 @@ def main() -> None:
 
 
 def check(process: str, path: str, checkout: Path) -> None:
-    """SystemExit if the process imports the package from elsewhere: the comparison would be of a commit with itself."""
+    """SystemExit if the package is imported from elsewhere: a commit would be compared with itself."""
     print(f"{process} imports {path}", flush=True)
     if not Path(path).resolve().is_relative_to(checkout):
         sys.exit(f"the {process} imports ray_dit from {path}, not from {checkout}: check PYTHONPATH")

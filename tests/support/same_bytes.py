@@ -1,10 +1,14 @@
-"""Do two commits make the same bytes?  ``python -m tests.support.same_bytes --base COMMIT``, or `make same-bytes`.
+"""Compares the bytes that two commits make on this machine.
 
-Runs one tiny pipeline with the code of COMMIT and with that of the working tree, on local disk and on a real S3 server,
-by the command line alone, and compares the sha256 of every object outside ``_runs/``. Nothing is stored and nothing of
-another machine is compared: floating-point arithmetic differs between machines, so both sides run here and now.
+``python -m tests.support.same_bytes --base COMMIT``, or `make same-bytes BASE=COMMIT`.
 
-Exit status 1 if objects differ, unless the ``rules`` number of their stage, or of a stage before it, was changed too.
+Runs one tiny pipeline with the code of COMMIT and with that of the working tree, on local disk and on a real
+S3 server, by the command line alone, and compares the sha256 of every object outside ``_runs/``. Nothing is
+stored and nothing of another machine is compared: floating-point arithmetic differs between machines, so both
+sides run here and now.
+
+Exit status 1 if objects differ, unless the ``rules`` number of their stage, or of a stage before it, was
+changed too.
 """
 
 import argparse
@@ -66,7 +70,8 @@ PIPELINE = (
     ),
     Step(
         "train (1 worker)", ("run-1", "model-1"), ("encode",),
-        TRAIN + "--output {root}/run-1 --model-output {root}/model-1 --min-snr-gamma 5 --optimizer.schedule cosine",
+        TRAIN + "--output {root}/run-1 --model-output {root}/model-1 --min-snr-gamma 5 "
+        "--optimizer.schedule cosine",
     ),
     Step(
         "train (2 workers)", ("run-2", "model-2"), ("encode",),
@@ -74,18 +79,18 @@ PIPELINE = (
     ),
     Step(
         "generate (1 actor)", ("dataset-1",), ("train (1 worker)",),
-        "generate --model {root}/model-1 --output {root}/dataset-1 --num-images 22 --shard-size 8 --batch-size 5 "
-        "--actors 1",
+        "generate --model {root}/model-1 --output {root}/dataset-1 --num-images 22 --shard-size 8 "
+        "--batch-size 5 --actors 1",
     ),
     Step(
         "generate (2 actors)", ("dataset-2",), ("train (1 worker)",),
-        "generate --model {root}/model-1 --output {root}/dataset-2 --num-images 22 --shard-size 8 --batch-size 5 "
-        "--actors 2",
+        "generate --model {root}/model-1 --output {root}/dataset-2 --num-images 22 --shard-size 8 "
+        "--batch-size 5 --actors 2",
     ),
     Step(
         "generate (DDPM)", ("dataset-3",), ("train (2 workers)",),
-        "generate --model {root}/model-2 --output {root}/dataset-3 --per-class 4 --shard-size 8 --batch-size 4 "
-        "--sampler.name ddpm --sampler.num-inference-steps 4 --sampler.guidance-scale 3 "
+        "generate --model {root}/model-2 --output {root}/dataset-3 --per-class 4 --shard-size 8 --batch-size "
+        "4 --sampler.name ddpm --sampler.num-inference-steps 4 --sampler.guidance-scale 3 "
         "--sampler.guidance-interval 100 900",
     ),
     Step(
@@ -107,7 +112,8 @@ PIPELINE = (
     ),
     Step(
         "import (official)", ("imported-official",), ("export (official)", "train-vae"),
-        "import-checkpoint {root}/official/tiny.pt --output {root}/imported-official --vae {root}/vae --num-heads 2",
+        "import-checkpoint {root}/official/tiny.pt --output {root}/imported-official --vae {root}/vae "
+        "--num-heads 2",
     ),
 )  # fmt: skip
 
@@ -123,7 +129,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Objects:
-    """What lies at a root: sha256 by key, and the job records, which are small and say why a folder differs."""
+    """What lies at a root: sha256 by key, and the small job records, which say why a folder differs."""
 
     sha256: Mapping[str, str]
     jobs: Mapping[str, Any]
@@ -182,7 +188,10 @@ def write_images(folder: Path) -> None:
 
 
 def run_local(sides: Sequence[Side], steps: Sequence[Step], folder: Path) -> list[Objects]:
-    """The pipeline with all its results on disk, for both sides at once: a stage mostly waits for processes to start."""
+    """The pipeline with all its results on disk, for both sides at once.
+
+    A stage mostly waits for processes to start.
+    """
     from fsspec.implementations.local import LocalFileSystem
 
     def run(side: Side) -> Objects:
@@ -196,7 +205,10 @@ def run_local(sides: Sequence[Side], steps: Sequence[Step], folder: Path) -> lis
 
 
 def run_on_s3(sides: Sequence[Side], steps: Sequence[Step], folder: Path) -> list[Objects]:
-    """The pipeline with all it reads and makes on an S3 server of its own, a bucket for each side; both at once."""
+    """The pipeline with all it reads and makes on an S3 server of its own, a bucket for each side.
+
+    Both sides run at once.
+    """
     import s3fs
 
     endpoint, stop = start_seaweed(folder / "seaweed")
@@ -255,7 +267,7 @@ def shows_progress(line: str) -> bool:
 
 
 def read_objects(files: Any, root: str) -> Objects:
-    """sha256 of every object below ``root`` of an fsspec file system, read anew, except images and ``OUTSIDE``."""
+    """sha256 of every object below ``root`` of an fsspec file system, except images and ``OUTSIDE``."""
     names = {name[len(root) :].strip("/"): name for name in files.find(root)}
     kept = {key: name for key, name in names.items() if is_compared(key)}
     with ThreadPoolExecutor(8) as threads:
@@ -291,7 +303,10 @@ def compare(where: str, steps: Sequence[Step], base: Objects, tree: Objects) -> 
 
 
 def differences(keys: set[str], base: Objects, tree: Objects) -> Iterator[str]:
-    """The keys that differ, are missing or are new, the first few by name; for a job's record also how it differs."""
+    """The keys that differ, are missing or are new, the first few by name.
+
+    For a job's record it also says how that differs.
+    """
     found = {
         "differs": sorted(
             k for k in keys & base.sha256.keys() & tree.sha256.keys() if base.sha256[k] != tree.sha256[k]

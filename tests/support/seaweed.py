@@ -29,7 +29,10 @@ def endpoint() -> str:
 
 
 def fresh_uri(name: str = "") -> str:
-    """A prefix that nothing has used yet; with a name it is the same in every run, and so are a proxy's faults."""
+    """A prefix that nothing has used yet.
+
+    With a name it is the same in every run, and so are a proxy's faults.
+    """
     prefix = name or f"unnamed-{next(_prefixes)}"
     if prefix in _used:
         raise ValueError(f"two tests use {prefix}")

@@ -1,4 +1,6 @@
-"""Makers for tests of the fan-out: they compute nothing and can be slow, late, deadly or stuck where a test wants it.
+"""Makers for tests of the fan-out.
+
+They compute nothing and can be slow, late, deadly or stuck where a test wants it.
 
 Actors are told apart by the order in which they start: the first one is number 0.
 """

@@ -1,4 +1,6 @@
-"""A whole job in miniature, run as a process: ``python -m tests.support.small_job URI [NTH SIGNAL]``; the same bytes whoever runs it.
+"""A whole job in miniature, run as a process.
+
+``python -m tests.support.small_job URI [NTH SIGNAL]``; the same bytes whoever runs it.
 
 With NTH it gets the signal just before its NTH change in the local folder URI; it prints how many there were.
 """

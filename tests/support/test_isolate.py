@@ -72,7 +72,8 @@ def test_a_file_has_a_process_and_failures_are_shown_in_full(project: pytest.Pyt
     assert "FAILED test_two.py::test_wrong - assert 1 == 2" in result.stdout.str()
     ran = pids(project)
     assert list(ran) == ["plain", "first", "second", "wrong", "after"]  # those without Ray come first
-    assert ran["first"] == ran["second"] and ran["wrong"] == ran["after"]
+    assert ran["first"] == ran["second"]
+    assert ran["wrong"] == ran["after"]
     assert len(set(ran.values())) == 3
 
 

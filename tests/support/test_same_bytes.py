@@ -1,4 +1,4 @@
-"""The comparison of two commits' bytes can fail: what it says of objects that differ, are missing or are new."""
+"""The comparison of two commits' bytes can fail: differing, missing and new objects."""
 
 import subprocess
 import sys
@@ -97,4 +97,5 @@ def test_code_from_elsewhere_is_refused(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert ran.returncode == 1 and "not from" in ran.stderr, ran.stderr
+    assert ran.returncode == 1, ran.stderr
+    assert "not from" in ran.stderr

@@ -1,4 +1,7 @@
-"""Pictures, a VAE and a model small enough for tests of the stages; untrained, since only their numbers are compared."""
+"""Images, a VAE and a model small enough for tests of the stages.
+
+They are untrained, since only their numbers are compared.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -7,7 +7,9 @@ from ray_dit.core.samplers.table import Nodes, Sampler, first_only
 
 
 def columns(config: SamplerConfig, nodes: Nodes, learn_sigma: bool) -> dict[str, np.ndarray]:
-    """The posterior's mean and variance; β is that of the step between two nodes. A last step that ends clean adds no noise.
+    """The posterior's mean and variance; β is that of the step between two nodes.
+
+    A last step that ends clean adds no noise.
 
     Raises:
         ValueError: a learned variance is asked of a network that predicts none.

@@ -1,4 +1,7 @@
-"""DPM-Solver++ for data prediction: order 1, which is DDIM without noise, or 2, the paper's algorithm 2 ("2M")."""
+"""DPM-Solver++ for data prediction.
+
+Its order is 1, which is DDIM without noise, or 2, the paper's algorithm 2 ("2M").
+"""
 
 import numpy as np
 

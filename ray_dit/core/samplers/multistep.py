@@ -1,7 +1,9 @@
-"""Predictor and corrector of samplers that look back: weights of predictions from the nodes' λ. Knows no table.
+"""Predictor and corrector of samplers that look back: weights of predictions from the nodes' λ.
 
-Samplers of higher order start at order 1 and gain one per step; where node n is clean (σ = 0) they also come down to
-order 1 at the last step, since λ is infinite there.
+Knows no table.
+
+Samplers of higher order start at order 1 and gain one per step; where node n is clean (σ = 0) they also come
+down to order 1 at the last step, since λ is infinite there.
 """
 
 import math
@@ -29,7 +31,7 @@ def predictor(nodes: Nodes, step: int, order: int) -> Float64[np.ndarray, " 3"]:
 
 
 def corrector(nodes: Nodes, step: int, order: int) -> Float64[np.ndarray, " 4"]:
-    """Weights of x0 at node ``step`` + 1, at ``step`` and the two before it in the corrected step between the two."""
+    """Weights of x0 at node ``step`` + 1, at ``step`` and the two before, in the corrected step."""
     ratios = _step_ratios(nodes, step, order)
     rhos = np.array([0.5]) if order == 1 else _rhos(nodes, step, np.append(ratios, 1.0))
     weights = np.append(rhos[-1], _extrapolation(ratios, rhos[:-1]))
@@ -43,7 +45,7 @@ def _growth(nodes: Nodes, step: int) -> float:
 
 
 def _step_ratios(nodes: Nodes, step: int, order: int) -> Column:
-    """Where the ``order`` - 1 predictions before node ``step`` lie in λ: 0 at ``step``, 1 at the next node."""
+    """Where the ``order`` - 1 predictions before ``step`` lie in λ: 0 at ``step``, 1 at the next node."""
     earlier = nodes.lambda_[step - np.arange(1, order)]
     return (earlier - nodes.lambda_[step]) / (nodes.lambda_[step + 1] - nodes.lambda_[step])
 
@@ -55,7 +57,7 @@ def _extrapolation(ratios: Column, rhos: Column) -> Float64[np.ndarray, " 3"]:
 
 
 def _rhos(nodes: Nodes, step: int, ratios: Column) -> Column:
-    """Solves  Σ_k rho_k r_k^{j-1} = j! φ_{j+1}(-h) (-h) / (e^{-h} - 1)  for j = 1..len(ratios) (UniPC, section 3).
+    """Solves  Σ_k rho_k r_k^{j-1} = j! φ_{j+1}(-h) (-h) / (e^{-h} - 1)  for j = 1..len(ratios) (UniPC, 3).
 
     φ_{j+1}(z) = (φ_j(z) - 1/j!) / z and φ_1(z) = (e^z - 1) / z are the exponential integrators' functions.
     """

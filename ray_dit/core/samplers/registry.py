@@ -1,7 +1,7 @@
 """The samplers there are, by name, and the table of some settings; knows no sampler's equations.
 
-The names are ``config.SamplerName``, so that a wrong one is refused, and the right ones are listed, wherever settings are
-given. Each is a module beside this one; nothing else imports it.
+The names are ``config.SamplerName``, so that a wrong one is refused, and the right ones are listed, wherever
+settings are given. Each is a module beside this one; nothing else imports it.
 """
 
 import math
@@ -38,8 +38,8 @@ def check_settings(config: SamplerConfig) -> None:
 def make_table(config: SamplerConfig, schedule: Schedule, *, learn_sigma: bool) -> SamplerTable:
     """The table of these settings on a schedule of training; the last step ends at the clean image (σ = 0).
 
-    ``learn_sigma``: whether the network predicts the variance. ValueError where the settings ask for more than the
-    sampler, the schedule or the network has.
+    ``learn_sigma``: whether the network predicts the variance. ValueError where the settings ask for more
+    than the sampler, the schedule or the network has.
     """
     timesteps = visited_timesteps(config, schedule, SAMPLERS[config.name].default_spacing)
     alphas_cumprod = np.append(alphas_cumprod_at(schedule, timesteps), 1.0)
@@ -53,7 +53,10 @@ def table_from_nodes(
     *,
     learn_sigma: bool,
 ) -> SamplerTable:
-    """The table through given nodes: n time steps, falling, and n+1 ᾱ, rising, of which the last may be 1 (clean)."""
+    """The table through given nodes.
+
+    They are n time steps, falling, and n+1 ᾱ, rising, of which the last may be 1 (clean).
+    """
     check_settings(config)
     if len(alphas_cumprod) != len(timesteps) + 1 or np.any(np.diff(alphas_cumprod) <= 0):
         raise ValueError("alphas_cumprod must hold one rising value per time step and one for the end")

@@ -27,9 +27,10 @@ def visited_timesteps(config: SamplerConfig, schedule: Schedule, default: Spacin
 def _spaced(spacing: Spacing, steps: int, schedule: Schedule) -> Column:
     """The time steps of a spacing, falling.
 
-    respaced and leading are the reference's fractional and whole strides from 0 (``space_timesteps``); uniform is
-    diffusers' linspace of its multistep schedulers, n + 1 points from T-1 to 0 without the 0, and all of them for n = T;
-    trailing has equal strides down from T-1; logsnr has equal strides in λ, the time steps not rounded.
+    respaced and leading are the reference's fractional and whole strides from 0 (``space_timesteps``);
+    uniform is diffusers' linspace of its multistep schedulers, n + 1 points from T-1 to 0 without the 0, and
+    all of them for n = T; trailing has equal strides down from T-1; logsnr has equal strides in λ, the time
+    steps not rounded.
     """
     last = schedule.num_timesteps - 1
     if spacing == "respaced":

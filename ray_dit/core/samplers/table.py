@@ -1,7 +1,7 @@
 """What a sampler is, and the table it makes; knows no sampler by name.
 
-Steps go from node 0 (the noisiest) to node n; the network is called at nodes 0..n-1. With ᾱ = alphas_cumprod a node has
-the signal rate α = √ᾱ, the noise rate σ = √(1-ᾱ) and λ = log(α/σ).
+Steps go from node 0 (the noisiest) to node n; the network is called at nodes 0..n-1. With ᾱ = alphas_cumprod
+a node has the signal rate α = √ᾱ, the noise rate σ = √(1-ᾱ) and λ = log(α/σ).
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ class SamplerTable:
     """The coefficients of each of n steps; see the package's first lines."""
 
     timesteps: Column
-    """What the network is told: time steps of training, falling, whole or fractional."""
+    """What the network is given: time steps of training, falling, whole or fractional."""
     c_x: Column
     c_eps: Column
     a: Column
@@ -36,7 +36,8 @@ class SamplerTable:
     log_variance_min: Column
     log_variance_max: Column
     learned_variance: Bool[np.ndarray, " n"]
-    """Noise is weighted, element by element, with exp(½ log variance), between the two logs by the network's output."""
+    """Noise is weighted, element by element, with exp(½ log variance), between the two logs by the network's
+    output."""
     guided: Bool[np.ndarray, " n"]
     """Whether guidance acts at this step: it lies inside the guidance interval."""
 
@@ -91,8 +92,8 @@ class Sampler:
     paper: str
     """Where its equations come from."""
     columns: Callable[[SamplerConfig, Nodes, bool], dict[str, np.ndarray]]
-    """(settings, nodes, whether the network predicts the variance) → ``a`` and ``b``, and ``d`` or the variance's columns
-    where it adds noise. ValueError where the settings ask for what the network has not."""
+    """(settings, nodes, whether the network predicts the variance) → ``a`` and ``b``, and ``d`` or the
+    variance's columns where it adds noise. ValueError where the settings ask for what the network has not."""
     default_spacing: Spacing = "uniform"
     """What the spacing "auto" means for it."""
     orders: tuple[int, ...] = ()

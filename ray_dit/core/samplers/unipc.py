@@ -10,9 +10,9 @@ from ray_dit.core.samplers.table import NUM_HISTORY, Nodes, Sampler
 def columns(config: SamplerConfig, nodes: Nodes, learn_sigma: bool) -> dict[str, np.ndarray]:
     """Each row predicts, and corrects the row before.
 
-    The state is the predictor's result. The corrector of a step needs the prediction made from that result, so it is
-    part of the next row: both share the ratio of σ, hence correcting only adds predictions to x. A corrector after the
-    last step would cost one more call of the network and, at a clean end, change nothing.
+    The state is the predictor's result. The corrector of a step needs the prediction made from that result,
+    so it is part of the next row: both share the ratio of σ, hence correcting only adds predictions to x. A
+    corrector after the last step would cost one more call of the network and, at a clean end, change nothing.
     """
     a = nodes.sigma[1:] / nodes.sigma[:-1]
     b = np.zeros((nodes.num_steps, NUM_HISTORY + 1))

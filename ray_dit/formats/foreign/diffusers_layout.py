@@ -1,7 +1,9 @@
-"""DiT weights and settings as diffusers' DiTPipeline has them, from and to ours; knows names and shapes, no network.
+"""DiT weights and settings as diffusers' DiTPipeline has them, from and to ours.
 
-diffusers copies both embedders into every block, splits qkv, and recomputes the position table. Its model is not quite
-the published one: docs/checkpoints.md tells what differs and by how much.
+Knows names and shapes, no network.
+
+diffusers copies both embedders into every block, splits qkv, and recomputes the position table. Its model is
+not quite the published one: docs/checkpoints.md says what differs and by how much.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +18,8 @@ from ray_dit.formats.foreign.official import LABEL_TABLE
 from ray_dit.formats.weights import check_shapes
 
 NUM_CLASSES = 1000
-"""DiTPipeline takes label 1000 for the null class, whatever the model: smaller label tables are padded to it."""
+"""DiTPipeline takes label 1000 for the null class, whatever the model: smaller label tables are padded to
+it."""
 
 EMBEDDERS = {
     "t_embedder.mlp.0.weight": "timestep_embedder.linear_1.weight",
@@ -138,7 +141,10 @@ def scheduler_config(config: DiffusionConfig) -> dict[str, Any]:
 
 
 def schedule_from_diffusers(settings: Mapping[str, Any], where: str) -> DiffusionConfig:
-    """Our schedule from scheduler/scheduler_config.json, {} for none; UserError for one that is not linear in beta."""
+    """Our schedule from scheduler/scheduler_config.json, {} for none.
+
+    UserError for one that is not linear in beta.
+    """
     there = {"beta_schedule": "linear", "prediction_type": "epsilon", "trained_betas": None} | dict(settings)
     wrong = [
         f"{key} is {there[key]!r}"
@@ -151,15 +157,16 @@ def schedule_from_diffusers(settings: Mapping[str, Any], where: str) -> Diffusio
     ]
     if wrong:
         raise UserError(
-            f"the scheduler in {where} is not the one a DiT is trained with ({', '.join(wrong)}): only linear betas and "
-            "predictions of eps can be imported"
+            f"the scheduler in {where} is not the one a DiT is trained with ({', '.join(wrong)}): only "
+            "linear betas and predictions of eps can be imported"
         )
     names = ("num_train_timesteps", "beta_start", "beta_end")
     try:
         return DiffusionConfig(**{name: settings[name] for name in names if name in settings})
     except ValueError as error:
         raise UserError(
-            f"the scheduler in {where} can't be used ({first_message(error)}): restore scheduler/scheduler_config.json"
+            f"the scheduler in {where} can't be used ({first_message(error)}): restore "
+            "scheduler/scheduler_config.json"
         ) from error
 
 
@@ -199,11 +206,13 @@ def config_from_diffusers(settings: Mapping[str, Any], where: str) -> DiTConfig:
 def from_diffusers(
     theirs: Mapping[str, Tensor], expected: Mapping[str, Tensor], config: DiTConfig, where: str
 ) -> dict[str, Tensor]:
-    """diffusers' weights under our names, without the position table; the inverse of `to_diffusers` but for padding.
+    """diffusers' weights under our names, without the position table.
 
-    ``config`` is as `config_from_diffusers` read it, and ``expected`` has the names and shapes of our model of that
-    shape. Raises UserError for parameters that are missing, unknown or of another shape, and for embedders that differ
-    between blocks.
+    The inverse of `to_diffusers` but for padding.
+
+    ``config`` is as `config_from_diffusers` read it, and ``expected`` has the names and shapes of our model
+    of that shape. Raises UserError for parameters that are missing, unknown or of another shape, and for
+    embedders that differ between blocks.
     """
     rest = {name: weight for name, weight in theirs.items() if name != POSITION_TABLE}
     check_shapes(rest, _under_their_names(expected, config), where)
@@ -223,8 +232,8 @@ def _common(rest: Mapping[str, Tensor], name: str, depth: int, where: str) -> Te
     for block, copy in enumerate(copies):
         if not torch.equal(copy, copies[0]):
             raise UserError(
-                f"the blocks of the transformer in {where} have different embedders ({name} of block {block}), which a DiT "
-                "shares: it was trained further in diffusers and can't be imported"
+                f"the blocks of the transformer in {where} have different embedders ({name} of block "
+                f"{block}), which a DiT shares: it was trained further in diffusers and can't be imported"
             )
     return copies[0]
 

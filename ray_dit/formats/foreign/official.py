@@ -1,4 +1,6 @@
-"""Official DiT checkpoints: torch files read without running what is in them, and a model's shape seen from its weights.
+"""Official DiT checkpoints.
+
+Torch files are read without running what is in them, and a model's shape is seen from its weights.
 
 Knows the published parameter names and nothing of networks or folders.
 """
@@ -18,17 +20,18 @@ from ray_dit.config import PRESET_SIZES, DiTConfig
 from ray_dit.errors import UserError, first_message
 
 WRAPPERS = ("ema", "model", "state_dict")
-"""Keys under which training code puts the weights, the preferred first: the averaged ones are what was published."""
+"""Keys under which training code puts the weights, the preferred first: the averaged ones are what was
+published."""
 LABEL_TABLE = "y_embedder.embedding_table.weight"
 PATCHES = "x_embedder.proj.weight"
 WRAPPED = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
 def read_torch_file(path: Path) -> dict[str, Tensor]:
-    """The weights in a ``.pt`` or ``.bin`` file: a bare state dict, or one under "ema" (preferred) or "model".
+    """The weights in a ``.pt`` or ``.bin`` file: a bare state dict, or one under "ema" (first) or "model".
 
-    Only tensors and plain data are unpickled, and the ``argparse.Namespace`` that training code leaves beside them.
-    Raises UserError for a pickle with any other code, naming it, and for a file without weights.
+    Only tensors and plain data are unpickled, and the ``argparse.Namespace`` that training code leaves
+    beside them. Raises UserError for a pickle with any other code, naming it, and for a file without weights.
     """
     return _weights(_load(path), path)
 
@@ -80,7 +83,7 @@ def _weights(data: Any, path: Path) -> dict[str, Tensor]:
 
 
 def plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names without what DDP ("module.") and torch.compile ("_orig_mod.") put before them, in any order."""
+    """The names without what DDP ("module.") and torch.compile ("_orig_mod.") put first, in any order."""
     return {WRAPPED.sub("", name): value for name, value in weights.items()}
 
 
@@ -97,9 +100,9 @@ def config_of(
 ) -> DiTConfig:
     """The shape of the model these weights belong to, seen from a few of them.
 
-    The number of heads leaves no trace in the weights: it comes from the preset of that width and depth, or from
-    ``num_heads``. One row of the label table is the null class, unless ``num_classes`` says that all are classes.
-    Raises UserError naming the parameters that are missing or of an unknown shape.
+    The number of heads leaves no trace in the weights: it comes from the preset of that width and depth, or
+    from ``num_heads``. One row of the label table is the null class, unless ``num_classes`` says that all are
+    classes. Raises UserError naming the parameters that are missing or of an unknown shape.
     """
     hidden_size, in_channels, patch_size, _ = _shape_of(state_dict, PATCHES, 4, where)
     _, num_tokens, _ = _shape_of(state_dict, "pos_embed", 3, where)
@@ -145,6 +148,6 @@ def _preset_heads(hidden_size: int, depth: int, where: str) -> int:
         if (width, blocks) == (hidden_size, depth):
             return heads
     raise UserError(
-        f"the weights in {where} ({hidden_size} wide, {depth} blocks) are of no preset, and the number of attention "
-        "heads can't be seen from weights: give it with --num-heads"
+        f"the weights in {where} ({hidden_size} wide, {depth} blocks) are of no preset, and the number of "
+        "attention heads can't be seen from weights: give it with --num-heads"
     )

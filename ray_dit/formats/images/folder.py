@@ -12,7 +12,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class ImageFolder(InputFormat):
-    """Image files in folders named as their classes; other files, and files beside the folders, are left alone."""
+    """Image files in folders named as their classes.
+
+    Other files, and files beside the folders, are left alone.
+    """
 
     def list_images(self, source: Source) -> Listing:
         """Lists the folder once; UserError for a missing or empty folder and for a class without images."""
@@ -43,8 +46,8 @@ def _refuse_empty_classes(source: Source, names: Sequence[str]) -> None:
     empty = sorted(name for name in folders - set(names) if not name.startswith((".", "_")))
     if empty:
         raise UserError(
-            f"the class folder {empty[0]!r} in {source.uri} holds no pictures: add some ({', '.join(SUFFIXES)}) or"
-            " remove the folder"
+            f"the class folder {empty[0]!r} in {source.uri} holds no images: add some "
+            f"({', '.join(SUFFIXES)}) or remove the folder"
         )
 
 
@@ -62,6 +65,6 @@ def _nothing_found(source: Source) -> UserError:
     if path is not None and not path.is_dir():
         return UserError(f"{source.uri} is a file where a folder with one sub-folder per class is wanted")
     return UserError(
-        f"no pictures found in {source.uri}: give a folder with one sub-folder per class, holding files that end in "
-        + ", ".join(SUFFIXES)
+        f"no images found in {source.uri}: give a folder with one sub-folder per class, holding files that "
+        "end in " + ", ".join(SUFFIXES)
     )

@@ -1,7 +1,7 @@
 """Image shards as Parquet that ``datasets.load_dataset`` opens, one object per shard.
 
-Columns: ``image`` (struct of bytes and path, as Hugging Face's Image feature), ``label`` (ClassLabel) and ``id``. The
-bytes are a function of the rows alone.
+Columns: ``image`` (struct of bytes and path, as Hugging Face's Image feature), ``label`` (ClassLabel) and
+``id``. The bytes are a function of the rows alone.
 """
 
 # pyarrow has no type information; what it returns is unknown to the checker

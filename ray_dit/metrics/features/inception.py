@@ -1,7 +1,10 @@
-"""The Inception network FID is defined by (Heusel et al. 2017), in torch-fidelity's port of the original TensorFlow graph.
+"""The Inception network FID is defined by (Heusel et al. 2017).
 
-Resizing is the graph's own. torch-fidelity is an extra, `pip install -c constraints.txt -e '.[fid]'`, which brings
-torchvision; it is imported when the network is loaded. Weights are data from elsewhere: they must hold no code.
+It is torch-fidelity's port of the original TensorFlow graph.
+
+Resizing is the graph's own. torch-fidelity is an extra, `pip install -c constraints.txt -e '.[fid]'`, which
+brings torchvision; it is imported when the network is loaded. Weights are data from elsewhere: they must hold
+no code.
 """
 
 import hashlib
@@ -28,7 +31,8 @@ def load(weights: Callable[[], bytes], facts: Mapping[str, Any]) -> Network:
     """The network on ``facts["device"]``.
 
     Raises:
-        UserError: torch-fidelity is missing, or the weights of ``facts["source"]`` are not what they should be.
+        UserError: torch-fidelity is missing, or the weights of ``facts["source"]`` are not what they should
+            be.
     """
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import (  # pyright: ignore[reportMissingImports]
@@ -55,7 +59,10 @@ def load(weights: Callable[[], bytes], facts: Mapping[str, Any]) -> Network:
 
 
 def checked_weights(data: bytes, source: str) -> bytes:
-    """The same bytes, once they are known to hold tensors and no code: torch-fidelity would run what is in them."""
+    """The same bytes, once they are known to hold tensors and no code.
+
+    torch-fidelity would run what is in them.
+    """
     if source == PUBLISHED and not hashlib.sha256(data).hexdigest().startswith(PUBLISHED_SHA256):
         raise UserError(f"{source} was damaged on its way: fetch it by hand and give it by --inception")
     try:

@@ -1,4 +1,7 @@
-"""The judge: the small classifier that an evaluation trains on real images; its penultimate layer holds the features."""
+"""The judge.
+
+It is the small classifier that an evaluation trains on real images; its penultimate layer holds the features.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any

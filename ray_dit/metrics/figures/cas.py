@@ -1,4 +1,4 @@
-"""Classification accuracy score (Ravuri & Vinyals 2019): train on generated images, test on held-out real ones."""
+"""Classification accuracy score (Ravuri & Vinyals 2019): train on generated, test on held-out real images."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,10 @@ from ray_dit.metrics.statistics import COUNTS, counts
 
 
 def values(sets: Sets) -> Iterator[tuple[str, Value]]:
-    """The score, and over how many training images; the ceiling is that of a classifier trained on as many real ones."""
+    """The score, and over how many training images.
+
+    The ceiling is that of a classifier trained on as many real ones.
+    """
     assert sets.heldout is not None, "the score is taken on held-out images"
     # Where as many real images are all of them, the judge is the classifier trained on them.
     on_real = ON_REAL if ON_REAL in sets.trained_on else JUDGE

@@ -8,7 +8,10 @@ from ray_dit.metrics.statistics import MOMENTS, moments
 
 
 def values(sets: Sets) -> Iterator[tuple[str, Value]]:
-    """To the training images, and over how many; the ceiling is the distance of as many held-out real ones."""
+    """To the training images, and over how many.
+
+    The ceiling is the distance of as many held-out real ones.
+    """
     train, generated = moments(sets.train), moments(sets.generated)
     yield "frechet_distance", frechet_distance(train, generated)
     yield "frechet_images", generated.count

@@ -30,7 +30,7 @@ class Latents:
         object.__setattr__(self, "step", self.row.step)  # the row goes on while this waits
 
     def event(self, pixels: np.ndarray) -> Event:
-        """What its ticket is told."""
+        """What its ticket gets."""
         if self.final:
             return FinalImage(self.row.index, pixels)
         return Preview(self.row.index, self.step, pixels)

@@ -40,7 +40,7 @@ def profile_steps(model: Model, *, max_rows: int, seconds: float) -> StepCurve:
 
 
 def _flat(rows: list[int], times: list[float]) -> bool:
-    """Whether neither of the last two doublings brought 3 % more rows a second."""
+    """Whether neither of the last two doublings brought 3 % more rows per second."""
     if len(rows) < 4:
         return False
     rates = [r / t for r, t in zip(rows, times, strict=True)]

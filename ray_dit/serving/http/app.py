@@ -34,7 +34,7 @@ def create_app(
 ) -> FastAPI:
     """The application over these models, the first of them the default.
 
-    ``own_request_id``: answer with X-Request-Id; off behind a proxy that does. ``observe`` is told of every
+    ``own_request_id``: answer with X-Request-Id; off behind a proxy that does. ``observe`` gets every
     request. UserError for unreadable keys.
     """
     keys = Keys.load(config.keys_file)

@@ -1,4 +1,4 @@
-"""The description of the API at /openapi.json: FastAPI's document, told which errors there are."""
+"""The description of the API at /openapi.json: FastAPI's document, with the errors there are."""
 
 from typing import Any
 

@@ -15,7 +15,7 @@ CLIENT_GONE = 499
 
 @dataclass
 class RequestRecord:
-    """One request as the log tells it; routes add to ``details``."""
+    """One request as it is logged; routes add to ``details``."""
 
     request_id: str
     owner: str = "anonymous"

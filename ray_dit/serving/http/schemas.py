@@ -34,7 +34,7 @@ class ImageRequest(BaseModel):
     partial_images: Annotated[int, Field(ge=0, le=50)] | None = None
     """Previews per image, for streams; 0 by default. OpenAI allows 3."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
-    """Ours: the same seed, settings and model make the same images; drawn at random by default, and told."""
+    """Ours: the same seed, settings and model make the same images; by default random, and reported."""
     num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
     """Ours: denoising steps; the model's default if left out."""
     guidance_scale: Annotated[float, Field(ge=0, le=20)] | None = None
@@ -65,6 +65,8 @@ class ImageData(BaseModel):
 
 
 class InputTokensDetails(BaseModel):
+    """All 0: a prompt here is the name of a class, not tokens."""
+
     image_tokens: int
     text_tokens: int
 
@@ -79,6 +81,8 @@ class Usage(BaseModel):
 
 
 class ImagesResponse(BaseModel):
+    """The images of one request, and the settings that made them."""
+
     created: int
     data: list[ImageData]
     background: Literal["opaque"]
@@ -107,27 +111,37 @@ class ModelData(BaseModel):
 
 
 class ModelList(BaseModel):
+    """The models served here."""
+
     object: Literal["list"]
     data: list[ModelData]
 
 
 class LabelData(BaseModel):
+    """A class of a model."""
+
     id: int
     name: str
     wordnet_id: str | None
 
 
 class LabelList(BaseModel):
+    """The classes of a model that match a search."""
+
     object: Literal["list"]
     data: list[LabelData]
     total: int = Field(description="Classes that match, of which `data` holds the first.")
 
 
 class Status(BaseModel):
+    """Whether requests are answered yet."""
+
     status: Literal["ok", "starting"]
 
 
 class ErrorDetail(BaseModel):
+    """What is wrong with a request, as OpenAI's API says it."""
+
     message: str
     type: str
     param: str | None
@@ -135,6 +149,8 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
+    """The body of every answer that is an error."""
+
     error: ErrorDetail
 
 

@@ -72,7 +72,8 @@ def test_images_of_both_models_are_those_of_the_pipeline(client, pipeline):
 def test_a_stream_through_the_proxy(client):
     extra = {"num_inference_steps": 200}
     events = list(client.images.generate(prompt="hen", stream=True, partial_images=3, extra_body=extra))
-    assert events[-1].type == "image_generation.completed" and len(events) >= 2
+    assert events[-1].type == "image_generation.completed"
+    assert len(events) >= 2
 
 
 def test_answers_of_all_kinds(url):
@@ -85,7 +86,8 @@ def test_answers_of_all_kinds(url):
     answer = httpx.post(
         f"{url}/v1/images/generations", json={"prompt": "x"}, headers={"x-request-id": "mine-1"}
     )
-    assert answer.status_code == 400 and answer.headers.get_list("x-request-id") == ["mine-1"]
+    assert answer.status_code == 400
+    assert answer.headers.get_list("x-request-id") == ["mine-1"]
     big = httpx.post(
         f"{url}/v1/images/generations", content=b"[" * 100_000, headers={"content-type": "application/json"}
     )
@@ -177,7 +179,8 @@ def test_a_rolling_update_drops_no_request(url, config):
     stop.set()
     for thread in threads:
         thread.join(60)
-    assert len(statuses) > 4 and set(statuses) == {200}
+    assert len(statuses) > 4
+    assert set(statuses) == {200}
 
 
 def _replica(model: str):
@@ -214,13 +217,15 @@ def test_the_command_serves_and_lets_requests_finish(model_uri, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     ) as server:
-        assert server.stdout is not None and server.stderr is not None
+        assert server.stdout is not None
+        assert server.stderr is not None
         assert server.stdout.readline() == f"serving tiny at http://127.0.0.1:{port}\n"
         # what Ray Serve's proxy answers by itself, before any key is looked at: health alone
         assert httpx.get(f"http://127.0.0.1:{port}/-/routes").status_code == 404
         assert httpx.get(f"http://127.0.0.1:{port}/-/healthz").status_code == 200
         strange = httpx.get(f"http://127.0.0.1:{port}/health", headers=[(b"X-Request-Id", b"\xff\xfe")])
-        assert strange.status_code == 200 and len(strange.headers.get_list("x-request-id")) == 1
+        assert strange.status_code == 200
+        assert len(strange.headers.get_list("x-request-id")) == 1
         url = f"http://127.0.0.1:{port}/v1/images/generations"
         body = {"prompt": "hen", "n": 10, "num_inference_steps": 250, "sampler": "ddpm"}
         with ThreadPoolExecutor() as pool:
@@ -230,7 +235,8 @@ def test_the_command_serves_and_lets_requests_finish(model_uri, tmp_path):
             assert running.result().status_code == 200
         said = server.communicate(timeout=60)[1]
     lines = [json.loads(part[part.index("{") :]) for part in said.splitlines() if '"request_id"' in part]
-    assert [line["status"] for line in lines] == [200, 200] and lines[1]["n"] == 10
+    assert [line["status"] for line in lines] == [200, 200]
+    assert lines[1]["n"] == 10
     assert lines[0]["request_id"] == strange.headers["x-request-id"]
     assert "Traceback" not in said
 

@@ -85,7 +85,8 @@ def test_memory_that_is_short_between_calls_loses_no_image(make_engine, monkeypa
 
     monkeypatch.setattr(Rows, "cat", staticmethod(short_once))
     second = Client(engine, work([2] * 4, steps=20, scale=1.0))
-    assert isinstance(second.last, Done) and isinstance(first.last, Done)
+    assert isinstance(second.last, Done)
+    assert isinstance(first.last, Done)
     assert len(second.images()) == 4
     assert next(failures, None) is None
 
@@ -111,8 +112,10 @@ def test_a_deadline_ends_running_and_waiting_tickets(make_engine):
     engine = make_engine(model, EngineConfig(profile_seconds=0, slots=1))
     running = Client(engine, work(steps=200, seconds=0.1))
     waiting = Client(engine, work(steps=200, seconds=0.05))
-    assert running.last == Failed("deadline") and running.seconds < 0.5
-    assert waiting.last == Failed("deadline") and waiting.seconds < 0.5
+    assert running.last == Failed("deadline")
+    assert running.seconds < 0.5
+    assert waiting.last == Failed("deadline")
+    assert waiting.seconds < 0.5
     assert engine.load().images == 0
 
 
@@ -148,7 +151,8 @@ def test_out_of_memory_makes_steps_smaller(make_engine):
     object.__setattr__(model.guided_model, "network", limited)
     engine = make_engine(model)
     assert isinstance(Client(engine, work([1] * 10)).last, Done)
-    assert engine.max_step_rows <= 8 and max(map(len, model.calls)) <= 4
+    assert engine.max_step_rows <= 8
+    assert max(map(len, model.calls)) <= 4
 
 
 def test_close_drains_or_fails(make_engine):

@@ -101,10 +101,12 @@ def test_a_call_grows_until_a_ticket_would_be_below_its_share():
 def test_those_due_first_are_let_in_and_others_wait():
     long, short, middle = ticket(steps=100), ticket(steps=5), ticket(steps=20)
     made = schedule(long, short, middle, slots=2)
-    assert made.running == [short, middle] and made.waiting == [long]
+    assert made.running == [short, middle]
+    assert made.waiting == [long]
     made.take_out(short)
     made.admit()
-    assert made.running == [middle, long] and made.waiting == []
+    assert made.running == [middle, long]
+    assert made.waiting == []
 
 
 def test_beyond_free_slots_so_many_wait_and_no_more():
@@ -114,9 +116,11 @@ def test_beyond_free_slots_so_many_wait_and_no_more():
     with pytest.raises(QueueFull) as caught:
         made.enter(ticket())
     assert 1 <= caught.value.retry_after <= 60
-    assert made.load().queued == 5 and made.load().running == 0
+    assert made.load().queued == 5
+    assert made.load().running == 0
     made.admit()
-    assert made.load().queued == 3 and made.load().running == 2
+    assert made.load().queued == 3
+    assert made.load().running == 2
 
 
 def test_the_ticket_due_first_has_its_rows_and_others_what_it_leaves():
@@ -128,14 +132,16 @@ def test_the_ticket_due_first_has_its_rows_and_others_what_it_leaves():
 def test_guided_images_take_two_rows_and_are_not_cut_in_half():
     made = schedule(ticket(images=5, guided=10), rows=7)
     chosen = made.choose()
-    assert len(chosen) == 3 and count_rows(chosen) == 6
+    assert len(chosen) == 3
+    assert count_rows(chosen) == 6
 
 
 def test_a_quarter_of_the_slots_is_kept_for_first_images():
     long = [ticket(images=10, steps=100) for _ in range(4)]
     made = schedule(*long, slots=16)
     step(made)
-    assert sum(one.resident for one in long) == 12 and all(one.resident for one in long)
+    assert sum(one.resident for one in long) == 12
+    assert all(one.resident for one in long)
     late = ticket()
     made.enter(late)
     made.admit()
@@ -161,7 +167,8 @@ def test_who_is_too_late_or_has_a_reason_ends_and_frees_slots():
     assert made.next_deadline() == late.submitted + 5
     assert set(made.take_ending(late.submitted + 6)) == {late, cancelled}
     assert (late.reason, cancelled.reason, other.reason) == ("deadline", "cancelled", None)
-    assert made.tickets == [other] and made.load().images == 1
+    assert made.tickets == [other]
+    assert made.load().images == 1
     assert [row.ticket for row in made.choose()] == [other]
     assert made.next_deadline() is None
     assert made.take_ending(late.submitted + 6) == []
@@ -192,7 +199,8 @@ def test_in_any_mixture_all_are_done_within_the_bounds(curve: StepCurve, seed: i
         made.admit()
         chosen = made.choose()
         assert not made.tickets or chosen  # nobody waits while nothing is done
-        assert count_rows(chosen) <= 9 and len(set(chosen)) == len(chosen)
+        assert count_rows(chosen) <= 9
+        assert len(set(chosen)) == len(chosen)
         step(made)
         assert sum(one.resident for one in everyone) <= 8
         steps += 1

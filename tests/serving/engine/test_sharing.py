@@ -76,7 +76,8 @@ def test_a_long_ticket_is_not_passed_for_ever(make_engine, monkeypatch):
         for other in others:
             other.join()
     before_long = max(number for number, call in enumerate(model.calls) if 1 in call) - 60
-    # Passed by those who are due before it: it is after 600 ms of steps, they after 200 ms from when they came.
+    # Passed by those who are due before it: it is after 600 ms of steps, they after 200 ms from when they
+    # came.
     assert 150 < before_long < 700
 
 
@@ -87,7 +88,8 @@ def test_those_due_first_get_the_slots_that_become_free(make_engine):
     model.gate.set()
     first.wait(), short.wait()
     of_short = [number for number, call in enumerate(model.calls) if 3 in call]
-    assert len(of_short) == 2 and not any(2 in call for call in model.calls[: of_short[-1]])
+    assert len(of_short) == 2
+    assert not any(2 in call for call in model.calls[: of_short[-1]])
     long.ticket.cancel()
 
 

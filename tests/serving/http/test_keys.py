@@ -10,7 +10,8 @@ def test_hashes_are_no_keys_and_files_are_checked(tmp_path, monkeypatch):
     key, line = new_key("anna")
     monkeypatch.setenv(VARIABLE, f"{line},{new_key('bert')[1]}")
     keys = Keys.load(None)
-    assert len(keys) == 2 and keys.owner(f"Bearer {key}") == "anna"
+    assert len(keys) == 2
+    assert keys.owner(f"Bearer {key}") == "anna"
     assert keys.owner(f"Bearer {line.split(':')[1]}") is None
     monkeypatch.delenv(VARIABLE)
     for content in (key, f"{line}\n{line}", "anna:123", ""):

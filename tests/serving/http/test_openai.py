@@ -32,7 +32,8 @@ def test_images_are_those_of_the_pipeline(client, pipeline: Pipeline):
     assert len(answer.data) == 3
     for got, image in zip(answer.data, want, strict=True):
         assert np.abs(pixels(got.b64_json).astype(int) - np.asarray(image).astype(int)).max() <= 1
-    assert answer.size == "32x32" and answer.output_format == "png"
+    assert answer.size == "32x32"
+    assert answer.output_format == "png"
     assert answer.usage.output_tokens == 12
     assert answer.model_extra["seed"] == 5
     assert answer.data[0].revised_prompt == "goldfish"
@@ -57,7 +58,8 @@ def test_class_labels_make_one_image_each(client, pipeline: Pipeline):
 def test_formats(client, output_format):
     answer = client.images.generate(prompt="hen", output_format=output_format, output_compression=80)
     image = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json)))
-    assert image.format.lower() == output_format and image.size == (32, 32)
+    assert image.format.lower() == output_format
+    assert image.size == (32, 32)
 
 
 def test_a_stream_of_previews_ends_in_the_image(client):
@@ -72,7 +74,8 @@ def test_a_stream_of_previews_ends_in_the_image(client):
     whole = client.images.generate(prompt="goldfish", extra_body=extra)
     assert np.array_equal(final, pixels(whole.data[0].b64_json))
     distances = [np.abs(pixels(event.b64_json).astype(int) - final).mean() for event in partials]
-    assert distances[-1] < 40 and distances == sorted(distances, reverse=True)
+    assert distances[-1] < 40
+    assert distances == sorted(distances, reverse=True)
     assert events[-1].usage.output_tokens == 100
 
 
@@ -99,10 +102,16 @@ def test_models(client):
         ({"prompt": "hen", "response_format": "url"}, openai.BadRequestError, "response_format"),
         ({"prompt": "hen", "model": "dall-e-3"}, openai.NotFoundError, "model"),
         ({"prompt": "hen", "extra_body": {"steps": 3}}, openai.BadRequestError, "steps"),
-        ({"prompt": "hen", "extra_body": {"num_inference_steps": 251}}, openai.BadRequestError, "num_inference_steps"),
+        (
+            {"prompt": "hen", "extra_body": {"num_inference_steps": 251}},
+            openai.BadRequestError, "num_inference_steps",
+        ),
         ({"prompt": "hen", "n": 11, "extra_body": {"num_inference_steps": 1}}, openai.BadRequestError, "n"),
         ({"prompt": "hen", "n": 2, "extra_body": {"class_labels": [1, 2, 3]}}, openai.BadRequestError, "n"),
-        ({"prompt": "hen", "stream": True, "extra_body": {"partial_images": 11}}, openai.BadRequestError, "partial_images"),
+        (
+            {"prompt": "hen", "stream": True, "extra_body": {"partial_images": 11}},
+            openai.BadRequestError, "partial_images",
+        ),
     ],
 )  # fmt: skip
 def test_errors_are_the_clients_own(client, fields, error, param):
@@ -123,7 +132,8 @@ def test_a_full_queue_is_retried_after_the_time_told():
         started = time.monotonic()
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
             assert client.images.generate(prompt="0").data[0].b64_json
-        assert backend.specs == 2 and time.monotonic() - started >= 0.9  # whole seconds
+        assert backend.specs == 2
+        assert time.monotonic() - started >= 0.9
         with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
             backend.refusals = [Refused("queue_full", "full", 3)]
             with pytest.raises(openai.RateLimitError) as caught:
@@ -136,7 +146,8 @@ def test_a_deadline_is_not_retried_and_a_late_failure_ends_the_stream():
     with serving({"fake": backend}) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
         with pytest.raises(openai.InternalServerError) as caught:
             client.images.generate(prompt="0")
-        assert caught.value.status_code == 504 and backend.specs == 1
+        assert caught.value.status_code == 504
+        assert backend.specs == 1
         backend.late = Refused("internal", "the model failed")
         with pytest.raises(openai.APIError, match="the model failed"):
             list(client.images.generate(prompt="0", stream=True))

@@ -124,7 +124,8 @@ def test_the_copied_command_works(page, url, tmp_path):
     playwright_api.expect(page.locator("#status")).to_contain_text("clipboard")
     command = page.evaluate("navigator.clipboard.readText()")
     body = json.loads(re.search(r"-d '(.*?)'", command, re.S)[1])
-    assert body["prompt"] == "tench, Tinca tinca" and body["seed"] == 3
+    assert body["prompt"] == "tench, Tinca tinca"
+    assert body["seed"] == 3
     assert f"{url}/v1/images/generations" in command
     if shutil.which("curl") is None:
         pytest.skip("no curl here to run the command with")
@@ -154,7 +155,8 @@ def test_colours_follow_the_system_and_can_be_read(browser, url, scheme):
             && !e.closest('[disabled]') && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()));
         const ratios = texts.map((e) => {
             const pair = [luminance(rgba(getComputedStyle(e).color)), behind(e)].sort((a, b) => b - a);
-            return [(pair[0] + 0.05) / (pair[1] + 0.05), e.tagName + '.' + e.className + ': ' + e.textContent.slice(0, 30)];
+            const name = e.tagName + '.' + e.className + ': ' + e.textContent.slice(0, 30);
+            return [(pair[0] + 0.05) / (pair[1] + 0.05), name];
         });
         return [ratios.sort((a, b) => a[0] - b[0])[0], behind(document.body)];
     }""")

@@ -16,9 +16,11 @@ def _file(name: str) -> bytes:
 def test_each_file_of_the_page_is_served_with_its_type(path: str):
     name, media_type = PAGE_FILES[path]
     answer = ask(method="GET", path=path)
-    assert answer.status_code == 200 and answer.headers["content-type"] == media_type
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == media_type
     before, mark, after = _file(name).partition(b"<!-- samplers -->")
-    assert answer.content.startswith(before) and answer.content.endswith(after)
+    assert answer.content.startswith(before)
+    assert answer.content.endswith(after)
     assert mark or answer.content == before
 
 

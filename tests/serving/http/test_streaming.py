@@ -22,19 +22,24 @@ def test_a_client_that_leaves_ends_its_work(stream):
         deadline = time.monotonic() + 2
         while backend.open and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert backend.specs == 1 and backend.open == 0
+        assert backend.specs == 1
+        assert backend.open == 0
 
 
 def test_a_stream_that_waits_says_that_it_lives(monkeypatch):
     monkeypatch.setattr("ray_dit.serving.http.streaming.KEEP_ALIVE_SECONDS", 0.05)
     backend = FakeBackend()
     backend.hold = True
-    with serving({"fake": backend}) as url, httpx.Client() as client:
-        with client.stream("POST", url + GENERATE, json={"prompt": "1", "stream": True}) as answer:
-            lines = answer.iter_lines()
-            assert next(lines) == ": still here"
-            backend.hold = False
-            assert "data: [DONE]" in list(lines)
+    asked = {"prompt": "1", "stream": True}
+    with (
+        serving({"fake": backend}) as url,
+        httpx.Client() as client,
+        client.stream("POST", url + GENERATE, json=asked) as answer,
+    ):
+        lines = answer.iter_lines()
+        assert next(lines) == ": still here"
+        backend.hold = False
+        assert "data: [DONE]" in list(lines)
 
 
 def test_a_backend_that_stands_still_is_given_up(monkeypatch):

@@ -7,8 +7,22 @@ from tests.serving.http.client import ask, raw
 from tests.support.fakes import FakeBackend
 from tests.support.serving import serving
 
-TRICKS = ("//health", "/health/", "/health/..", "/v1/../health", "/./health", "/%2fhealth", "/health%2f..%2fv1%2fmodels",
-          "/HEALTH", "/health;x", "/health%00", "/health/../v1/models", "\\health", "/v1\\..\\health")  # fmt: skip
+TRICKS = (
+    "//health",
+    "/health/",
+    "/health/..",
+    "/v1/../health",
+    "/./health",
+    "/%2fhealth",
+    "/health%2f..%2fv1%2fmodels",
+    # fmt: skip
+    "/HEALTH",
+    "/health;x",
+    "/health%00",
+    "/health/../v1/models",
+    "\\health",
+    "/v1\\..\\health",
+)
 
 
 def test_no_route_but_health_answers_without_a_key(keyed):
