@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
 
         manifest = generate(config)
         print(
-            f"{manifest['rows']} pictures, balanced over {len(manifest['labels'])} classes: {config.output}"
+            f"{manifest.facts.rows} pictures, balanced over {len(manifest.facts.labels)} classes: {config.output}"
         )
         print(expectation(options.num_images), flush=True)
         found = meter(config.output)

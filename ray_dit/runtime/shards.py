@@ -24,6 +24,8 @@ from ray_dit.config import EncodeConfig, GenerateConfig, ShardsConfig
 from ray_dit.errors import UserError, first_message
 from ray_dit.ledger.job import HashAlarm, Job, RunRecord
 from ray_dit.ledger.maintenance import repair
+from ray_dit.ledger.results import F, Facts, Marker
+from ray_dit.results import ShardFacts
 from ray_dit.runtime.progress import Advance, progress
 from ray_dit.runtime.session import debugging, ray_session
 from ray_dit.runtime.shard_queue import STARTS, TRIES, Failure, ShardQueue, Turn
@@ -44,11 +46,11 @@ def set_up_torch(threads: int) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """A finished shard: where it goes, its bytes, and deterministic facts for its marker."""
+    """A finished shard: where it goes, its bytes, and the facts for its marker."""
 
     key: str
     data: bytes
-    facts: dict[str, Any]
+    facts: ShardFacts
 
 
 class ShardMaker(Protocol):
@@ -132,9 +134,9 @@ def make_shards(
         raise UserError(_complaint(outcome, job, work, run))
 
 
-def all_markers(job: Job, num_shards: int) -> Iterator[dict[str, Any]]:
+def all_markers(job: Job, num_shards: int, facts: type[F]) -> Iterator[Marker[F]]:
     """The markers in shard order."""
-    return job.markers([shard_name(shard) for shard in range(num_shards)])
+    return job.markers(facts, [shard_name(shard) for shard in range(num_shards)])
 
 
 def _missing(job: Job, num_shards: int) -> list[int]:
@@ -152,11 +154,12 @@ def repair_shards(config: EncodeConfig | GenerateConfig, job: Job, build: Callab
     with ray_session(config) as ray:
         maker = ray.remote(num_cpus=config.threads, num_gpus=gpus)(_Maker).remote(build, config.threads)
 
-        def rebuild(_: Store, marker: dict[str, Any]) -> bytes:
-            if "shard" not in marker:
-                where = job.store.where(marker["key"])
+        def rebuild(_: Store, marker: Marker[Facts]) -> bytes:
+            shard = marker.facts.to_json().get("shard")
+            if shard is None:
+                where = job.store.where(marker.key)
                 raise UserError(f"{where} is damaged and no shard: run the job in another folder")
-            return ray.get(maker.rebuild.remote(marker["shard"]))
+            return ray.get(maker.rebuild.remote(shard))
 
         for problem in repair(job.store, rebuild):
             print(f"repaired {problem}")
@@ -313,9 +316,9 @@ class _Actor:
         assert self._maker is not None, "a coordinator that was stopped hands out no shards"
         name = shard_name(shard)
         try:
-            if self._job.marker(name) is None:  # another try may have made it
+            if self._job.marker(name, ShardFacts) is None:  # another try may have made it
                 made = make_shard(self._maker, shard)
-                self._job.put(name, made.key, made.data, {"shard": shard, **made.facts})
+                self._job.put(name, made.key, made.data, made.facts)
         except HashAlarm as alarm:
             self._get(self._coordinator.stop.remote(str(alarm)))
             return self._coordinator.take.remote(self._id)

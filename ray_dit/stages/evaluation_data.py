@@ -5,7 +5,6 @@ Real pictures come from the image folder, generated ones from the dataset's shar
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,8 +15,10 @@ from ray_dit.core.order import order
 from ray_dit.errors import UserError
 from ray_dit.folders.dataset import read_shard
 from ray_dit.folders.images import ImagePlan, load_images
-from ray_dit.ledger.job import manifest_objects
+from ray_dit.ledger.manifest import manifest_objects
+from ray_dit.ledger.results import Manifest
 from ray_dit.metrics import JUDGE, ON_GENERATED, ON_REAL
+from ray_dit.results import DatasetResult, ImageShardFacts
 from ray_dit.storage.open import open_store
 
 REAL_PIECE = 1000
@@ -29,12 +30,22 @@ Pictures = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
+class GeneratedShard:
+    """One shard of the dataset."""
+
+    key: str
+    rows: int
+    before: int
+    """Images in the shards before it."""
+
+
+@dataclass(frozen=True)
 class EvaluationData:
     """Where the pictures are and which of them each figure uses, all of it a function of the configuration."""
 
     config: EvaluateConfig
     plan: ImagePlan
-    dataset: dict[str, Any]
+    dataset: Manifest[DatasetResult]
 
     @property
     def num_classes(self) -> int:
@@ -42,16 +53,16 @@ class EvaluationData:
 
     @property
     def num_generated(self) -> int:
-        return int(self.dataset["rows"])
+        return self.dataset.facts.rows
 
     @cached_property
-    def shards(self) -> list[dict[str, Any]]:
-        """The generated shards' markers, each with the number of pictures ``before`` it."""
-        listed: list[dict[str, Any]] = []
+    def shards(self) -> list[GeneratedShard]:
+        """The dataset's shards in their order."""
+        listed: list[GeneratedShard] = []
         before = 0
-        for marker in manifest_objects(open_store(self.config.dataset), self.dataset):
-            listed.append({"key": marker["key"], "rows": marker["rows"], "before": before})
-            before += marker["rows"]
+        for marker in manifest_objects(open_store(self.config.dataset), self.dataset, ImageShardFacts):
+            listed.append(GeneratedShard(marker.key, marker.facts.rows, before))
+            before += marker.facts.rows
         return listed
 
     @cached_property
@@ -66,7 +77,7 @@ class EvaluationData:
     @cached_property
     def piece_sizes(self) -> list[int]:
         """Pictures in each piece: the real ones, then the generated shards."""
-        return [len(rows) for rows in self.real_pieces] + [shard["rows"] for shard in self.shards]
+        return [len(rows) for rows in self.real_pieces] + [shard.rows for shard in self.shards]
 
     @property
     def num_pieces(self) -> int:
@@ -111,16 +122,16 @@ class EvaluationData:
         images: list[NDArray[np.uint8]] = [np.zeros((0, self.plan.size, self.plan.size, 3), np.uint8)]
         labels: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
         for number, shard in enumerate(self.shards):
-            low, high = np.searchsorted(wanted, [shard["before"], shard["before"] + shard["rows"]])
+            low, high = np.searchsorted(wanted, [shard.before, shard.before + shard.rows])
             if low < high:
-                part = self.shard_pictures(number, wanted[low:high] - shard["before"])
+                part = self.shard_pictures(number, wanted[low:high] - shard.before)
                 images.append(part[0])
                 labels.append(part[1])
         return np.concatenate(images), np.concatenate(labels)
 
     def shard_pictures(self, number: int, rows: NDArray[np.int64]) -> Pictures:
         """These rows of a generated shard; UserError where they do not fit the real pictures."""
-        key = self.shards[number]["key"]
+        key = self.shards[number].key
         shard = read_shard(open_store(self.config.dataset), key)
         where = f"{self.config.dataset}/{key}"
         images = [self._decoded(shard.images[row], where) for row in rows]
@@ -144,7 +155,7 @@ class EvaluationData:
 
 def check(data: EvaluationData) -> None:
     """UserError for inputs that cannot be compared."""
-    theirs, ours = data.dataset["classes"], list(data.plan.classes)
+    theirs, ours = data.dataset.facts.classes, data.plan.classes
     if not theirs:
         raise UserError(
             f"{data.config.dataset} was made without classes, and evaluate judges by a classifier: measure it by "

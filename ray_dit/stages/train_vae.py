@@ -22,18 +22,21 @@ from ray_dit.core.rng import Stream, normal
 from ray_dit.errors import UserError
 from ray_dit.folders.images import ImagePlan, load_images, plan_images
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import read_manifest
+from ray_dit.ledger.results import Facts, Manifest
+from ray_dit.results import VAEResult
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.stages.fingerprint import open_job
 
-STAGE = "train-vae"
+STAGE = VAEResult.stage_name
 MAX_JUDGED = 1000
 """Held-out pictures the PSNR is taken over, at most."""
 SHOWN = 16
 """Held-out pictures kept as reconstructions.npz for the report."""
 
 
-def train_vae(config: TrainVaeConfig) -> dict[str, Any]:
+def train_vae(config: TrainVaeConfig) -> Manifest[VAEResult]:
     """Trains the VAE, or goes on where an earlier run stopped; returns the manifest."""
     plan = plan_images(config.images)
     factor = 2 ** (len(config.vae.block_out_channels) - 1)
@@ -45,12 +48,12 @@ def train_vae(config: TrainVaeConfig) -> dict[str, Any]:
     if not len(plan.rows(heldout=False)):
         raise UserError(f"every picture in {plan.uri} is held out: lower --images.heldout or add pictures")
     job = open_job(config, STAGE, {"images": plan.sha256})
-    manifest = job.finished()
+    manifest = job.finished(VAEResult)
     if manifest is not None:
         return manifest
     with ray_session(config) as ray:
         run_training(ray, config, job, VAETask(config, plan, config.optimizer), "train-vae")
-    return job.manifest() or {}
+    return read_manifest(job.store, VAEResult)
 
 
 class VAELoss(nn.Module):
@@ -113,12 +116,17 @@ class VAETask:
 
         vae = VAE(model.module)
         for name, data in vae.files().items():
-            job.put(name, name, data, {})
+            job.put(name, name, data, Facts())
         decibels, judged, originals, reconstructed = self._judge(vae)
         job.put_plain("reconstructions.npz", npz_bytes(original=originals, reconstructed=reconstructed))
         job.put_plain("log.npz", npz_bytes(log=log))
         job.finish(
-            {"psnr_heldout": decibels, "num_heldout": judged, "steps": self.config.steps, "loss": log[-1, 1]}
+            VAEResult(
+                psnr_heldout=decibels,
+                num_heldout=judged,
+                steps=self.config.steps,
+                loss=float(log[-1, 1]),
+            )
         )
 
     def _latent_size(self) -> int:

@@ -9,6 +9,7 @@ import pytest
 from ray_dit.config import ShardsConfig
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import Job
+from ray_dit.results import ShardFacts
 from ray_dit.runtime.shard_queue import TRIES
 from ray_dit.runtime.shards import Work, make_shards, shard_name, shard_sizes
 from ray_dit.storage.local import LocalStore
@@ -137,7 +138,7 @@ def test_a_resume_reads_no_marker(tmp_path: Path) -> None:
     config = ShardsConfig(output=str(tmp_path))
     job = Job.open(Counting(str(tmp_path)), "generate", {"made": "by a test"})
     for shard in range(20):
-        job.put(shard_name(shard), f"data/{shard}", b"", {"rows": SIZE})
+        job.put(shard_name(shard), f"data/{shard}", b"", ShardFacts(shard=shard))
     reads.clear()
     make_shards(
         None, config, job, lambda: pytest.fail("nothing is missing"), Work("test", "images", [SIZE] * 20)

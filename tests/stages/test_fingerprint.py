@@ -13,7 +13,9 @@ from ray_dit.config import Placement, PositiveInt
 from ray_dit.errors import Conflict
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import Tally, verify
-from ray_dit.ledger.manifest import canonical
+from ray_dit.ledger.results import Facts
+from ray_dit.ledger.stored_json import canonical
+from ray_dit.results import LatentsResult
 from ray_dit.stages.fingerprint import STAGE_RULES, comparison, parts
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
@@ -100,9 +102,10 @@ def test_a_folder_of_before_goes_on_under_its_own_fingerprint(name: str, tmp_pat
     before = {info.key: store.get(info.key) for info in store.list()}
     job = open_as_today(store, TODAY[name])
     assert job.fingerprint == json.loads(before["_job.json"])["fingerprint"] and job.accepted is None
-    assert (job.manifest() is None) == (name != "encode")
-    job.put("00077", "data/77", b"more", {"rows": 1})
-    assert "fingerprint" not in (job.marker("00077") or {})
+    assert (job.manifest(LatentsResult) is None) == (name != "encode")
+    job.put("00077", "data/77", b"more", Facts())
+    marker = job.marker("00077", Facts)
+    assert marker is not None and marker.fingerprint is None
     assert all(store.get(key) == data for key, data in before.items())
 
 
@@ -181,8 +184,8 @@ def test_a_finished_folder_under_older_rules_stays_readable(
 ) -> None:
     new_rules("encode", monkeypatch)
     store = stored("encode", tmp_path)
-    manifest = open_as_today(store, encode_config()).manifest()
-    assert manifest is not None and manifest["rows"] == 12
+    manifest = open_as_today(store, encode_config()).manifest(LatentsResult)
+    assert manifest is not None and manifest.facts.rows == 12
     tally = Tally()
     problems = [problem.what for problem in verify(store, tally=tally)]
     assert (

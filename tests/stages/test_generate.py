@@ -146,7 +146,7 @@ def test_other_sampler_settings_are_written_down(place: Path) -> None:
     sampler = SamplerConfig(num_inference_steps=2, guidance_scale=1.0)
     manifest = generate(settings(place, "quick", num_images=2, sampler=sampler, classes=("middle",)))
     expected = SAMPLER.model_copy(update={"num_inference_steps": 2, "guidance_scale": 1.0})
-    assert manifest["sampler"] == expected.model_dump(mode="json")
+    assert manifest.facts.sampler.to_json() == expected.model_dump(mode="json")
     assert [label for label, _ in rows(place / "quick").values()] == [1, 1]
 
 

@@ -22,7 +22,10 @@ from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.core.dit import DiT
 from ray_dit.errors import UserError
 from ray_dit.folders.model import read_model
-from ray_dit.ledger.job import Job, read_manifest
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import read_manifest
+from ray_dit.ledger.results import Manifest
+from ray_dit.results import LatentsResult, TrainingResult
 from ray_dit.stages.encode import encode
 from ray_dit.stages.train import DiTTask, model_config_of, train
 from ray_dit.storage.open import open_store
@@ -60,22 +63,22 @@ def losses(place: Path, output: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def trained(place: Path) -> dict[str, Any]:
+def trained(place: Path) -> Manifest[TrainingResult]:
     return train(settings(place, "run"))
 
 
-def test_two_workers_see_the_samples_of_one(place: Path, trained: dict[str, Any]) -> None:
+def test_two_workers_see_the_samples_of_one(place: Path, trained: Manifest[TrainingResult]) -> None:
     train(settings(place, "pair", num_workers=2))
     alone, pair = losses(place, "run"), losses(place, "pair")
     np.testing.assert_allclose(pair, alone, atol=1e-5, rtol=0)
     assert np.ptp(alone) > 1e-2  # steps differ by far more than that, so other samples would show
 
 
-def test_the_run_and_its_model_folder(place: Path, trained: dict[str, Any]) -> None:
+def test_the_run_and_its_model_folder(place: Path, trained: Manifest[TrainingResult]) -> None:
     from PIL import Image
 
-    assert (trained["steps"], trained["samples"]) == (STEPS, STEPS * 4)
-    assert trained["loss"] == losses(place, "run")[-1]
+    assert (trained.facts.steps, trained.facts.samples) == (STEPS, STEPS * 4)
+    assert trained.facts.loss == losses(place, "run")[-1]
     pictures = sorted((place / "run/samples").iterdir())
     assert [path.name for path in pictures] == ["step-00000006.png", "step-00000012.png"]
     with Image.open(pictures[-1]) as image:
@@ -88,7 +91,7 @@ def test_the_run_and_its_model_folder(place: Path, trained: dict[str, Any]) -> N
     assert [image.tobytes() for image in images] == [image.tobytes() for image in again]
 
 
-def test_running_it_again_writes_nothing(place: Path, trained: dict[str, Any]) -> None:
+def test_running_it_again_writes_nothing(place: Path, trained: Manifest[TrainingResult]) -> None:
     before = times(place / "run")
     assert train(settings(place, "run")) == trained
     assert times(place / "run") == before
@@ -147,9 +150,9 @@ def test_a_normalisation_of_its_own_is_not_lost_with_a_vae_that_is_only_named(pl
 def task_of(place: Path, **fields: Any) -> tuple[DiTTask, DiT]:
     """What a worker has after its setup."""
     config = settings(place, "none", **fields)
-    latents = read_manifest(config.latents, "encode")
+    latents = read_manifest(config.latents, LatentsResult)
     job = Job.open(open_store(str(place / "none-model")), "model", {"made": "by a test"})
-    own = model_config_of(config, latents, read_model(config.init_from) if config.init_from else None)
+    own = model_config_of(config, latents.facts, read_model(config.init_from) if config.init_from else None)
     one = DiTTask(config, own, latents, job, config.optimizer, None)
     model = one.setup(torch.device("cpu"), True)
     assert isinstance(model, DiT)
@@ -214,7 +217,7 @@ def test_workers_that_do_not_divide_the_batch_are_refused(place: Path) -> None:
         settings(place, "odd", num_workers=3)
 
 
-def test_a_finished_run_without_its_model_says_so(place: Path, trained: dict[str, Any]) -> None:
+def test_a_finished_run_without_its_model_says_so(place: Path, trained: Manifest[TrainingResult]) -> None:
     weights = place / "run/model/model.safetensors"
     weights.rename(weights.with_suffix(".away"))
     with pytest.raises(UserError, match="model.safetensors is missing, though its job is finished"):

@@ -13,6 +13,7 @@ from typing import Any
 
 from ray_dit.config import ShardsConfig
 from ray_dit.ledger.job import Job
+from ray_dit.results import ShardFacts
 from ray_dit.runtime.shards import Made, ShardMaker, Work, make_shards
 from ray_dit.storage.open import open_store
 
@@ -74,7 +75,7 @@ class Maker:
 
     def finish(self, outputs: int) -> Made:
         """Bytes that are a function of the shard."""
-        return Made(f"data/{outputs:05d}", f"shard {outputs}".encode(), {"rows": SIZE})
+        return Made(f"data/{outputs:05d}", f"shard {outputs}".encode(), ShardFacts(shard=outputs, rows=SIZE))
 
 
 def _claim(folder: Path, what: str) -> int:
