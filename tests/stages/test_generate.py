@@ -61,7 +61,7 @@ def test_a_model_that_knows_no_null_class_is_not_said_to_be_guided(place: Path) 
     with pytest.raises(UserError, match="can't be guided: leave --sampler.guidance-scale out"):
         generate(asked)
     made = generate(settings(place, "unguided", **fields))
-    assert made["sampler"]["guidance_scale"] == 1.0
+    assert made.facts.sampler.guidance_scale == 1.0
 
 
 def test_settings_that_can_not_be_followed_leave_the_folder_free(place: Path) -> None:
