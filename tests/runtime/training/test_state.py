@@ -9,7 +9,7 @@ from torch import nn
 
 from ray_dit.config import OptimizerConfig
 from ray_dit.folders.checkpoints import checkpoint_key, read_checkpoint
-from ray_dit.formats.checkpoint import checkpoint_bytes
+from ray_dit.formats.checkpoint import CheckpointFacts, checkpoint_bytes
 from ray_dit.ledger.job import HashAlarm
 from ray_dit.runtime.training.state import TrainingState
 from ray_dit.storage.open import open_store
@@ -34,9 +34,8 @@ def test_every_field_of_the_state_is_needed(tmp_path: Path, left_out: str) -> No
             changed[name] = initial(name, tensors[name])
     assert left_out == "step" or any(not torch.equal(tensors[n], changed[n]) for n in tensors)
     store.delete(checkpoint_key(4))
-    store.put(
-        checkpoint_key(4), checkpoint_bytes(changed, facts | ({"step": 0} if left_out == "step" else {}))
-    )
+    facts = facts.model_copy(update={"step": 0}) if left_out == "step" else facts
+    store.put(checkpoint_key(4), checkpoint_bytes(changed, facts))
     try:
         resumed = run(tmp_path / "half")
     except HashAlarm:  # an object came out otherwise than before: seen as well
@@ -77,7 +76,7 @@ def test_a_restored_optimizer_is_where_the_parameters_are() -> None:
     saved = {name: value.detach().cpu() for name, value in made().tensors().items()}
     model = Regression().setup(CPU, True).to("meta")
     state = TrainingState(model, None, torch.optim.AdamW(model.parameters()))
-    state.restore(saved, {"step": 2})
+    state.restore(saved, CheckpointFacts(step=2))
     of_optimizer = [value for entry in state.optimizer.state.values() for value in entry.values()]
     assert len(of_optimizer) == 3 * 4
     assert {value.device.type for value in of_optimizer} == {"meta"}
