@@ -30,6 +30,7 @@ from typing import Any
 from benchmarks.common import RESULTS, argument_parser, machine, write_json
 from ray_dit.config import GenerateConfig, ShardsConfig
 from ray_dit.ledger.job import Job
+from ray_dit.results import ShardFacts
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import Made, ShardMaker, Work, make_shards
 from ray_dit.storage.open import open_store
@@ -96,7 +97,9 @@ class Sleeping:
 
     def finish(self, outputs: int) -> Made:
         """A kilobyte, and when it was done."""
-        return Made(f"data/{outputs:05d}", b"x" * 1000, {"actor": self.number, "end": time.time()})
+        said = {"shard": outputs, "actor": self.number, "end": time.time()}
+        facts = ShardFacts.model_validate(said)
+        return Made(f"data/{outputs:05d}", b"x" * 1000, facts)
 
 
 def ideal(shards: int, ready: Sequence[float], seconds: Sequence[float]) -> float:
@@ -117,7 +120,7 @@ def measure(ray: Any, case: Case) -> dict[str, Any]:
         job = Job.open(open_store(config.output), "generate", {"made": "by a benchmark"})
         work = Work("benchmark", "shards", [1] * case.shards)
         make_shards(ray, config, job, Sleeper(case, str(starts)), work, set_up=lambda threads: None)
-        markers = list(job.markers())
+        markers = [marker.facts.to_json() for marker in job.markers(ShardFacts)]
         ready = [float((starts / f"actor-{number}").read_text()) for number in range(case.actors)]
         last = max(marker["end"] for marker in markers)
         took = [case.seconds * (case.slow if number == 0 else 1.0) for number in range(case.actors)]
@@ -192,7 +195,7 @@ def plain_worker(config: GenerateConfig, first: int, step: int) -> None:
     job = Job.open(open_store(os.environ["BENCH_OUT"]), "generate", {"made": "by a benchmark"})
     for shard in range(first, plan.num_shards, step):
         made = make_shard(painter, shard)
-        job.put(shard_name(shard), made.key, made.data, {"shard": shard, **made.facts})
+        job.put(shard_name(shard), made.key, made.data, made.facts)
 
 
 def span(markers: Path) -> float:

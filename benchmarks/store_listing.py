@@ -16,8 +16,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from benchmarks.common import RESULTS, argument_parser, machine, write_json
-from ray_dit.ledger.job import Job, Marker, manifest_objects
+from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import Tally, verify
+from ray_dit.ledger.manifest import manifest_objects
+from ray_dit.ledger.results import Facts, Marker, Result
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store, ahead
 
@@ -39,8 +41,10 @@ def make(store: Store, objects: int) -> int:
     """Puts all objects with their markers, 16 at a time."""
     job = open_job(store, objects)
 
-    def put(number: int) -> Marker:
-        return job.put(f"{number:06d}", f"data/{number // 1000:03d}/{number:06d}", shard(number), {"rows": 1})
+    rows = Facts.model_validate({"rows": 1})
+
+    def put(number: int) -> Marker[Facts]:
+        return job.put(f"{number:06d}", f"data/{number // 1000:03d}/{number:06d}", shard(number), rows)
 
     return sum(1 for _ in ahead(put, range(objects), threads=16))
 
@@ -57,14 +61,15 @@ def list_done(store: Store, objects: int) -> int:
 
 def finish(store: Store, objects: int) -> int:
     """Reads all markers and writes listing and manifest."""
-    manifest = open_job(store, objects).finish({"rows": objects})
-    return manifest["listings"][0]["count"]
+    manifest = open_job(store, objects).finish(Result())
+    return manifest.listings[0].count
 
 
 def read_listing(store: Store, objects: int) -> int:
     """What a consumer does."""
-    manifest = open_job(store, objects).manifest()
-    return sum(1 for _ in manifest_objects(store, manifest or {}))
+    manifest = open_job(store, objects).manifest(Facts)
+    assert manifest is not None
+    return sum(1 for _ in manifest_objects(store, manifest, Facts))
 
 
 def verify_all(store: Store, objects: int) -> int:

@@ -22,10 +22,13 @@ from ray_dit.core.media import decode
 from ray_dit.core.metrics import FeatureStatistics
 from ray_dit.errors import UserError, first_message
 from ray_dit.folders.dataset import read_shard
-from ray_dit.ledger.job import manifest_objects, read_manifest
+from ray_dit.ledger.manifest import manifest_objects, read_manifest
+from ray_dit.ledger.results import Facts
 from ray_dit.metrics import FEATURES, FIGURES, Network, Piece, Sets, Tensors, measure, merge
+from ray_dit.metrics.base import Published
 from ray_dit.metrics.reference import IMAGENET_256, opened, reference_statistics
 from ray_dit.metrics.statistics import moment_tensors
+from ray_dit.results import DatasetResult
 from ray_dit.storage.open import open_store
 
 NETWORK = FEATURES["inception"]
@@ -51,8 +54,8 @@ def fid(dataset: str, reference: FeatureStatistics, network: Network, *, batch_s
 def images_of(dataset: str) -> Iterator[NDArray[np.uint8]]:
     """Every image of a generated dataset, uint8 [H, W, 3], in order; one shard in memory."""
     store = open_store(dataset)
-    for marker in manifest_objects(store, read_manifest(dataset, "generate")):
-        for data in read_shard(store, marker["key"]).images:
+    for marker in manifest_objects(store, read_manifest(dataset, DatasetResult), Facts):
+        for data in read_shard(store, marker.key).images:
             yield decode(data)
 
 
@@ -83,7 +86,7 @@ def inception(weights: str, device: str) -> Network:
                 f"{weights} can't be read ({first_message(error)}): give the file by --inception"
             ) from error
 
-    return NETWORK.load(read, {"source": weights, "device": device})
+    return NETWORK.load(read, Published(source=weights, device=device))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -39,7 +39,10 @@ def main(argv: list[str] | None = None) -> None:
         from ray_dit.stages.generate import generate
 
         manifest = generate(config)
-        print(f"{manifest['rows']} images, balanced over {len(manifest['labels'])} classes: {config.output}")
+        print(
+            f"{manifest.facts.rows} pictures, balanced over {len(manifest.facts.labels)} classes: "
+            f"{config.output}"
+        )
         print(expectation(options.num_images), flush=True)
         found = meter(config.output)
     except UserError as error:

@@ -20,14 +20,23 @@ from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.errors import UserError
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import ModelConfig, model_objects
-from ray_dit.ledger.job import Job, canonical
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.results import Facts
+from ray_dit.ledger.stored_json import canonical
+from ray_dit.results import ModelResult
 from ray_dit.storage import local
 from ray_dit.storage.open import open_store
+from tests.support.results import dataset_result, latents_result, training_result, vae_result
 from tests.support.tiny import write_model as write_tiny_model
 
 IMAGES = ["--images.uri", "images", "--images.size", "16"]
 ENCODE = ["encode", *IMAGES, "--vae", "vae", "--output", "out"]
-STAGES = {"vae-run": "train-vae", "latents": "encode", "run": "train", "dataset": "generate"}
+LEFT = {
+    "vae-run": vae_result(),
+    "latents": latents_result(),
+    "run": training_result(),
+    "dataset": dataset_result(),
+}
 
 
 def write_pictures(folder: Path, classes: tuple[str, ...] = ("left", "right")) -> None:
@@ -46,8 +55,8 @@ def write_model(folder: Path, vae_files: dict[str, bytes]) -> None:
     labels = Labels(("left", "right"))
     job = Job.open(open_store(str(folder)), "model", {"made": "by a test"})
     for key, data in model_objects(settings, DiT(shape).state_dict(), labels, vae_files, "card").items():
-        job.put(key.replace("/", "-"), key, data, {})
-    job.finish({})
+        job.put(key.replace("/", "-"), key, data, Facts())
+    job.finish(ModelResult())
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +70,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "gap/void").mkdir()
     (folder / "empty").mkdir()
     (folder / "file").write_text("x")
-    for name, stage in STAGES.items():
-        facts = {"classes": ["left", "right"], "latent_shape": [4, 8, 8], "rows": 2}
-        Job.open(open_store(str(folder / name)), stage, {"made": "by a test"}).finish(facts)
+    for name, result in LEFT.items():
+        Job.open(open_store(str(folder / name)), result.stage_name, {"made": "by a test"}).finish(result)
     Job.open(open_store(str(folder / "unfinished")), "encode", {"made": "by a test"})
     size = VAESizeConfig(block_out_channels=(4, 4), norm_num_groups=2, mid_block_add_attention=False)
     files = VAE.create(size).files()
@@ -221,7 +229,7 @@ WRONG_PLACES = {
     "latents for a VAE": ([*ENCODE, "--vae", "latents"], "no VAE at .*/latents: give a folder"),
     "all pictures held out": (
         ["train-vae", *IMAGES, "--output", "out", "--images.heldout", "0.99"],
-        "every picture in .*/images is held out: lower",
+        "every image in .*/images is held out: lower",
     ),
     "no latents": (train_on("missing"), "/missing holds no job .*run ray-dit encode first"),
     "model for latents": (train_on("model"), r"/model holds a model .*where latents \(encode\) should be"),

@@ -19,7 +19,7 @@ from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.foreign.diffusers_layout import scheduler_config, to_diffusers, transformer_config
 from ray_dit.formats.model_folder import CONFIG_KEY, VAE_FOLDER
 from ray_dit.formats.weights import check_shapes
-from ray_dit.ledger.manifest import canonical
+from ray_dit.ledger.stored_json import canonical
 from ray_dit.pipeline import meta_dit
 from ray_dit.storage.open import open_store
 from ray_dit.vae import VAE, WEIGHTS_NAME

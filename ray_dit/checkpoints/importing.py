@@ -39,8 +39,9 @@ from ray_dit.formats.model_folder import (
     model_objects,
 )
 from ray_dit.formats.weights import check_shapes
-from ray_dit.ledger.job import Manifest
+from ray_dit.ledger.results import Facts, Manifest
 from ray_dit.pipeline import meta_dit
+from ray_dit.results import ModelResult
 from ray_dit.stages.fingerprint import open_job
 from ray_dit.storage.local_file import local_file
 from ray_dit.storage.open import open_store
@@ -71,7 +72,7 @@ class Checkpoint:
     vae: str | None = None
 
 
-def import_checkpoint(config: ImportConfig) -> Manifest:
+def import_checkpoint(config: ImportConfig) -> Manifest[ModelResult]:
     """Writes the model folder; returns its manifest. The weights' values are those of the source, in float32.
 
     Raises UserError naming the parameters when they don't fit a DiT, and for a pickle with code in it.
@@ -88,8 +89,8 @@ def import_checkpoint(config: ImportConfig) -> Manifest:
         "labels": hashlib.sha256(labels.to_json()).hexdigest(),
     }
     job = open_job(config, MODEL_STAGE, inputs, resolved={"model": model_config})
-    markers = [job.put(key.replace("/", "-"), key, data, {}) for key, data in objects.items()]
-    return job.finished() or job.finish({"origin": model_config.origin}, objects=markers)
+    markers = [job.put(key.replace("/", "-"), key, data, Facts()) for key, data in objects.items()]
+    return job.finished(ModelResult) or job.finish(ModelResult(origin=model_config.origin), objects=markers)
 
 
 def _read(config: ImportConfig) -> Checkpoint:

@@ -32,9 +32,9 @@ def _said(result: str, where: str, next_command: str | None) -> None:
 def _train_vae(config: settings.TrainVaeConfig) -> None:
     from ray_dit.stages.train_vae import train_vae
 
-    manifest = train_vae(config)
+    result = train_vae(config).facts
     _said(
-        f"VAE, {manifest['psnr_heldout']:.1f} dB on {manifest['num_heldout']} held-out images",
+        f"VAE, {result.psnr_heldout:.1f} dB on {result.num_heldout} held-out images",
         config.output,
         f"ray-dit encode --images.uri {config.images.uri} --images.size {config.images.size} --vae "
         f"{config.output} --output latents",
@@ -44,10 +44,10 @@ def _train_vae(config: settings.TrainVaeConfig) -> None:
 def _encode(config: settings.EncodeConfig) -> None:
     from ray_dit.stages.encode import encode
 
-    manifest = encode(config)
-    bad = f", {manifest['bad']} unreadable ones listed in quarantine.tsv" if manifest["bad"] else ""
+    result = encode(config).facts
+    bad = f", {result.bad} unreadable ones listed in quarantine.tsv" if result.bad else ""
     _said(
-        f"latents of {manifest['rows']} images in {len(manifest['classes'])} classes{bad}",
+        f"latents of {result.rows} images in {len(result.classes)} classes{bad}",
         config.output,
         f"ray-dit train --latents {config.output} --output run",
     )
@@ -56,10 +56,10 @@ def _encode(config: settings.EncodeConfig) -> None:
 def _train(config: settings.TrainConfig) -> None:
     from ray_dit.stages.train import model_folder, train
 
-    manifest = train(config)
+    result = train(config).facts
     model = model_folder(config)
     _said(
-        f"model after {manifest['steps']} steps, loss {manifest['loss']:.4f}",
+        f"model after {result.steps} steps, loss {result.loss:.4f}",
         model,
         f"ray-dit generate --model {model} --num-images 1000 --output dataset",
     )
@@ -68,16 +68,15 @@ def _train(config: settings.TrainConfig) -> None:
 def _generate(config: settings.GenerateConfig) -> None:
     from ray_dit.stages.generate import generate
 
-    manifest = generate(config)
-    labelled = bool(manifest["classes"])
-    size = manifest.get("image_size", "SIZE")
+    result = generate(config).facts
+    labelled = bool(result.classes)
+    size = result.image_size or "SIZE"
     judged = (
         f"ray-dit evaluate --images.uri IMAGES --images.size {size} --dataset {config.output} "
         "--output evaluation"
     )
     _said(
-        f"dataset of {manifest['rows']} images"
-        + (f" of {len(manifest['labels'])} classes" if labelled else ""),
+        f"dataset of {result.rows} images" + (f" of {len(result.labels)} classes" if labelled else ""),
         config.output,
         judged if labelled else None,
     )
@@ -86,8 +85,8 @@ def _generate(config: settings.GenerateConfig) -> None:
 def _evaluate(config: settings.EvaluateConfig) -> None:
     from ray_dit.stages.evaluate import evaluate
 
-    manifest = evaluate(config)
-    _said(f"class accuracy {manifest['class_accuracy']:.1%}", f"{config.output}/metrics.json", None)
+    result = evaluate(config).facts
+    _said(f"class accuracy {result.figures['class_accuracy']:.1%}", f"{config.output}/metrics.json", None)
 
 
 def _report(config: settings.ReportConfig) -> None:

@@ -5,7 +5,7 @@ import re
 import torch
 
 from ray_dit.errors import UserError
-from ray_dit.formats.checkpoint import parse_checkpoint
+from ray_dit.formats.checkpoint import CheckpointFacts, parse_checkpoint
 from ray_dit.storage.store import Store
 
 FOLDER = "checkpoints"
@@ -23,7 +23,7 @@ def checkpoint_steps(store: Store) -> list[int]:
     return sorted(int(match.group(1)) for match in found if match)
 
 
-def read_checkpoint(store: Store, step: int) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+def read_checkpoint(store: Store, step: int) -> tuple[dict[str, torch.Tensor], CheckpointFacts]:
     """Tensors and facts of a checkpoint; UserError if the object is damaged."""
     key = checkpoint_key(step)
     data = store.get(key)

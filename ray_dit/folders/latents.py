@@ -13,12 +13,13 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ray_dit.formats.latents import read_latent_shard
+from ray_dit.ledger.results import Marker
+from ray_dit.results import LatentShardFacts
 from ray_dit.storage.store import Store
 
 
@@ -40,8 +41,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RAY_DIT_CACHE") or default)
 
 
-def open_latent_rows(store: Store, shards: Iterable[dict[str, Any]], name: str, cache: Path) -> LatentRows:
-    """Opens the rows of ``shards`` (entries with ``key`` and ``rows``), copied to ``cache/name``."""
+def open_latent_rows(
+    store: Store, shards: Iterable[Marker[LatentShardFacts]], name: str, cache: Path
+) -> LatentRows:
+    """Opens the rows of ``shards``, given by their markers, copying them to ``cache/name`` if need be."""
     folder = cache / "latents" / name
     if not folder.is_dir():
         _copy(store, list(shards), folder)
@@ -52,7 +55,7 @@ def open_latent_rows(store: Store, shards: Iterable[dict[str, Any]], name: str, 
     )
 
 
-def _copy(store: Store, shards: list[dict[str, Any]], folder: Path) -> None:
+def _copy(store: Store, shards: list[Marker[LatentShardFacts]], folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
     try:
@@ -66,13 +69,13 @@ def _copy(store: Store, shards: list[dict[str, Any]], folder: Path) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _fill(store: Store, shards: list[dict[str, Any]], folder: Path) -> None:
-    total = sum(int(shard["rows"]) for shard in shards)
+def _fill(store: Store, shards: list[Marker[LatentShardFacts]], folder: Path) -> None:
+    total = sum(shard.facts.rows for shard in shards)
     moments: NDArray[np.float16] | None = None
     labels, heldout = np.empty(total, np.int64), np.empty(total, np.bool_)
     first = 0
     for entry in shards:
-        shard = read_latent_shard(store.get(entry["key"]))
+        shard = read_latent_shard(store.get(entry.key))
         views = [shard.moments] if shard.moments_mirror is None else [shard.moments, shard.moments_mirror]
         if moments is None:
             shape = (total, len(views), *shard.moments.shape[1:])

@@ -26,7 +26,10 @@ from ray_dit.formats.model_folder import (
     ModelConfig,
 )
 from ray_dit.formats.weights import load_weights
-from ray_dit.ledger.manifest import job_key, manifest_objects, read_json, read_manifest
+from ray_dit.ledger.manifest import job_key, manifest_objects, read_manifest
+from ray_dit.ledger.results import Facts
+from ray_dit.ledger.stored_json import read_json
+from ray_dit.results import ModelResult
 from ray_dit.storage.local_file import local_file
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
@@ -68,8 +71,8 @@ class ModelFolder:
         job = read_json(self.store, job_key(0), absent=None)
         if job is None or job["stage"] != MODEL_STAGE:
             return {}
-        manifest = read_manifest(self.store, MODEL_STAGE)
-        return {marker["key"]: marker["sha256"] for marker in manifest_objects(self.store, manifest)}
+        manifest = read_manifest(self.store, ModelResult)
+        return {marker.key: marker.sha256 for marker in manifest_objects(self.store, manifest, Facts)}
 
 
 def read_model(uri: str) -> ModelFolder:

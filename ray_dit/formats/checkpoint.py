@@ -9,17 +9,27 @@ import json
 from collections.abc import Iterator, Mapping
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 
-def checkpoint_bytes(tensors: Mapping[str, torch.Tensor], facts: Mapping[str, object]) -> bytes:
+class CheckpointFacts(BaseModel):
+    """What of a training state is no tensor."""
+
+    model_config = ConfigDict(frozen=True)
+
+    step: int
+    """Optimizer steps that are done."""
+
+
+def checkpoint_bytes(tensors: Mapping[str, torch.Tensor], facts: CheckpointFacts) -> bytes:
     """safetensors bytes of the state."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return save_tensors(plain, metadata={"facts": json.dumps(facts, sort_keys=True)})
+    return save_tensors(plain, metadata={"facts": json.dumps(facts.model_dump(), sort_keys=True)})
 
 
-def parse_checkpoint(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
+def parse_checkpoint(data: bytes) -> tuple[dict[str, torch.Tensor], CheckpointFacts]:
     """Tensors and facts: the inverse of ``checkpoint_bytes``; damaged bytes raise any exception."""
     return load_tensors(data), _facts(data)
 
@@ -31,7 +41,7 @@ def with_prefix(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Iterator[tu
             yield name.removeprefix(prefix + "."), tensor
 
 
-def _facts(data: bytes) -> dict[str, object]:
+def _facts(data: bytes) -> CheckpointFacts:
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    return json.loads(header["__metadata__"]["facts"])
+    return CheckpointFacts.model_validate_json(header["__metadata__"]["facts"])

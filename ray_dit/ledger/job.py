@@ -20,37 +20,35 @@ import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ray_dit.errors import Conflict, UserError
 from ray_dit.ledger.comparison import Comparison
 from ray_dit.ledger.manifest import (
     FORMAT,
-    Json,
-    Manifest,
-    Marker,
-    canonical,
+    check_finished,
     generation_tag,
     job_key,
     last_generation,
     listing_key,
-    listing_line,
     manifest_key,
     manifest_objects,
-    manifest_sha256,
-    read_json,
-    read_manifest,
+)
+from ray_dit.ledger.results import (
+    MANIFEST_FIELDS,
+    F,
+    Facts,
+    Manifest,
+    Marker,
+    R,
+    parse_manifest,
+    parse_marker,
 )
 from ray_dit.ledger.runs import RunRecord, machine_kind
+from ray_dit.ledger.stored_json import Json, canonical, json_line, read_json
 from ray_dit.storage.store import Store, ahead
 
-__all__ = [
-    "HashAlarm", "Job", "Manifest", "Marker", "RunRecord", "canonical", "manifest_objects", "manifest_sha256",
-    "read_json", "read_manifest",
-]  # fmt: skip
-
 _AS_WRITTEN = Comparison()
-
-_RESERVED = {"format", "stage", "fingerprint", "parts", "extends", "listings", "accepted"}
 
 
 class HashAlarm(Conflict):
@@ -135,7 +133,7 @@ class Job:
         """
         newest = last_generation(store)
         if newest == 0:
-            read_manifest(store, stage)  # says so if the job is unfinished, or another's
+            check_finished(store, stage)  # says so if the job is unfinished, or another's
         there = read_json(store, job_key(newest))
         same = there["stage"] == stage and comparison.same(there["parts"], parts)
         generation = newest if same and comparison.other_rules(stage, there["parts"]) is None else newest + 1
@@ -153,24 +151,32 @@ class Job:
         """What this generation's objects are named with: ``data/`` + prefix + name; empty in the first."""
         return f"{generation_tag(self.generation)[1:]}-" if self.generation else ""
 
-    def manifest(self) -> Manifest | None:
-        """The finished job's manifest, None while it is unfinished."""
-        return read_json(self.store, manifest_key(self.generation), absent=None)
+    def is_finished(self) -> bool:
+        """Whether the last write, that of the manifest, is done."""
+        return self.store.head(manifest_key(self.generation)) is not None
 
-    def finished(self) -> Manifest | None:
+    def manifest(self, result: type[F]) -> Manifest[F] | None:
+        """The finished job's manifest, None while it is unfinished."""
+        key = manifest_key(self.generation)
+        stored = read_json(self.store, key, absent=None)
+        return None if stored is None else parse_manifest(stored, result, self.store.where(key))
+
+    def finished(self, result: type[F]) -> Manifest[F] | None:
         """As ``manifest``, for jobs of few objects: UserError if one is missing, at a request per object."""
-        manifest = self.manifest()
-        for marker in manifest_objects(self.store, manifest) if manifest else ():
-            if self.store.head(marker["key"]) is None:
+        manifest = self.manifest(result)
+        for marker in manifest_objects(self.store, manifest, Facts) if manifest else ():
+            if self.store.head(marker.key) is None:
                 raise UserError(
-                    f"{self.store.where(marker['key'])} is missing, though its job is finished: restore it, "
-                    f"or delete {self.store.uri} and run the stage again"
+                    f"{self.store.where(marker.key)} is missing, though its job is finished: restore it, or "
+                    f"delete {self.store.uri} and run the stage again"
                 )
         return manifest
 
-    def marker(self, name: str) -> Marker | None:
+    def marker(self, name: str, facts: type[F]) -> Marker[F] | None:
         """The marker of the object ``name``, None while it is not done."""
-        return read_json(self.store, self._marker_key(name), absent=None)
+        key = self._marker_key(name)
+        stored = read_json(self.store, key, absent=None)
+        return None if stored is None else parse_marker(stored, facts, self.store.where(key))
 
     def names(self) -> Iterator[str]:
         """Names of the objects that are done, streamed.
@@ -180,33 +186,34 @@ class Job:
         folder = self._marker_key("").removesuffix(".json")
         return (info.key.removeprefix(folder).removesuffix(".json") for info in self.store.list(folder))
 
-    def markers(self, names: Iterable[str] | None = None) -> Iterator[Marker]:
+    def markers(self, facts: type[F], names: Iterable[str] | None = None) -> Iterator[Marker[F]]:
         """The markers of these objects (by default of all that are done, sorted by name), read some ahead."""
 
-        def read(name: str) -> Marker:
-            return read_json(self.store, self._marker_key(name))
+        def read(name: str) -> Marker[F]:
+            key = self._marker_key(name)
+            return parse_marker(read_json(self.store, key), facts, self.store.where(key))
 
         return ahead(read, sorted(self.names()) if names is None else names)
 
-    def put(self, name: str, key: str, data: bytes, facts: Mapping[str, Json]) -> Marker:
+    def put(self, name: str, key: str, data: bytes, facts: F) -> Marker[F]:
         """Stores an object, then its marker, which is returned.
 
         Where the marker is there already, nothing is written.
 
-        ``facts`` are deterministic JSON: counts, hashes; no clocks, hosts or paths. HashAlarm if this kind of
-        machine made the object before with other bytes; between kinds of machines the first writer's object
-        stays.
+        HashAlarm if this kind of machine made the object before with other bytes; between kinds of machines
+        the first writer's object stays.
         """
-        done = self.marker(name)
+        done = self.marker(name, type(facts))
         if done is not None:
             return done
         made_with = {"fingerprint": self.accepted} if self.accepted else {}
         sha256 = hashlib.sha256(data).hexdigest()
-        marker = {**facts, "key": key, "bytes": len(data), "sha256": sha256, **made_with}
+        marker = Marker(key=key, bytes=len(data), sha256=sha256, facts=facts, **made_with)
+        stored = canonical(marker.to_json())
         self._enrol()
         try:
             self.store.put(key, data)
-            self.store.put(self._marker_key(name), canonical(marker))
+            self.store.put(self._marker_key(name), stored)
         except Conflict as conflict:
             return self._settle(name, data, marker, conflict)
         return marker
@@ -219,24 +226,26 @@ class Job:
         except Conflict as conflict:
             self._alarm(key, conflict)
 
-    def finish(self, facts: Mapping[str, Json], *, objects: Iterable[Marker] | None = None) -> Manifest:
+    def finish(self, result: R, *, objects: Iterable[Marker[Any]] | None = None) -> Manifest[R]:
         """Writes the listing, then the manifest, the last write, and returns it.
 
         ``objects``: markers, streamed, in the order they shall be listed; by default all, sorted by name.
         Their lines are gathered as bytes (about 250 per object), never as Python objects.
         """
-        if clash := _RESERVED & facts.keys():
+        facts = result.to_json()
+        if clash := MANIFEST_FIELDS & facts.keys():
             raise ValueError(f"a manifest's own fields cannot be facts: {sorted(clash)}")
         job = read_json(self.store, job_key(self.generation))
-        listing, accepted = self._list(self.markers() if objects is None else objects)
+        listing, accepted = self._list(self.markers(Facts) if objects is None else objects)
         manifest = {
             **facts,
             **job,
             "listings": [*self._older_listings(), listing],
             **({"accepted": accepted} if accepted else {}),
         }
-        self.store.put(manifest_key(self.generation), canonical(manifest))
-        return manifest
+        key = manifest_key(self.generation)
+        self.store.put(key, canonical(manifest))
+        return parse_manifest(manifest, type(result), self.store.where(key))
 
     def run(self, facts: Mapping[str, Json]) -> RunRecord:
         """Begins the record of this run: what may differ between runs of the same job."""
@@ -256,15 +265,15 @@ class Job:
         )
         return Job(self.store, self.stage, fingerprint, self.generation, accepted=self.fingerprint)
 
-    def _list(self, objects: Iterable[Marker]) -> tuple[Json, list[str]]:
+    def _list(self, objects: Iterable[Marker[Any]]) -> tuple[Json, list[str]]:
         """Stores the listing; its entry in the manifest, and the accepted fingerprints that occur in it."""
         lines = bytearray()
         count = size = 0
         accepted: set[str] = set()
         for marker in objects:
-            lines += listing_line(marker)
-            count, size = count + 1, size + marker["bytes"]
-            accepted |= {marker["fingerprint"]} if "fingerprint" in marker else set()
+            lines += json_line(marker.to_json())
+            count, size = count + 1, size + marker.bytes
+            accepted |= {marker.fingerprint} if marker.fingerprint else set()
         data = bytes(lines)
         key = listing_key(self.generation)
         self.store.put(key, data)
@@ -287,24 +296,24 @@ class Job:
             _enrolled.add((self.store.uri, key))
         return key
 
-    def _settle(self, name: str, data: bytes, ours: Marker, conflict: Conflict) -> Marker:
+    def _settle(self, name: str, data: bytes, ours: Marker[F], conflict: Conflict) -> Marker[F]:
         """Two writers made different things: the first one's stays."""
-        self._alarm(ours["key"], conflict)
-        theirs = self._await_marker(name)
+        self._alarm(ours.key, conflict)
+        theirs = self._await_marker(name, type(ours.facts))
         if theirs is not None:
             return theirs
         # Its writer died between object and marker: nobody can vouch for that object, so ours takes its
         # place.
-        info = self.store.head(ours["key"])
+        info = self.store.head(ours.key)
         if info is None:
-            self.store.put(ours["key"], data)
-        elif self.store.sha256(ours["key"]) != ours["sha256"]:
-            self.store.replace(ours["key"], data, if_match=info.etag or "")
+            self.store.put(ours.key, data)
+        elif self.store.sha256(ours.key) != ours.sha256:
+            self.store.replace(ours.key, data, if_match=info.etag or "")
         try:
-            self.store.put(self._marker_key(name), canonical(ours))
+            self.store.put(self._marker_key(name), canonical(ours.to_json()))
         except Conflict as late:
             raise Conflict(
-                f"{self.store.where(ours['key'])} was made by two kinds of machines at the same moment: run "
+                f"{self.store.where(ours.key)} was made by two kinds of machines at the same moment: run "
                 "ray-dit repair on the folder"
             ) from late
         return ours
@@ -318,9 +327,9 @@ class Job:
                 "folder, and report it"
             ) from conflict
 
-    def _await_marker(self, name: str) -> Marker | None:
+    def _await_marker(self, name: str, facts: type[F]) -> Marker[F] | None:
         end = time.monotonic() + self.settle_seconds
-        while (marker := self.marker(name)) is None and time.monotonic() < end:
+        while (marker := self.marker(name, facts)) is None and time.monotonic() < end:
             time.sleep(0.2)
         return marker
 
@@ -337,10 +346,11 @@ def _extends(store: Store, generation: int) -> dict[str, str]:
     """What ties a generation to the one before, which must be finished."""
     if not generation:
         return {}
-    before = read_json(store, manifest_key(generation - 1), absent=None)
+    key = manifest_key(generation - 1)
+    before = read_json(store, key, absent=None)
     if before is None:
         raise UserError(f"{store.uri} is unfinished: finish it before it is extended")
-    return {"extends": manifest_sha256(before)}
+    return {"extends": parse_manifest(before, Facts, store.where(key)).sha256}
 
 
 def _difference(store: Store, there: Json, ours: Json, comparison: Comparison) -> str:

@@ -12,15 +12,9 @@ from dataclasses import dataclass
 
 from ray_dit.errors import NotFound, UserError
 from ray_dit.ledger.job import Job
-from ray_dit.ledger.manifest import (
-    Marker,
-    canonical,
-    job_key,
-    last_generation,
-    manifest_key,
-    manifest_objects,
-    read_json,
-)
+from ray_dit.ledger.manifest import job_key, last_generation, manifest_key, manifest_objects
+from ray_dit.ledger.results import Facts, Marker
+from ray_dit.ledger.stored_json import canonical, read_json
 from ray_dit.storage.open import open_store
 from ray_dit.storage.s3 import PROBES
 from ray_dit.storage.store import Store, ahead
@@ -37,7 +31,7 @@ class Problem:
     key: str
     what: str
     """``missing``, ``damaged``, or a sentence."""
-    marker: Marker | None
+    marker: Marker[Facts] | None
     """What the object should be; None for the protocol's own objects."""
 
     def __str__(self) -> str:
@@ -95,7 +89,9 @@ def verify_all(uri: str, *, tell: Callable[[Problem], None]) -> str:
     return f"verified: {found} at {uri} are whole"
 
 
-def repair(store: Store, rebuild: Callable[[Store, Marker], bytes], *, threads: int = 8) -> Iterator[Problem]:
+def repair(
+    store: Store, rebuild: Callable[[Store, Marker[Facts]], bytes], *, threads: int = 8
+) -> Iterator[Problem]:
     """Makes the objects ``verify`` complains of anew and puts them in place; yields each as it is done.
 
     ``rebuild(folder, marker)`` returns an object's bytes; it is a pure function of the job, so they must have
@@ -171,13 +167,13 @@ def _verify_folder(folder: Store, tally: Tally, threads: int) -> Iterator[Proble
     ]
     yield from own
 
-    def check(marker: Marker) -> tuple[Marker, Problem | None]:
-        found = _hash(folder, marker["key"])
+    def check(marker: Marker[Facts]) -> tuple[Marker[Facts], Problem | None]:
+        found = _hash(folder, marker.key)
         what = "missing" if found is None else "damaged"
-        return marker, None if found == marker["sha256"] else Problem(folder, marker["key"], what, marker)
+        return marker, None if found == marker.sha256 else Problem(folder, marker.key, what, marker)
 
     for marker, problem in ahead(check, _expected(folder, whole=not own), threads=threads):
-        tally.objects, tally.bytes = tally.objects + 1, tally.bytes + marker["bytes"]
+        tally.objects, tally.bytes = tally.objects + 1, tally.bytes + marker.bytes
         if problem is not None:
             yield problem
 
@@ -199,17 +195,16 @@ def _verify_job(folder: Store, generation: int) -> Iterator[Problem]:
         yield Problem(folder, listing["key"], "missing" if found is None else "damaged", None)
 
 
-def _expected(folder: Store, *, whole: bool) -> Iterator[Marker]:
+def _expected(folder: Store, *, whole: bool) -> Iterator[Marker[Facts]]:
     """The markers of a job's objects.
 
-    They are those its newest manifest lists if that is whole, else those that are there.
+    Those its newest manifest lists if that is whole, else those that are there.
     """
     generation = last_generation(folder)
-    manifest = read_json(folder, manifest_key(generation), absent=None) if whole else None
-    if manifest is not None:
-        return manifest_objects(folder, manifest)
-    job = read_json(folder, job_key(generation))
-    return Job(folder, job["stage"], job["fingerprint"], generation).markers()
+    there = read_json(folder, job_key(generation))
+    job = Job(folder, there["stage"], there["fingerprint"], generation)
+    manifest = job.manifest(Facts) if whole else None
+    return manifest_objects(folder, manifest, Facts) if manifest is not None else job.markers(Facts)
 
 
 def _hash(folder: Store, key: str) -> str | None:
@@ -219,9 +214,9 @@ def _hash(folder: Store, key: str) -> str | None:
         return None
 
 
-def _put_back(problem: Problem, marker: Marker, data: bytes) -> None:
+def _put_back(problem: Problem, marker: Marker[Facts], data: bytes) -> None:
     folder, key = problem.store, problem.key
-    if hashlib.sha256(data).hexdigest() != marker["sha256"]:
+    if hashlib.sha256(data).hexdigest() != marker.sha256:
         raise UserError(
             f"{folder.where(key)} cannot be repaired here, because this machine makes other bytes of it: "
             "repair it on the kind of machine and with the versions (of ray-dit and its libraries) it was "
@@ -230,5 +225,5 @@ def _put_back(problem: Problem, marker: Marker, data: bytes) -> None:
     info = folder.head(key)
     if info is None:
         folder.put(key, data)
-    elif folder.sha256(key) != marker["sha256"]:
+    elif folder.sha256(key) != marker.sha256:
         folder.replace(key, data, if_match=info.etag or "")

@@ -1,24 +1,22 @@
-"""What a job leaves for its consumers: manifest, listing of objects, canonical JSON; knows no writing.
+"""What a job leaves for its consumers: the manifest and the listing of its objects; knows no writing.
 
 A manifest is small whatever the size of the job: the markers of its objects lie in a *listing*, one JSON line
-an object, which is read as a stream. An extended job has a manifest and a listing per generation; the newest
+per object, which is read as a stream. An extended job has a manifest and a listing per generation; the newest
 manifest counts.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from ray_dit.errors import NotFound, UserError
+from ray_dit.ledger.results import F, Manifest, Marker, R, parse_manifest, parse_marker
+from ray_dit.ledger.stored_json import read_json
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
 FORMAT = 1
-Json = Any
-Marker = dict[str, Json]
-Manifest = dict[str, Json]
 
 HOLDS = {
     "train-vae": "a VAE",
@@ -31,7 +29,6 @@ HOLDS = {
 MADE_BY = {"model": "train"}
 
 _MANIFEST = re.compile(r"manifest-g(\d\d)\.json$")
-_RAISE = object()
 
 
 def generation_tag(generation: int) -> str:
@@ -54,40 +51,20 @@ def listing_key(generation: int) -> str:
     return f"manifest/objects{generation_tag(generation)}.jsonl"
 
 
-def canonical(value: Json) -> bytes:
-    """JSON as it is stored: sorted keys, indented by one, a newline at the end; one text a value."""
-    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-def listing_line(marker: Marker) -> bytes:
-    """A marker as one line of a listing."""
-    text = json.dumps(marker, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.encode() + b"\n"
-
-
-def read_json(store: Store, key: str, *, absent: Json = _RAISE) -> Json:
-    """A stored JSON value; ``absent`` where there is none, or NotFound without it."""
-    try:
-        data = store.get(key)
-    except NotFound:
-        if absent is _RAISE:
-            raise
-        return absent
-    try:
-        return json.loads(data)
-    except ValueError as error:
-        raise UserError(
-            f"{store.where(key)} is damaged: it is no JSON; delete it and run its stage again"
-        ) from error
-
-
-def read_manifest(place: str | Store, stage: str) -> Manifest:
-    """The manifest a consumer starts from: of a finished job of that stage, the newest generation.
+def read_manifest(place: str | Store, result: type[R]) -> Manifest[R]:
+    """The manifest a consumer starts from: of a finished job of the result's stage, the newest generation.
 
     NotFound if nothing is there, UserError if the job is unfinished or another stage's, each saying what to
     do.
     """
     store = open_store(place) if isinstance(place, str) else place
+    check_finished(store, result.stage_name)
+    key = manifest_key(last_generation(store))
+    return parse_manifest(read_json(store, key), result, store.where(key))
+
+
+def check_finished(store: Store, stage: str) -> None:
+    """NotFound or UserError, saying what to do, unless ``store`` holds a finished job of that stage."""
     wanted, made_by = HOLDS.get(stage, stage), MADE_BY.get(stage, stage)
     job = read_json(store, job_key(0), absent=None)
     if job is None:
@@ -101,12 +78,10 @@ def read_manifest(place: str | Store, stage: str) -> Manifest:
             f"{store.uri} holds {holds} ({job['stage']}), where {wanted} ({stage}) should be: give the "
             "folder that holds them"
         )
-    manifest = read_json(store, manifest_key(last_generation(store)), absent=None)
-    if manifest is None:
+    if store.head(manifest_key(last_generation(store))) is None:
         raise UserError(
             f"{store.uri} is unfinished: run ray-dit {made_by} again, and it goes on where it stopped"
         )
-    return manifest
 
 
 def last_generation(store: Store) -> int:
@@ -115,17 +90,13 @@ def last_generation(store: Store) -> int:
     return max((int(match.group(1)) for match in found if match), default=0)
 
 
-def manifest_objects(store: Store, manifest: Manifest) -> Iterator[Marker]:
+def manifest_objects(store: Store, manifest: Manifest[Any], facts: type[F]) -> Iterator[Marker[F]]:
     """The markers of a finished job's objects, streamed.
 
-    Older generations come first, each in the order it was listed.
+    Older generations first, each in the order it was listed.
     """
-    for listing in manifest["listings"]:
-        with store.open_file(listing["key"]) as lines:
+    for listing in manifest.listings:
+        where = store.where(listing.key)
+        with store.open_file(listing.key) as lines:
             for line in lines:
-                yield json.loads(line)
-
-
-def manifest_sha256(manifest: Manifest) -> str:
-    """The manifest's hash, which stands for every byte of the job in the fingerprints of its consumers."""
-    return hashlib.sha256(canonical(manifest)).hexdigest()
+                yield parse_marker(json.loads(line), facts, where)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-from ray_dit.ledger.manifest import Json, canonical
+from ray_dit.ledger.stored_json import Json, canonical
 from ray_dit.storage.store import Store
 
 

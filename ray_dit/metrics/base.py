@@ -12,14 +12,14 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from ray_dit.results import ClassifierShape, Value
+
 JUDGE, ON_GENERATED, ON_REAL = "judge", "cas_generated", "cas_real"
 """The classifiers of an evaluation: trained on all real training images; on generated ones; on as many real
 ones."""
 
 Tensors = dict[str, Tensor]
 """Named tensors: what is kept of a piece, and what that merges to."""
-Value = float | int | dict[str, float | None]
-"""Of a figure: a number, or one for each class by name (None: the class has no image)."""
 
 
 class Seen(NamedTuple):
@@ -36,6 +36,15 @@ decides."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Published:
+    """Weights that are not trained here."""
+
+    source: str
+    """Where they come from, for messages."""
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class FeatureNetwork:
     """A network whose features are compared, as an entry of the registry."""
 
@@ -44,12 +53,11 @@ class FeatureNetwork:
     """D, the number of its features."""
     knows_classes: bool
     """Whether it reads the dataset's own classes, so that its logits can be judged by the labels."""
-    load: Callable[[Callable[[], bytes], Mapping[str, Any]], Network]
-    """(reads the weights, facts) → the network, ready to use. The facts are those ``train`` gave, or for
-    published weights their ``source``, for messages, and the ``device``. Weights are read last: they may be
-    large and far away."""
-    train: Callable[..., tuple[bytes, dict[str, Any]]] | None = None
-    """(images, labels, num_classes, settings, seed) → weights and the facts needed to load them."""
+    load: Callable[[Callable[[], bytes], Any], Network]
+    """(reads the weights, what they are) → the network, ready to use. What they are is the shape that
+    ``train`` gave, or ``Published``. Weights are read last: they may be large and far away."""
+    train: Callable[..., tuple[bytes, ClassifierShape]] | None = None
+    """(images, labels, num_classes, settings, seed) → weights and the shape needed to load them."""
     published: str | None = None
     """Where the weights of a network are that is not trained here."""
 

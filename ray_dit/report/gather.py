@@ -21,8 +21,12 @@ from ray_dit.core.media import decode, psnr
 from ray_dit.errors import NotFound, UserError
 from ray_dit.folders.dataset import read_shard
 from ray_dit.folders.images import PLAN_KEY, ImagePlan, load_images
-from ray_dit.ledger.job import Manifest, manifest_objects, manifest_sha256, read_manifest
+from ray_dit.folders.model import read_model
+from ray_dit.formats.model_folder import ModelConfig
+from ray_dit.ledger.manifest import manifest_objects, read_manifest
+from ray_dit.ledger.results import Facts, Manifest
 from ray_dit.report.commands import command
+from ray_dit.results import DatasetResult, EvaluationResult, LatentsResult, TrainingResult, VAEResult
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
@@ -52,6 +56,18 @@ class StageTime:
 
 
 @dataclass(frozen=True)
+class Results:
+    """The manifests of the stages that made the dataset, in the order they ran."""
+
+    vae: Manifest[VAEResult] | None
+    """None for a VAE that was not trained here."""
+    latents: Manifest[LatentsResult]
+    training: Manifest[TrainingResult]
+    dataset: Manifest[DatasetResult]
+    evaluation: Manifest[EvaluationResult]
+
+
+@dataclass(frozen=True)
 class Contents:
     """Everything on the page."""
 
@@ -64,65 +80,73 @@ class Contents:
     reconstructed: Images | None
     psnr: NDArray[np.float64] | None
     """dB of each reconstruction shown."""
-    psnr_heldout: float | None
     denoising: dict[str, Images]
     """Previews of a few classes, from the first step to the finished image."""
     preview_steps: tuple[int, ...]
     loss: list[tuple[float, float]]
     vae_loss: list[tuple[float, float]]
-    metrics: dict[str, Any]
     times: list[StageTime]
     commands: list[str]
     started_as: list[str]
-    model: dict[str, Any]
-    """config.json of the model folder."""
-    manifests: dict[str, Manifest]
+    model: ModelConfig
+    results: Results
 
 
 def gather(config: ReportConfig) -> Contents:
     """Reads it all; UserError or NotFound where a stage's result is missing or unfinished."""
-    manifests = {stage: read_manifest(uri, stage) for stage, uri in stage_folders(config).items()}
-    _check_chain(config, manifests)
-    names = tuple(manifests["encode"]["classes"])
+    results = _results(config)
+    _check_chain(config, results)
+    names = results.latents.facts.classes
     shown = spaced(names, MAX_CLASSES)
     vae = _reconstructions(config)
-    model = _json(open_store(config.model), "config.json")
+    model = read_model(config.model).config
     steps, denoising = _denoising(config.model, spaced(range(len(names)), DENOISED_CLASSES), names)
     return Contents(
         classes=shown,
         num_classes=len(names),
-        generated=_generated(open_store(config.dataset), manifests["generate"], names, shown),
+        generated=_generated(open_store(config.dataset), results.dataset, names, shown),
         real=_real(config, shown),
         originals=vae[0] if vae else None,
         reconstructed=vae[1] if vae else None,
         psnr=psnr(*vae) if vae else None,
-        psnr_heldout=manifests["train-vae"]["psnr_heldout"] if vae else None,
         denoising=denoising,
         preview_steps=steps,
         loss=_json(open_store(config.run), "loss.json"),
         vae_loss=_vae_loss(config),
-        metrics=_json(open_store(config.evaluation), "metrics.json"),
         times=[
             time
             for stage, uri in stage_folders(config).items()
             for time in stage_times(stage, open_store(uri))
         ],
-        commands=commands(config, manifests, model),
+        commands=commands(config, results, model),
         started_as=_started_as(config),
         model=model,
-        manifests=manifests,
+        results=results,
     )
 
 
-def _check_chain(config: ReportConfig, manifests: dict[str, Manifest]) -> None:
+def _results(config: ReportConfig) -> Results:
+    return Results(
+        vae=read_manifest(config.vae, VAEResult) if config.vae is not None else None,
+        latents=read_manifest(config.latents, LatentsResult),
+        training=read_manifest(config.run, TrainingResult),
+        dataset=read_manifest(config.dataset, DatasetResult),
+        evaluation=read_manifest(config.evaluation, EvaluationResult),
+    )
+
+
+def _check_chain(config: ReportConfig, results: Results) -> None:
     """UserError where a stage worked on another result than the one shown beside it."""
-    for stage, name, source in (("train", "latents", "encode"), ("evaluate", "dataset", "generate")):
-        told = manifests[stage]["parts"].get("inputs", {}).get(name)
-        if told is not None and told != manifest_sha256(manifests[source]):
-            folders = stage_folders(config)
+    chain: tuple[tuple[Manifest[Any], str, str, Manifest[Any], str], ...] = (
+        (results.training, config.run, "latents", results.latents, config.latents),
+        (results.evaluation, config.evaluation, "dataset", results.dataset, config.dataset),
+    )
+    for made, folder, name, source, source_folder in chain:
+        told = made.parts.get("inputs", {}).get(name)
+        if told is not None and told != source.sha256:
             raise UserError(
-                f"{folders[stage]} was not made from {folders[source]}, but from another {name}: give those "
-                "that belong together"
+                f"{folder} was not made from {source_folder}, but from another {name}: give those that "
+                "belong together"
             )
 
 
@@ -151,14 +175,14 @@ def _json(store: Store, key: str) -> Any:
 
 
 def _generated(
-    store: Store, manifest: Manifest, names: tuple[str, ...], shown: Sequence[str]
+    store: Store, manifest: Manifest[DatasetResult], names: tuple[str, ...], shown: Sequence[str]
 ) -> dict[str, Images]:
     """The first images of each class shown."""
     found: dict[str, list[Images]] = {name: [] for name in shown}
-    for marker in itertools.islice(manifest_objects(store, manifest), MAX_SHARDS_READ):
+    for marker in itertools.islice(manifest_objects(store, manifest, Facts), MAX_SHARDS_READ):
         if all(len(images) >= PER_CLASS for images in found.values()):
             break
-        shard = read_shard(store, marker["key"])
+        shard = read_shard(store, marker.key)
         for data, label in zip(shard.images, shard.labels, strict=True):
             images = found.get(names[label])
             if images is not None and len(images) < PER_CLASS:
@@ -272,9 +296,12 @@ def _stage_time(stage: str, what: str, runs: Sequence[tuple[Any, Any]]) -> Stage
     )
 
 
-def commands(config: ReportConfig, manifests: dict[str, Manifest], model: dict[str, Any]) -> list[str]:
-    """One command a stage that gives the same result, from the settings stored with it."""
-    content = {stage: dict(manifest["parts"]["config"]) for stage, manifest in manifests.items()}
+def commands(config: ReportConfig, results: Results, model: ModelConfig) -> list[str]:
+    """One command per stage that gives the same result, from the settings stored with it."""
+    manifests: tuple[Manifest[Any] | None, ...] = (
+        results.vae, results.latents, results.training, results.dataset, results.evaluation,
+    )  # fmt: skip
+    content = {made.stage: dict(made.parts["config"]) for made in manifests if made is not None}
     images = {"images.uri": config.images}
     kinds: dict[str, tuple[type[settings.Config], dict[str, str]]] = {
         "train-vae": (settings.TrainVaeConfig, {**images, "output": str(config.vae)}),
@@ -289,14 +316,14 @@ def commands(config: ReportConfig, manifests: dict[str, Manifest], model: dict[s
             {**images, "dataset": config.dataset, "output": config.evaluation},
         ),
     }
-    content["generate"] = _as_asked(content["generate"], manifests["encode"], model)
+    content["generate"] = _as_asked(content["generate"], results.latents.facts, model)
     return [command(stage, kinds[stage][0], content[stage], kinds[stage][1]) for stage in content]
 
 
-def _as_asked(resolved: dict[str, Any], encoded: Manifest, model: dict[str, Any]) -> dict[str, Any]:
+def _as_asked(resolved: dict[str, Any], latents: LatentsResult, model: ModelConfig) -> dict[str, Any]:
     """What generate was asked for, from what that came to mean, without what model and classes say."""
-    every = [str(label) for label in range(len(encoded["classes"]))]
-    own = model["sampler"]
+    every = [str(label) for label in range(len(latents.classes))]
+    own = model.sampler.model_dump(mode="json")
     changed = {name: value for name, value in resolved["sampler"].items() if value != own.get(name)}
     return resolved | {
         "sampler": changed,

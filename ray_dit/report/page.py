@@ -15,8 +15,10 @@ import numpy as np
 
 from ray_dit.core.media import SMALLEST_SIDE, grid, thumbnails
 from ray_dit.core.samplers import SAMPLERS
+from ray_dit.ledger.results import Manifest
 from ray_dit.report.curve import curve
 from ray_dit.report.gather import Contents, Images, StageTime
+from ray_dit.results import TrainingResult, VAEResult
 
 THUMBNAIL = 128
 """Largest side of an image on the page; larger ones are brought down to it."""
@@ -73,42 +75,46 @@ def _stacked(rows: Mapping[str, Images]) -> bytes:
     return grid(np.concatenate(filled), columns)
 
 
+def _figures_of(contents: Contents) -> Mapping[str, Any]:
+    """By name, as `evaluate` gave them."""
+    return contents.results.evaluation.facts.figures
+
+
 def _title(contents: Contents) -> str:
-    count = contents.metrics["num_images"]
+    count = contents.results.evaluation.facts.num_images
     classes = f"{contents.num_classes} {'class' if contents.num_classes == 1 else 'classes'}"
     return f"{count:,} generated images of {classes}"
 
 
 def _header(contents: Contents) -> str:
-    metrics, model = contents.metrics, contents.model["model"]
-    size = contents.manifests["encode"]["image_size"]
-    sampler = contents.manifests["generate"]["sampler"]
-    solver = SAMPLERS[sampler["name"]].title if sampler["name"] in SAMPLERS else sampler["name"]
-    real_accuracy = _percent(metrics["class_accuracy_real_heldout"])
-    real_distance = _number(metrics["frechet_distance_real_heldout"])
-    real_cas = _percent(metrics["cas_accuracy_real"])
+    counts, figures, model = contents.results.evaluation.facts, _figures_of(contents), contents.model.model
+    size = contents.results.latents.facts.image_size
+    sampler = contents.results.dataset.facts.sampler
+    solver = SAMPLERS[sampler.name].title if sampler.name in SAMPLERS else sampler.name
+    real_accuracy = _percent(figures["class_accuracy_real_heldout"])
+    real_distance = _number(figures["frechet_distance_real_heldout"])
+    real_cas = _percent(figures["cas_accuracy_real"])
     seconds = sum(time.seconds for time in contents.times)
     tiles = [
-        ("Class accuracy", _percent(metrics["class_accuracy"]), f"real held-out: {real_accuracy}"),
-        ("Fréchet distance", _number(metrics["frechet_distance"]), f"real held-out: {real_distance}"),
+        ("Class accuracy", _percent(figures["class_accuracy"]), f"real held-out: {real_accuracy}"),
+        ("Fréchet distance", _number(figures["frechet_distance"]), f"real held-out: {real_distance}"),
         (
             "Train on generated, test on real",
-            _percent(metrics["cas_accuracy"]),
+            _percent(figures["cas_accuracy"]),
             f"trained on as many real ones: {real_cas}",
         ),
-        ("Work in all", _duration(seconds), f"{metrics['num_images']:,} images of {size}×{size}"),
+        ("Work in all", _duration(seconds), f"{counts.num_images:,} images of {size}×{size}"),
     ]
     cards = "".join(
         f'<div class="tile"><span>{escape(name)}</span><b>{value}</b><em>{escape(note)}</em></div>'
         for name, value, note in tiles
     )
     return (
-        f"<h1>{_title(contents)}</h1>\n<p>A diffusion transformer (width {model['hidden_size']}, depth "
-        f"{model['depth']}, patch {model['patch_size']}) was trained on {metrics['num_train']:,} labelled "
-        f"images and then asked for new ones, class by class, with {solver} in "
-        f"{sampler['num_inference_steps']} steps and guidance {sampler['guidance_scale']:g}. "
-        f"{metrics['num_heldout']:,} real images were held back from "
-        f'every model; they show what perfect images would score.</p>\n<div class="tiles">{cards}</div>'
+        f"<h1>{_title(contents)}</h1>\n<p>A diffusion transformer (width {model.hidden_size}, depth "
+        f"{model.depth}, patch {model.patch_size}) was trained on {counts.num_train:,} labelled images and "
+        f"then asked for new ones, class by class, with {solver} in {sampler.num_inference_steps} "
+        f"steps and guidance {sampler.guidance_scale:g}. {counts.num_heldout:,} real images were held back "
+        f'from every model; they show what perfect images would score.</p>\n<div class="tiles">{cards}</div>'
     )
 
 
@@ -174,26 +180,26 @@ MEASURES = (
 
 
 def _figures(contents: Contents) -> str:
-    metrics = contents.metrics
+    result, figures = contents.results.evaluation.facts, _figures_of(contents)
     lines = [
         f"<tr><td>{escape(measure.name)}<small>{escape(measure.explained)}</small></td>"
-        f'<td class="number">{_value(metrics[measure.key], measure.percent)}</td>'
-        f'<td class="number">{_value(metrics[measure.ceiling], measure.percent)}</td></tr>'
+        f'<td class="number">{_value(figures[measure.key], measure.percent)}</td>'
+        f'<td class="number">{_value(figures[measure.ceiling], measure.percent)}</td></tr>'
         for measure in MEASURES
     ]
     table = _table([("", False), ("Generated", True), ("Real, the ceiling", True)], lines)
     counts = (
-        f"{metrics['num_images']:,} generated, {metrics['num_train']:,} training and "
-        f"{metrics['num_heldout']:,} held-out images; Fréchet distances over {metrics['frechet_images']:,} "
-        f"each, both scores of the last row after training on {metrics['cas_images']:,}."
+        f"{result.num_images:,} generated, {result.num_train:,} training and {result.num_heldout:,} held-out "
+        f"images; Fréchet distances over {figures['frechet_images']:,} each, both scores of the last row "
+        f"after training on {figures['cas_images']:,}."
     )
     return _section("How good they are", counts, table + _bars(contents))
 
 
 def _bars(contents: Contents) -> str:
     """Accuracy of each class as a bar, a line where real images are."""
-    by_class: dict[str, float | None] = contents.metrics["per_class_accuracy"]
-    ceiling: dict[str, float | None] = contents.metrics["per_class_accuracy_real_heldout"]
+    by_class: dict[str, float | None] = _figures_of(contents)["per_class_accuracy"]
+    ceiling: dict[str, float | None] = _figures_of(contents)["per_class_accuracy_real_heldout"]
     names = [name for name, value in by_class.items() if value is not None]
     title = "Class accuracy, class by class; the mark is where real held-out images are."
     if len(names) > MAX_BARS:
@@ -212,7 +218,8 @@ def _bar(name: str, value: float, ceiling: float | None) -> str:
 
 
 def _reconstructions(contents: Contents) -> str:
-    if contents.originals is None or contents.reconstructed is None or contents.psnr is None:
+    vae = contents.results.vae
+    if contents.originals is None or contents.reconstructed is None or contents.psnr is None or vae is None:
         return ""
     finite = contents.psnr[np.isfinite(contents.psnr)]
     shown = f"{finite.min():.1f} to {finite.max():.1f} dB on those shown, " if len(finite) else ""
@@ -220,8 +227,8 @@ def _reconstructions(contents: Contents) -> str:
     return _section(
         "What the VAE keeps",
         f"Held-out images and what is left of them after encoding and decoding: {shown}"
-        f"{contents.psnr_heldout:.1f} dB (PSNR) over all {contents.manifests['train-vae']['num_heldout']:,}. "
-        "No generated image can be sharper than this.",
+        f"{vae.facts.psnr_heldout:.1f} dB (PSNR) over all {vae.facts.num_heldout:,}. No generated "
+        "picture can be sharper than this.",
         f'<div class="pair">{_figure(contents.originals, columns, "Original", "held-out images")}'
         f"{_figure(contents.reconstructed, columns, 'Reconstruction', 'their reconstructions')}</div>",
     )
@@ -237,15 +244,19 @@ def _denoising(contents: Contents) -> str:
 
 
 def _curves(contents: Contents) -> str:
-    figures = [_curve_figure(contents.loss, "Diffusion transformer", contents.manifests["train"])]
-    if contents.vae_loss:
-        figures.append(_curve_figure(contents.vae_loss, "VAE", contents.manifests["train-vae"]))
+    figures = [_curve_figure(contents.loss, "Diffusion transformer", contents.results.training)]
+    if contents.vae_loss and contents.results.vae is not None:
+        figures.append(_curve_figure(contents.vae_loss, "VAE", contents.results.vae))
     return _section("Training", "", f'<div class="pair">{"".join(figures)}</div>')
 
 
-def _curve_figure(points: Sequence[tuple[float, float]], what: str, manifest: Mapping[str, Any]) -> str:
-    batch = manifest["parts"]["config"]["batch_size"]
-    said = f"{what}: mean loss, {manifest['steps']:,} steps of {batch}; {points[-1][1]:.4g} at the end"
+def _curve_figure(
+    points: Sequence[tuple[float, float]],
+    what: str,
+    manifest: Manifest[VAEResult] | Manifest[TrainingResult],
+) -> str:
+    batch = manifest.parts["config"]["batch_size"]
+    said = f"{what}: mean loss, {manifest.facts.steps:,} steps of {batch}; {points[-1][1]:.4g} at the end"
     drawn = curve([(x, y) for x, y in points], "step", "loss")
     return f"<figure>{drawn}<figcaption>{said}</figcaption></figure>"
 

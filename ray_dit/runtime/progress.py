@@ -17,7 +17,10 @@ class Advance(Protocol):
 
 @contextlib.contextmanager
 def progress(what: str, total: int, unit: str, *, done: int = 0) -> Iterator[Advance]:
-    """Shows how far ``what`` is; the value yielded is called with the absolute count done and a short note."""
+    """Shows how far ``what`` is.
+
+    The value yielded is called with the absolute count done and a short note.
+    """
     if sys.stderr.isatty():
         with _bar(what, total, unit, done) as advance:
             yield advance

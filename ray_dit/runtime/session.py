@@ -27,7 +27,8 @@ class Placed(Protocol):
 def ray_session(config: Placed, *, logs: bool = False) -> Iterator[Any]:
     """Connects to Ray as ``config`` says and disconnects at the end; yields the ray module.
 
-    ``logs``: what its workers write to standard error shows here. Inside an outer session (several stages in one process) it uses that one. UserError if the address does not answer.
+    ``logs``: what its workers write to standard error shows here. Inside an outer session (several stages in
+    one process) it uses that one. UserError if the address does not answer.
     """
     if not debugging():  # Ray's C++ part warns about what Ray Data does by design
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -41,15 +42,18 @@ def ray_session(config: Placed, *, logs: bool = False) -> Iterator[Any]:
     try:
         yield ray
     finally:
-        # A later session of this process numbers its actors alike: a handle still in some reference cycle would, once
-        # collected, take the new actor of its number down with it.
+        # A later session of this process numbers its actors alike: a handle still in some reference cycle
+        # would, once collected, take the new actor of its number down with it.
         gc.collect()
         ray.shutdown()
 
 
 @contextlib.contextmanager
 def _without_greeting() -> Iterator[None]:
-    """Ray's C++ part says on stderr, past Python, that it took up its log level; errors come as exceptions."""
+    """Ray's C++ part says on stderr, past Python, that it took up its log level.
+
+    Errors come as exceptions.
+    """
     if debugging():
         yield
         return
@@ -78,27 +82,30 @@ def _connect(ray: Any, config: Placed, logs: bool) -> None:
             ray.init(address=address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(
-                f"no Ray cluster could be joined at {config.address!r} ({first_message(error)}): start one with "
-                "`ray start --head`, or leave --address out for a private Ray on this machine"
+                f"no Ray cluster could be joined at {config.address!r} ({first_message(error)}): start one "
+                "with `ray start --head`, or leave --address out for a private Ray on this machine"
             ) from error
     for name in ("ray.data", "ray.train"):  # the stages report progress themselves
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def check_resources(ray: Any, config: Placed, *, cpus: int, gpus: int) -> None:
-    """UserError where a private Ray has less than must run at once: it would wait for ever. A cluster may still grow."""
+    """UserError where a private Ray has less than must run at once: it would wait for ever.
+
+    A cluster may still grow.
+    """
     if config.address != "local":
         return
     there = ray.cluster_resources()
     if there.get("GPU", 0) < gpus:
         raise UserError(
-            f"{gpus} GPUs are wanted at once and this machine's Ray has {there.get('GPU', 0):g}: leave --use-gpu out, or "
-            "give the --address of a cluster that has them"
+            f"{gpus} GPUs are wanted at once and this machine's Ray has {there.get('GPU', 0):g}: leave "
+            "--use-gpu out, or give the --address of a cluster that has them"
         )
     if there.get("CPU", 0) < cpus:
         raise UserError(
-            f"{cpus} CPUs are wanted at once and this machine's Ray has {there.get('CPU', 0):g}: take fewer workers or "
-            f"threads, or --num-cpus {cpus}"
+            f"{cpus} CPUs are wanted at once and this machine's Ray has {there.get('CPU', 0):g}: take fewer "
+            f"workers or threads, or --num-cpus {cpus}"
         )
 
 
@@ -128,6 +135,6 @@ def _check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
         raise UserError(
-            f"nothing answers at the Ray address {address!r} ({error.strerror or error}): check host and port, or leave "
-            "--address out for a private Ray on this machine"
+            f"nothing answers at the Ray address {address!r} ({error.strerror or error}): check host and "
+            "port, or leave --address out for a private Ray on this machine"
         ) from error

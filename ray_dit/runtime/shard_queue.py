@@ -1,10 +1,10 @@
 """Which worker makes which shard next: leases, tries, deadlines, work done twice at the end.
 
-Knows neither Ray nor clocks: workers are names, and every call that depends on time is told it, in seconds. So what
-happens when workers are late, slow, killed or stuck can be tested as a sequence of calls.
+Knows neither Ray nor clocks: workers are names, and every call that depends on time is told it, in seconds.
+So what happens when workers are late, slow, killed or stuck can be tested as a sequence of calls.
 
-A worker *takes* one shard at a time and reports it *finished* or *failed*. Nothing is handed out in advance, so no worker
-waits while another sits on shards it has not begun.
+A worker *takes* one shard at a time and reports it *finished* or *failed*. Nothing is handed out in advance,
+so no worker waits while another sits on shards it has not begun.
 """
 
 import bisect
@@ -27,7 +27,8 @@ HOPELESS = 30
 LEAST_REST = 10.0
 """Seconds for which a shard that raised on a worker is left to the others."""
 LONGEST_REST = 3600.0
-"""Seconds for which a worker on which everything raises gets nothing to do; from 2 on, they double with each error."""
+"""Seconds for which a worker on which everything raises gets nothing to do; from 2 on, they double with each
+error."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,10 @@ class ShardQueue:
     """The unfinished shards of a job and who works on them. A worker holds one shard at a time."""
 
     def __init__(self, shards: Iterable[int], *, deadline: float | None = None) -> None:
-        """``deadline``: seconds a shard may take; by default ``max(15 min, 20 x the median)`` of those finished."""
+        """``deadline``: seconds a shard may take.
+
+        By default ``max(15 min, 20 x the median)`` of those finished.
+        """
         self._waiting = deque(shards)
         self._open = set(self._waiting)  # neither finished nor given up
         self._shards: dict[int, _Shard] = {}  # those that were taken or have failed, and are not finished
@@ -134,7 +138,10 @@ class ShardQueue:
         return Turn() if late is None else self._lease(worker, late, now)
 
     def finish(self, worker: str, shard: int, now: float) -> bool:
-        """The shard is stored; True where nobody had finished it before. Also counts from a worker that lost its lease."""
+        """The shard is stored; True where nobody had finished it before.
+
+        Also counts from a worker that lost its lease.
+        """
         state = self._shards.pop(shard, _Shard())
         if shard not in self._open and shard not in self.lost:
             return False
@@ -165,8 +172,8 @@ class ShardQueue:
     def overdue(self, now: float) -> tuple[list[str], list[Failure]]:
         """Takes their shard from the workers that have held it for longer than the deadline.
 
-        Returns those workers, whose processes must be ended, and the tries that failed so. They get nothing more to do
-        until their next process has joined.
+        Returns those workers, whose processes must be ended, and the tries that failed so. They get nothing
+        more to do until their next process has joined.
         """
         allowed = self._seconds_allowed()
         late = [
@@ -224,8 +231,8 @@ class ShardQueue:
     def _late(self, worker: str, now: float) -> int | None:
         """The shard that one worker has held longest, if that is longer than shards usually take.
 
-        By then another worker would probably be done sooner, and whoever stores the shard first wins. Without it a slow,
-        stuck or lost worker would hold up the end of the job.
+        By then another worker would probably be done sooner, and whoever stores the shard first wins. Without
+        it a slow, stuck or lost worker would hold up the end of the job.
         """
         usual = self._median()
         if usual is None:
@@ -264,5 +271,6 @@ class ShardQueue:
         usual = self._median()
         if usual is not None:
             return max(LEAST_DEADLINE, DEADLINE_IN_MEDIANS * usual)
-        # Nothing tells a slow job from a stuck one yet: each time that all have timed out, all may take twice as long.
+        # Nothing tells a slow job from a stuck one yet: each time that all have timed out, all may take twice
+        # as long.
         return LEAST_DEADLINE * 2 ** min(self._timeouts // max(len(self._processes), 1), MOST_DOUBLINGS)

@@ -1,11 +1,13 @@
-"""Shards made by Ray Data actors: numbers go in, finished objects come out. Encode, generate and evaluate work this way.
+"""Shards made by Ray Data actors: numbers go in, finished objects come out.
 
-A maker lives in an actor with its model and builds a shard in memory; the actor puts it through the job protocol, so a
-lost actor or a repeated try costs time and nothing else. Ray Data keeps the pool of actors: it places them, restarts them
-and starts more where the cluster grows. Which actor makes which shard is not its business: each actor pulls numbers from
-a coordinator until none is left, so whoever is ready works, however late it came. The driver holds shard numbers and
-counts, never rows of data, and takes them from the coordinator: when an actor is restarted, Ray Data drops as many of its
-rows as its first life had yielded.
+Encode, generate and evaluate work this way.
+
+A maker lives in an actor with its model and builds a shard in memory; the actor puts it through the job
+protocol, so a lost actor or a repeated try costs time and nothing else. Ray Data keeps the pool of actors: it
+places them, restarts them and starts more where the cluster grows. Which actor makes which shard is not its
+business: each actor pulls numbers from a coordinator until none is left, so whoever is ready works, however
+late it came. The driver holds shard numbers and counts, never rows of data, and takes them from the
+coordinator: when an actor is restarted, Ray Data drops as many of its rows as its first life had yielded.
 """
 
 import contextlib
@@ -24,6 +26,8 @@ from ray_dit.config import EncodeConfig, GenerateConfig, ShardsConfig
 from ray_dit.errors import StoreFailure, UserError, first_message
 from ray_dit.ledger.job import HashAlarm, Job, RunRecord
 from ray_dit.ledger.maintenance import repair
+from ray_dit.ledger.results import F, Facts, Marker
+from ray_dit.results import ShardFacts
 from ray_dit.runtime.progress import Advance, progress
 from ray_dit.runtime.session import check_resources, debugging, ray_session
 from ray_dit.runtime.shard_queue import STARTS, TRIES, Failure, ShardQueue, Turn
@@ -46,18 +50,18 @@ def set_up_torch(threads: int) -> None:
 
 @dataclass(frozen=True)
 class Made:
-    """A finished shard: where it goes, its bytes, and deterministic facts for its marker."""
+    """A finished shard: where it goes, its bytes, and the facts for its marker."""
 
     key: str
     data: bytes
-    facts: dict[str, Any]
+    facts: ShardFacts
 
 
 class ShardMaker(Protocol):
     """Lives in an actor; made with its model loaded, compiled and warm.
 
-    A shard has three phases. Each is a pure function of the job and its argument, so an actor may run those of different
-    shards at the same time without changing a byte.
+    A shard has three phases. Each is a pure function of the job and its argument, so an actor may run those
+    of different shards at the same time without changing a byte.
     """
 
     def prepare(self, shard: int) -> Any:
@@ -69,7 +73,10 @@ class ShardMaker(Protocol):
         ...
 
     def finish(self, outputs: Any) -> Made:
-        """Compresses and serialises what ``compute`` gave; in any thread, while the next shard is computed."""
+        """Compresses and serialises what ``compute`` gave.
+
+        In any thread, while the next shard is computed.
+        """
         ...
 
 
@@ -135,9 +142,9 @@ def make_shards(
             raise UserError(_complaint(outcome, job, work, run))
 
 
-def all_markers(job: Job, num_shards: int) -> Iterator[dict[str, Any]]:
+def all_markers(job: Job, num_shards: int, facts: type[F]) -> Iterator[Marker[F]]:
     """The markers in shard order."""
-    return job.markers([shard_name(shard) for shard in range(num_shards)])
+    return job.markers(facts, [shard_name(shard) for shard in range(num_shards)])
 
 
 def _missing(job: Job, num_shards: int) -> list[int]:
@@ -156,11 +163,12 @@ def repair_shards(config: EncodeConfig | GenerateConfig, job: Job, build: Callab
         check_resources(ray, config, cpus=config.threads, gpus=gpus)
         maker = ray.remote(num_cpus=config.threads, num_gpus=gpus)(_Maker).remote(build, config.threads)
 
-        def rebuild(_: Store, marker: dict[str, Any]) -> bytes:
-            if "shard" not in marker:
-                where = job.store.where(marker["key"])
+        def rebuild(_: Store, marker: Marker[Facts]) -> bytes:
+            shard = marker.facts.to_json().get("shard")
+            if shard is None:
+                where = job.store.where(marker.key)
                 raise UserError(f"{where} is damaged and no shard: run the job in another folder")
-            data, error = ray.get(maker.rebuild.remote(marker["shard"]))
+            data, error = ray.get(maker.rebuild.remote(shard))
             if error is not None:
                 raise UserError(error)
             return data
@@ -252,7 +260,8 @@ class Coordinator:
     def fail_to_start(self, cause: str, trace: str, *, for_all: bool) -> bool:
         """An actor could not load its model; True where that ends the job.
 
-        It does at once where the reason holds ``for_all``, such as a model that is not there, and none has ever been ready.
+        It does at once where the reason holds ``for_all``, such as a model that is not there, and none has
+        ever been ready.
         """
         if for_all and not self._queue.ready:
             self._queue.stop(cause)
@@ -312,21 +321,25 @@ class _Actor:
             set_up(threads)
             self._maker = build()
         except Exception as error:
-            # A storage that does not answer now may do so in a minute; other errors of users will not go away.
+            # A storage that does not answer now may do so in a minute; other errors of users will not go
+            # away.
             for_all = isinstance(error, UserError) and not isinstance(error, StoreFailure)
             report = coordinator.fail_to_start.remote(_cause(error), traceback.format_exc(), for_all=for_all)
             if not self._get(report):
                 self._start_again()
 
     def __call__(self, _: dict[str, Any]) -> Iterator[dict[str, list[int]]]:
-        """Works until nothing is left; yields the number of each finished shard at once, and -1 at the very end."""
+        """Works until nothing is left.
+
+        Yields the number of each finished shard at once, and -1 at the very end.
+        """
         while not (turn := self._take()).over:
             if turn.shard is None:
                 time.sleep(PAUSE)
             elif self._make(turn.shard):
                 self._coordinator.finish.remote(self._id, turn.shard)
-                # The next shard is taken after this row has left: the driver may be slow to take rows, and the deadline
-                # of a shard must not run meanwhile.
+                # The next shard is taken after this row has left: the driver may be slow to take rows, and
+                # the deadline of a shard must not run meanwhile.
                 yield {"shard": [turn.shard]}
         yield {"shard": [-1]}
 
@@ -338,9 +351,9 @@ class _Actor:
         assert self._maker is not None, "a coordinator that was stopped hands out no shards"
         name = shard_name(shard)
         try:
-            if self._job.marker(name) is None:  # another try may have made it
+            if self._job.marker(name, ShardFacts) is None:  # another try may have made it
                 made = make_shard(self._maker, shard)
-                self._job.put(name, made.key, made.data, {"shard": shard, **made.facts})
+                self._job.put(name, made.key, made.data, made.facts)
         except HashAlarm as alarm:
             self._get(self._coordinator.stop.remote(str(alarm)))
             return False
@@ -431,8 +444,9 @@ def _fan_out(
     )
     actors = min(config.actors, len(shards))
     with ray.data.DataContext.current(_data_context(ray, actors)):
-        # A slot is an input block for Ray Data to give to an actor, which then works until the job is over. Twice as many
-        # as actors: the last row of an actor that was restarted may be dropped, and a spare slot yields it again.
+        # A slot is an input block for Ray Data to give to an actor, which then works until the job is over.
+        # Twice as many as actors: the last row of an actor that was restarted may be dropped, and a spare
+        # slot yields it again.
         slots = 2 * actors
         rows = (
             ray.data.from_items([{"slot": slot} for slot in range(slots)], override_num_blocks=slots)
@@ -454,8 +468,8 @@ def _fan_out(
             return ray.get(coordinator.outcome.remote())
         except ray.exceptions.RayError as error:
             raise UserError(
-                f"Ray gave up the actors of {watch.work.what}: {first_message(error)}; what is finished stays, and the same "
-                "command continues from it"
+                f"Ray gave up the actors of {watch.work.what}: {first_message(error)}; what is finished "
+                "stays, and the same command continues from it"
             ) from error
         finally:
             _end(ray, coordinator)
@@ -498,7 +512,7 @@ def _complaint(outcome: Outcome, job: Job, work: Work, run: RunRecord) -> str:
     more = f" and {len(outcome.lost) - SHOWN} more" if len(outcome.lost) > SHOWN else ""
     early = f", and the rest was not tried: {outcome.stopped}" if outcome.stopped else ""
     return (
-        f"{len(outcome.lost)} of {len(work.sizes)} shards failed in all {TRIES} tries ({shown}{more}){early}; the finished "
-        f"ones stay, and the same command makes what is missing once the cause is gone (each failure is in "
-        f"{job.store.where(f'_runs/{run.id}/events')})"
+        f"{len(outcome.lost)} of {len(work.sizes)} shards failed in all {TRIES} tries "
+        f"({shown}{more}){early}; the finished ones stay, and the same command makes what is missing once "
+        f"the cause is gone (each failure is in {job.store.where(f'_runs/{run.id}/events')})"
     )

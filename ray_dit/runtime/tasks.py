@@ -10,7 +10,9 @@ from ray_dit.errors import UserError
 def run_tasks(
     ray: Any, work: Callable[..., None], items: Sequence[Any], *shared: Any, threads: int
 ) -> Iterator[int]:
-    """Calls ``work(*shared, item)`` for every item in a task with that many torch threads; yields how many are done.
+    """Calls ``work(*shared, item)`` for every item in a task with that many torch threads.
+
+    Yields how many are done.
 
     What is ``shared`` is stored once for all of them. Raises the UserError of a task that met one.
     """

@@ -1,7 +1,7 @@
-"""`ray-dit encode`: pictures to moments of the VAE's posterior, in shards.
+"""`ray-dit encode`: images to moments of the VAE's posterior, in shards.
 
-Shard i holds the rows [i·S, (i+1)·S) of the plan, which lists the pictures in key order; a picture that cannot be read
-is set aside and listed, and its row is missing.
+Shard i holds the rows [i·S, (i+1)·S) of the plan, which lists the images in key order; an image that
+cannot be read is set aside and listed, and its row is missing.
 """
 
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ from ray_dit.folders.images import PLAN_KEY, BadImage, ImagePlan, check_bad, loa
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.results import Manifest
+from ray_dit.results import LatentShardFacts, LatentsResult
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import (
     Made,
@@ -32,19 +34,19 @@ from ray_dit.runtime.shards import (
 from ray_dit.stages.fingerprint import open_job
 from ray_dit.storage.store import Store
 
-STAGE = "encode"
+STAGE = LatentsResult.stage_name
 
 
-def encode(config: EncodeConfig) -> dict[str, Any]:
-    """Encodes all pictures, or those still missing; returns the manifest."""
+def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
+    """Encodes all images, or those still missing; returns the manifest."""
     from ray_dit.vae import VAE, files_sha256
 
     plan = plan_images(config.images)
     vae = VAE.load(config.vae)
     if config.images.size % vae.downsample:
         raise UserError(
-            f"images.size {config.images.size} is not a multiple of {vae.downsample}, by which the VAE in {config.vae} "
-            "shrinks: change --images.size"
+            f"images.size {config.images.size} is not a multiple of {vae.downsample}, by which the VAE in "
+            f"{config.vae} shrinks: change --images.size"
         )
     files = vae.files()
     inputs = {"images": plan.sha256, "vae": files_sha256(files)}
@@ -52,7 +54,7 @@ def encode(config: EncodeConfig) -> dict[str, Any]:
     build = _Build(config, job.store)
     if config.repair:
         repair_shards(config, job, build)
-    manifest = job.manifest()
+    manifest = job.manifest(LatentsResult)
     if manifest is not None:
         return manifest
     job.put_plain(PLAN_KEY, plan.to_bytes())  # the actors read it: the driver need not hand it out
@@ -116,18 +118,24 @@ class Encoder:
     def finish(self, outputs: tuple[Decoded, LatentShard]) -> Made:
         """The shard as Parquet."""
         inputs, latents = outputs
-        facts = {
-            "rows": len(inputs.kept),
-            "seen": len(inputs.kept) + len(inputs.bad),
-            "bad": [[entry.key, entry.reason] for entry in inputs.bad],
-            "train_rows": int((~latents.heldout).sum()),
-            "moments_sha256": array_sha256(latents.moments),
-            **_sums(latents),
-        }
+        sums, squares = channel_sums(latents)
+        facts = LatentShardFacts(
+            shard=inputs.shard,
+            rows=len(inputs.kept),
+            seen=len(inputs.kept) + len(inputs.bad),
+            bad=tuple((entry.key, entry.reason) for entry in inputs.bad),
+            train_rows=int((~latents.heldout).sum()),
+            moments_sha256=array_sha256(latents.moments),
+            sum=tuple(sums.tolist()),
+            sum_squares=tuple(squares.tolist()),
+        )
         return Made(f"latents/{shard_name(inputs.shard)}.parquet", latent_shard_bytes(latents), facts)
 
     def _moments(self, images: NDArray[np.uint8]) -> NDArray[np.float16]:
-        """Moments float16 [N, 2C, h, w]; the last batch is filled up, since batch size decides the last bits."""
+        """Moments float16 [N, 2C, h, w].
+
+        The last batch is filled up, since batch size decides the last bits.
+        """
         size = self._config.batch_size
         parts: list[NDArray[np.float16]] = []
         with torch.inference_mode():
@@ -141,39 +149,48 @@ class Encoder:
         return np.concatenate(parts) if parts else empty
 
 
-def _sums(latents: LatentShard) -> dict[str, list[float]]:
-    """Per channel sums of the latents over training rows, for their mean and variance: E z² = mean² + posterior var."""
+def channel_sums(latents: LatentShard) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Σ E z and Σ E z² of the latents over training rows, each [C].
+
+    E z² = mean² + the posterior's variance.
+    """
     moments = latents.moments[~latents.heldout].astype(np.float64)
     mean, log_variance = np.split(moments, 2, axis=1)
     second = np.square(mean) + np.exp(np.clip(log_variance, -30, 20))
-    return {"sum": mean.sum(axis=(0, 2, 3)).tolist(), "sum_squares": second.sum(axis=(0, 2, 3)).tolist()}
+    return mean.sum(axis=(0, 2, 3)), second.sum(axis=(0, 2, 3))
 
 
-def _finish(config: EncodeConfig, plan: ImagePlan, job: Job, num_shards: int, vae: Any) -> dict[str, Any]:
-    markers = list(all_markers(job, num_shards))
-    bad = [BadImage(*entry) for marker in markers for entry in marker["bad"]]
+def _finish(
+    config: EncodeConfig, plan: ImagePlan, job: Job, num_shards: int, vae: Any
+) -> Manifest[LatentsResult]:
+    markers = list(all_markers(job, num_shards, LatentShardFacts))
+    shards = [marker.facts for marker in markers]
+    bad = [BadImage(*entry) for shard in shards for entry in shard.bad]
     check_bad(len(bad), len(plan.keys), config.images.max_bad, plan.uri, bad)
     lines = "".join(f"{entry.key}\t{entry.reason}\n" for entry in bad)
     job.put_plain("quarantine.tsv", ("key\treason\n" + lines).encode())
     side = config.images.size // vae.downsample
-    train_rows = sum(marker["train_rows"] for marker in markers)
+    train_rows = sum(shard.train_rows for shard in shards)
+    mean, std = _statistics(shards, train_rows * side * side)
     return job.finish(
-        {
-            "classes": list(plan.classes),
-            "image_size": config.images.size,
-            "latent_shape": [vae.latent_channels, side, side],
-            "rows": sum(marker["rows"] for marker in markers),
-            "train_rows": train_rows,
-            "bad": len(bad),
-            "scaling_factor": float(vae.module.config.scaling_factor),
-            **_statistics(markers, train_rows * side * side),
-        },
+        LatentsResult(
+            classes=plan.classes,
+            image_size=config.images.size,
+            latent_shape=(vae.latent_channels, side, side),
+            rows=sum(shard.rows for shard in shards),
+            train_rows=train_rows,
+            bad=len(bad),
+            scaling_factor=float(vae.module.config.scaling_factor),
+            mean=mean,
+            std=std,
+        ),
         objects=markers,
     )
 
 
-def _statistics(markers: list[dict[str, Any]], count: int) -> dict[str, list[float]]:
+def _statistics(shards: list[LatentShardFacts], count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the raw latents, per channel, over training rows."""
-    total = np.sum([marker["sum"] for marker in markers], axis=0) / max(count, 1)
-    squares = np.sum([marker["sum_squares"] for marker in markers], axis=0) / max(count, 1)
-    return {"mean": total.tolist(), "std": np.sqrt(np.maximum(squares - total**2, 1e-12)).tolist()}
+    mean = np.sum([shard.sum for shard in shards], axis=0) / max(count, 1)
+    squares = np.sum([shard.sum_squares for shard in shards], axis=0) / max(count, 1)
+    std = np.sqrt(np.maximum(squares - mean**2, 1e-12))
+    return tuple(mean.tolist()), tuple(std.tolist())

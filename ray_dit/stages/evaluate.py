@@ -19,8 +19,12 @@ from safetensors.torch import save as bytes_of
 from ray_dit.config import EvaluateConfig
 from ray_dit.errors import UserError
 from ray_dit.folders.images import BadImage, check_bad, load_images, plan_images
-from ray_dit.ledger.job import Job, canonical, manifest_sha256, read_manifest
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import read_manifest
+from ray_dit.ledger.results import Manifest, Marker
+from ray_dit.ledger.stored_json import canonical
 from ray_dit.metrics import FEATURES, JUDGE, Network, Piece, Sets, Tensors, figures_for, measure, merge
+from ray_dit.results import ClassifierFacts, DatasetResult, EvaluationResult, PieceFacts
 from ray_dit.runtime.progress import progress
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import Made, ShardMaker, Work, all_markers, make_shards, shard_name
@@ -28,21 +32,24 @@ from ray_dit.runtime.tasks import run_tasks
 from ray_dit.stages.evaluation_data import EvaluationData, check
 from ray_dit.stages.fingerprint import open_job
 
-STAGE = "evaluate"
+STAGE = EvaluationResult.stage_name
 NETWORK = FEATURES[JUDGE]
 """Whose features are compared; the other classifiers are networks of its kind, trained on other images."""
 FIGURES = figures_for(NETWORK)
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Measures the dataset, or goes on where an earlier run stopped; returns the manifest, which has the metrics."""
+def evaluate(config: EvaluateConfig) -> Manifest[EvaluationResult]:
+    """Measures the dataset, or goes on where an earlier run stopped.
+
+    Returns the manifest, which has the metrics.
+    """
     plan = plan_images(config.images)
-    dataset = read_manifest(config.dataset, "generate")
+    dataset = read_manifest(config.dataset, DatasetResult)
     data = EvaluationData(config, plan, dataset)
     check(data)
-    inputs = {"images": plan.sha256, "dataset": manifest_sha256(dataset)}
+    inputs = {"images": plan.sha256, "dataset": dataset.sha256}
     job = open_job(config, STAGE, inputs)
-    manifest = job.finished()
+    manifest = job.finished(EvaluationResult)
     if manifest is not None:
         return manifest
     with ray_session(config) as ray:
@@ -53,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def _train_classifiers(ray: Any, data: EvaluationData, job: Job) -> None:
     """Trains those classifiers that are missing, each in a task of its own, at the same time."""
-    missing = [name for name in data.classifiers if job.marker(name) is None]
+    missing = [name for name in data.classifiers if job.marker(name, ClassifierFacts) is None]
     run = job.run({"what": "classifiers"})
     if missing:
         with progress("classifiers", len(missing), "trained") as advance:
@@ -66,19 +73,24 @@ def train_one(data: EvaluationData, job: Job, name: str) -> None:
     """Trains and stores one classifier; UserError where none of its images can be read."""
     images, labels = data.training_pictures(name)
     if not len(images):
-        raise UserError(f"none of the training pictures in {data.plan.uri} can be read: repair them")
+        raise UserError(f"none of the training images in {data.plan.uri} can be read: repair them")
     assert NETWORK.train is not None
     weights, shape = NETWORK.train(images, labels, data.num_classes, data.config.classifier, data.config.seed)
-    facts = {"classifier": name, "images": len(images)} | shape
+    facts = ClassifierFacts(classifier=name, images=len(images), **shape.to_json())
     job.put(name, f"classifiers/{name}.safetensors", weights, facts)
 
 
 def load_classifier(job: Job, name: str) -> Network:
     """A trained classifier."""
-    marker = job.marker(name)
+    marker = _classifier_marker(job, name)
+    return NETWORK.load(lambda: job.store.get(marker.key), marker.facts)
+
+
+def _classifier_marker(job: Job, name: str) -> Marker[ClassifierFacts]:
+    marker = job.marker(name, ClassifierFacts)
     if marker is None:
         raise RuntimeError(f"classifier {name} has not been trained")
-    return NETWORK.load(lambda: job.store.get(marker["key"]), marker)
+    return marker
 
 
 @dataclass(frozen=True)
@@ -94,15 +106,17 @@ class _Build:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The images of a piece, uint8 [N, S, S, 3] with labels [N]; ``compared`` marks those a distance is taken between."""
+    """The images of a piece, uint8 [N, S, S, 3] with labels [N].
 
-    number: int
+    ``compared`` marks those a distance is taken between.
+    """
+
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     compared: NDArray[np.bool_]
     classifiers: tuple[str, ...]
     """Who looks at them; the judge is always among them."""
-    facts: dict[str, Any]
+    facts: PieceFacts
 
 
 class Measurer:
@@ -132,7 +146,7 @@ class Measurer:
     def finish(self, outputs: tuple[Decoded, Tensors]) -> Made:
         """The measures as safetensors."""
         inputs, tensors = outputs
-        return Made(f"measures/{shard_name(inputs.number)}.safetensors", bytes_of(tensors), inputs.facts)
+        return Made(f"measures/{shard_name(inputs.facts.shard)}.safetensors", bytes_of(tensors), inputs.facts)
 
     def _real(self, number: int) -> Decoded:
         plan, rows = self._data.plan, self._data.real_pieces[number]
@@ -144,20 +158,25 @@ class Measurer:
             everyone = plan.rows(heldout=True)
             compared = np.isin(kept, everyone[self._data.subset(len(everyone), self._data.num_compared)])
             classifiers = self._data.classifiers
-        facts = {"of": "heldout" if heldout else "train", "seen": len(rows), "rows": len(kept)}
-        facts |= {"bad": [[entry.key, entry.reason] for entry in bad]}
-        return Decoded(number, images, plan.labels[kept], compared, classifiers, facts)
+        facts = PieceFacts(
+            shard=number,
+            of="heldout" if heldout else "train",
+            seen=len(rows),
+            rows=len(kept),
+            bad=tuple((entry.key, entry.reason) for entry in bad),
+        )
+        return Decoded(images, plan.labels[kept], compared, classifiers, facts)
 
     def _generated(self, number: int, shard: int) -> Decoded:
-        marker = self._data.shards[shard]
-        rows = np.arange(marker["rows"])
+        rows = np.arange(self._data.shards[shard].rows)
         images, labels = self._data.shard_pictures(shard, rows)
         # As many as there are held-out ones: a Fréchet distance grows as samples get fewer.
         compared = np.isin(
-            rows + marker["before"], self._data.subset(self._data.num_generated, self._data.num_compared)
+            rows + self._data.shards[shard].before,
+            self._data.subset(self._data.num_generated, self._data.num_compared),
         )
-        facts = {"of": "generated", "seen": len(rows), "rows": len(rows), "bad": []}
-        return Decoded(number, images, labels, compared, (JUDGE,), facts)
+        facts = PieceFacts(shard=number, of="generated", seen=len(rows), rows=len(rows), bad=())
+        return Decoded(images, labels, compared, (JUDGE,), facts)
 
 
 @dataclass
@@ -173,26 +192,26 @@ class Total:
         self.rows += rows
 
 
-def _finish(data: EvaluationData, job: Job) -> dict[str, Any]:
+def _finish(data: EvaluationData, job: Job) -> Manifest[EvaluationResult]:
     totals = {kind: Total() for kind in ("train", "heldout", "generated")}
     bad: list[BadImage] = []
-    for marker in all_markers(job, data.num_pieces):
-        bad += [BadImage(*entry) for entry in marker["bad"]]
-        totals[marker["of"]].add(tensors_of(job.store.get(marker["key"])), marker["rows"])
+    for marker in all_markers(job, data.num_pieces, PieceFacts):
+        piece = marker.facts
+        bad += [BadImage(*entry) for entry in piece.bad]
+        totals[piece.of].add(tensors_of(job.store.get(marker.key)), piece.rows)
     check_bad(len(bad), len(data.plan.keys), data.config.images.max_bad, data.plan.uri, bad)
-    metrics = _metrics(data, totals["train"], totals["heldout"], totals["generated"])
-    job.put_plain("metrics.json", canonical(metrics))
-    return job.finish(metrics, objects=_objects(data, job))
+    result = _result(data, totals["train"], totals["heldout"], totals["generated"])
+    job.put_plain("metrics.json", canonical(result.to_json()))
+    return job.finish(result, objects=_objects(data, job))
 
 
-def _objects(data: EvaluationData, job: Job) -> Iterator[dict[str, Any]]:
+def _objects(data: EvaluationData, job: Job) -> Iterator[Marker[Any]]:
     for name in data.classifiers:
-        yield job.marker(name) or {}
-    yield from all_markers(job, data.num_pieces)
+        yield _classifier_marker(job, name)
+    yield from all_markers(job, data.num_pieces, PieceFacts)
 
 
-def _metrics(data: EvaluationData, train: Total, heldout: Total, generated: Total) -> dict[str, Any]:
-    """All figures by name; a name with ``real`` is the ceiling of the one without."""
+def _result(data: EvaluationData, train: Total, heldout: Total, generated: Total) -> EvaluationResult:
     sets = Sets(
         train=train.tensors,
         heldout=heldout.tensors,
@@ -201,8 +220,5 @@ def _metrics(data: EvaluationData, train: Total, heldout: Total, generated: Tota
         trained_on={name: data.training_count(name) for name in data.classifiers},
     )
     values = {name: value for figure in FIGURES for name, value in figure.values(sets)}
-    return values | {
-        "num_images": generated.rows,
-        "num_train": train.rows,
-        "num_heldout": heldout.rows,
-    }
+    counts = {"num_images": generated.rows, "num_train": train.rows, "num_heldout": heldout.rows}
+    return EvaluationResult.model_validate(values | counts)

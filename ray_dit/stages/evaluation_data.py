@@ -1,11 +1,10 @@
-"""The pictures an evaluation reads, and which of them each of its figures uses: a function of the configuration.
+"""The images an evaluation reads, and which of them each of its figures uses: a function of the configuration.
 
-Real pictures come from the image folder, generated ones from the dataset's shards; knows no classifier and no metric.
+Real images come from the image folder, generated ones from the dataset's shards; knows no classifier and no metric.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,25 +15,37 @@ from ray_dit.core.order import order
 from ray_dit.errors import UserError
 from ray_dit.folders.dataset import read_shard
 from ray_dit.folders.images import ImagePlan, load_images
-from ray_dit.ledger.job import manifest_objects
+from ray_dit.ledger.manifest import manifest_objects
+from ray_dit.ledger.results import Manifest
 from ray_dit.metrics import JUDGE, ON_GENERATED, ON_REAL
+from ray_dit.results import DatasetResult, ImageShardFacts
 from ray_dit.storage.open import open_store
 
 REAL_PIECE = 1000
-"""Real pictures a piece; generated ones come by the shard."""
+"""Real images a piece; generated ones come by the shard."""
 SUBSET_EPOCH = 0
 
 Pictures = tuple[NDArray[np.uint8], NDArray[np.int64]]
-"""Pictures uint8 [N, S, S, 3] and their labels."""
+"""Images uint8 [N, S, S, 3] and their labels."""
+
+
+@dataclass(frozen=True)
+class GeneratedShard:
+    """One shard of the dataset."""
+
+    key: str
+    rows: int
+    before: int
+    """Images in the shards before it."""
 
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """Where the pictures are and which of them each figure uses, all of it a function of the configuration."""
+    """Where the images are and which of them each figure uses, all of it a function of the configuration."""
 
     config: EvaluateConfig
     plan: ImagePlan
-    dataset: dict[str, Any]
+    dataset: Manifest[DatasetResult]
 
     @property
     def num_classes(self) -> int:
@@ -42,16 +53,16 @@ class EvaluationData:
 
     @property
     def num_generated(self) -> int:
-        return int(self.dataset["rows"])
+        return self.dataset.facts.rows
 
     @cached_property
-    def shards(self) -> list[dict[str, Any]]:
-        """The generated shards' markers, each with the number of pictures ``before`` it."""
-        listed: list[dict[str, Any]] = []
+    def shards(self) -> list[GeneratedShard]:
+        """The dataset's shards in their order."""
+        listed: list[GeneratedShard] = []
         before = 0
-        for marker in manifest_objects(open_store(self.config.dataset), self.dataset):
-            listed.append({"key": marker["key"], "rows": marker["rows"], "before": before})
-            before += marker["rows"]
+        for marker in manifest_objects(open_store(self.config.dataset), self.dataset, ImageShardFacts):
+            listed.append(GeneratedShard(marker.key, marker.facts.rows, before))
+            before += marker.facts.rows
         return listed
 
     @cached_property
@@ -65,8 +76,8 @@ class EvaluationData:
 
     @cached_property
     def piece_sizes(self) -> list[int]:
-        """Pictures in each piece: the real ones, then the generated shards."""
-        return [len(rows) for rows in self.real_pieces] + [shard["rows"] for shard in self.shards]
+        """Images in each piece: the real ones, then the generated shards."""
+        return [len(rows) for rows in self.real_pieces] + [shard.rows for shard in self.shards]
 
     @property
     def num_pieces(self) -> int:
@@ -74,12 +85,12 @@ class EvaluationData:
 
     @property
     def num_cas(self) -> int:
-        """Pictures the two classifiers of the accuracy score are trained on."""
+        """Images the two classifiers of the accuracy score are trained on."""
         return min(self.num_generated, int((~self.plan.heldout).sum()))
 
     @property
     def num_compared(self) -> int:
-        """Pictures each Fréchet distance is taken over: it grows as samples get fewer, so both take equally many."""
+        """Images each Fréchet distance is taken over: it grows as samples get fewer, so both take equally many."""
         return min(self.num_generated, int(self.plan.heldout.sum()))
 
     def subset(self, num_rows: int, count: int) -> NDArray[np.int64]:
@@ -87,13 +98,13 @@ class EvaluationData:
         return np.sort(order(self.config.seed, SUBSET_EPOCH, np.arange(min(count, num_rows)), num_rows))
 
     def training_count(self, classifier: str) -> int:
-        """Pictures a classifier is trained on; never more than its steps would look at."""
+        """Images a classifier is trained on; never more than its steps would look at."""
         steps = self.config.classifier.steps * self.config.classifier.batch_size
         return min(steps, int((~self.plan.heldout).sum()) if classifier == JUDGE else self.num_cas)
 
     @property
     def classifiers(self) -> tuple[str, ...]:
-        """Those to train: with enough generated pictures, as many real ones are all of them."""
+        """Those to train: with enough generated images, as many real ones are all of them."""
         same = self.training_count(ON_REAL) == self.training_count(JUDGE)
         return (JUDGE, ON_GENERATED) if same else (JUDGE, ON_GENERATED, ON_REAL)
 
@@ -107,20 +118,20 @@ class EvaluationData:
         return images, self.plan.labels[kept]
 
     def generated(self, wanted: NDArray[np.int64]) -> Pictures:
-        """Generated pictures by their place in the dataset, rising; shard by shard, decoding only those."""
+        """Generated images by their place in the dataset, rising; shard by shard, decoding only those."""
         images: list[NDArray[np.uint8]] = [np.zeros((0, self.plan.size, self.plan.size, 3), np.uint8)]
         labels: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
         for number, shard in enumerate(self.shards):
-            low, high = np.searchsorted(wanted, [shard["before"], shard["before"] + shard["rows"]])
+            low, high = np.searchsorted(wanted, [shard.before, shard.before + shard.rows])
             if low < high:
-                part = self.shard_pictures(number, wanted[low:high] - shard["before"])
+                part = self.shard_pictures(number, wanted[low:high] - shard.before)
                 images.append(part[0])
                 labels.append(part[1])
         return np.concatenate(images), np.concatenate(labels)
 
     def shard_pictures(self, number: int, rows: NDArray[np.int64]) -> Pictures:
-        """These rows of a generated shard; UserError where they do not fit the real pictures."""
-        key = self.shards[number]["key"]
+        """These rows of a generated shard; UserError where they do not fit the real images."""
+        key = self.shards[number].key
         shard = read_shard(open_store(self.config.dataset), key)
         where = f"{self.config.dataset}/{key}"
         images = [self._decoded(shard.images[row], where) for row in rows]
@@ -131,35 +142,35 @@ class EvaluationData:
             pixels = decode(data)
         except UnreadableImage as error:
             raise UserError(
-                f"{where} holds a broken picture ({error}): check it with `ray-dit verify`"
+                f"{where} holds a broken image ({error}): check it with `ray-dit verify`"
             ) from error
         size = self.plan.size
         if pixels.shape[:2] != (size, size):
             raise UserError(
-                f"the pictures in {where} are {pixels.shape[1]}x{pixels.shape[0]}, the real ones are compared at "
-                f"{size}x{size}: give --images.size {pixels.shape[0]}"
+                f"the images in {where} are {pixels.shape[1]}x{pixels.shape[0]}, the real ones are "
+                f"compared at {size}x{size}: give --images.size {pixels.shape[0]}"
             )
         return pixels
 
 
 def check(data: EvaluationData) -> None:
     """UserError for inputs that cannot be compared."""
-    theirs, ours = data.dataset["classes"], list(data.plan.classes)
+    theirs, ours = data.dataset.facts.classes, data.plan.classes
     if not theirs:
         raise UserError(
-            f"{data.config.dataset} was made without classes, and evaluate judges by a classifier: measure it by "
-            "`python -m jobs.fid` instead"
+            f"{data.config.dataset} was made without classes, and evaluate judges by a classifier: measure "
+            "it by `python -m jobs.fid` instead"
         )
     if theirs != ours:
         odd = sorted(set(theirs) ^ set(ours))
         raise UserError(
             f"{data.config.dataset} has {len(theirs)} classes and {data.plan.uri} has {len(ours)}"
             + (f", and {odd[0]!r} is in only one of them" if odd else ", in another order")
-            + ": give the pictures the model was trained on as --images.uri"
+            + ": give the images the model was trained on as --images.uri"
         )
     if data.num_compared < 2:
         raise UserError(
-            f"{int(data.plan.heldout.sum())} held-out and {data.num_generated} generated pictures are too few to compare: "
-            "give the same --images.heldout as to encode, and generate at least 2"
+            f"{int(data.plan.heldout.sum())} held-out and {data.num_generated} generated images are too "
+            "few to compare: give the same --images.heldout as to encode, and generate at least 2"
         )
     data.shard_pictures(0, np.zeros(1, dtype=np.int64))  # says so if the pictures are of another size

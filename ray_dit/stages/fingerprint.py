@@ -10,7 +10,8 @@ from ray_dit.ledger.job import Job
 from ray_dit.storage.open import open_store
 
 LIBRARIES = ("torch", "diffusers", "numpy", "pillow", "pyarrow", "safetensors")
-"""Their versions can change bytes; a job begun with other versions refuses to go on (--accept-fingerprint)."""
+"""Their versions can change bytes; a job begun with other versions refuses to go on
+(--accept-fingerprint)."""
 
 STAGE_RULES: dict[str, tuple[str, ...]] = {
     "train-vae": ("as first released",),
@@ -20,8 +21,9 @@ STAGE_RULES: dict[str, tuple[str, ...]] = {
     "evaluate": ("as first released",),
     "model": ("as first released",),  # import-checkpoint; a trained model's job rests on its training's
 }
-"""How each stage turns settings into bytes, a line per number. A change that gives other bytes for the same settings adds a
-line that says what changed, as a user should read it: who has an unfinished folder under the number before is told it."""
+"""How each stage turns settings into bytes, a line per number. A change that gives other bytes for the same
+settings adds a line that says what changed, as a user should read it: who has an unfinished folder under the
+number before is told it."""
 
 
 def open_job(
@@ -31,10 +33,12 @@ def open_job(
     *,
     resolved: Mapping[str, Any] | None = None,
 ) -> Job:
-    """Begins or continues the stage's job in its output folder; Conflict where the folder belongs to another one.
+    """Begins or continues the stage's job in its output folder.
 
-    ``resolved`` replaces settings by what they came to mean: class names by numbers, what was asked for by the full
-    settings (as a configuration or as JSON data).
+    Conflict where the folder belongs to another one.
+
+    ``resolved`` replaces settings by what they came to mean: class names by numbers, what was asked for by
+    the full settings (as a configuration or as JSON data).
     """
     return Job.open(
         open_store(config.output),

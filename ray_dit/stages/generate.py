@@ -1,12 +1,11 @@
-"""`ray-dit generate`: labelled pictures by the number, in shards that `datasets.load_dataset` opens.
+"""`ray-dit generate`: labelled images by the number, in shards that `datasets.load_dataset` opens.
 
-Picture i of a job has class classes[i mod K], noise of (seed, i), and lies in shard i // S. It is made in the canonical
-batch it belongs to, always of the same size, so its bytes do not depend on who makes it or when.
+Picture i of a job has class classes[i mod K], noise of (seed, i), and lies in shard i // S. It is made in the
+canonical batch it belongs to, always of the same size, so its bytes do not depend on who makes it or when.
 """
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +17,11 @@ from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.image_format import ImageShard
 from ray_dit.formats.labels import Labels
-from ray_dit.formats.model_folder import MODEL_STAGE
 from ray_dit.formats.registry import output_format
-from ray_dit.ledger.job import Job, manifest_sha256, read_manifest
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import read_manifest
+from ray_dit.ledger.results import Manifest
+from ray_dit.results import DatasetResult, ImageShardFacts, ModelResult, UsedSampler
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import (
     Made,
@@ -33,14 +34,14 @@ from ray_dit.runtime.shards import (
 )
 from ray_dit.stages.fingerprint import open_job
 
-STAGE = "generate"
+STAGE = DatasetResult.stage_name
 FORMAT = "parquet"
 """The format datasets are written in."""
 
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """Which picture is what: a function of the index."""
+    """Which image is what: a function of the index."""
 
     classes: tuple[int, ...]
     num_images: int
@@ -56,7 +57,7 @@ class DatasetPlan:
         return np.arange(first, min(first + self.shard_size, self.num_images))
 
     def labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Classes of the pictures with these numbers: in turn, so that every shard is balanced."""
+        """Classes of the images with these numbers: in turn, so that every shard is balanced."""
         return np.array(self.classes, dtype=np.int64)[ids % len(self.classes)]
 
     def name(self, shard: int) -> str:
@@ -64,10 +65,10 @@ class DatasetPlan:
         return f"data/train-{shard:05d}-of-{self.num_shards:05d}"
 
 
-def generate(config: GenerateConfig) -> dict[str, Any]:
+def generate(config: GenerateConfig) -> Manifest[DatasetResult]:
     """Makes the dataset, or the shards still missing; returns the manifest."""
     folder = read_model(config.model)
-    inputs = {"model": manifest_sha256(read_manifest(config.model, MODEL_STAGE))}
+    inputs = {"model": read_manifest(config.model, ModelResult).sha256}
     plan = plan_dataset(config, folder.labels)
     sampler = settle_sampler(
         config.sampler, folder.config, where=config.model, scale_setting="--sampler.guidance-scale"
@@ -77,7 +78,7 @@ def generate(config: GenerateConfig) -> dict[str, Any]:
     build = _Build(config, plan, sampler)
     if config.repair:
         repair_shards(config, job, build)
-    manifest = job.manifest()
+    manifest = job.manifest(DatasetResult)
     if manifest is not None:
         return manifest
     with ray_session(config) as ray:
@@ -138,16 +139,17 @@ class Painter:
         rows = ImageShard([png(image) for image in images], labels, ids, self._pipeline.labels.names)
         # one object per shard, since a marker is that of one object
         ((key, data),) = output_format(FORMAT).write(rows, self._plan.name(shard)).items()
-        facts = {
-            "rows": len(ids),
-            "pixels_sha256": array_sha256(images),
-            "first_id": int(ids[0]),
-            "classes": {str(label): int((labels == label).sum()) for label in np.unique(labels)},
-        }
+        facts = ImageShardFacts(
+            shard=shard,
+            rows=len(ids),
+            pixels_sha256=array_sha256(images),
+            first_id=int(ids[0]),
+            classes={str(label): int((labels == label).sum()) for label in np.unique(labels)},
+        )
         return Made(key, data, facts)
 
     def _batch(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Pictures uint8 [N, H, W, 3] of one canonical batch, filled up with the numbers that would follow."""
+        """Images uint8 [N, H, W, 3] of one canonical batch, filled up with the numbers that would follow."""
         size = self._config.batch_size
         filled = np.concatenate([ids, np.arange(ids[-1] + 1, ids[-1] + 1 + size - len(ids))])
         latents = self._pipeline.sample_latents(
@@ -159,20 +161,22 @@ class Painter:
         return self._pipeline.decode(latents)[: len(ids)]
 
 
-def _finish(job: Job, plan: DatasetPlan, folder: ModelFolder, sampler: SamplerConfig) -> dict[str, Any]:
+def _finish(
+    job: Job, plan: DatasetPlan, folder: ModelFolder, sampler: SamplerConfig
+) -> Manifest[DatasetResult]:
     labels = folder.labels
-    markers = list(all_markers(job, plan.num_shards))
-    pixels = hashlib.sha256("".join(marker["pixels_sha256"] for marker in markers).encode()).hexdigest()
+    markers = list(all_markers(job, plan.num_shards, ImageShardFacts))
+    pixels = hashlib.sha256("".join(marker.facts.pixels_sha256 for marker in markers).encode()).hexdigest()
     job.put_plain("README.md", dataset_card(plan, labels, sampler).encode())
     return job.finish(
-        {
-            "rows": plan.num_images,
-            "classes": list(labels.names),
-            "labels": list(plan.classes),
-            "image_size": folder.config.latents.image_size,
-            "sampler": sampler.model_dump(mode="json"),
-            "pixels_sha256": pixels,
-        },
+        DatasetResult(
+            rows=plan.num_images,
+            classes=labels.names,
+            labels=plan.classes,
+            image_size=folder.config.latents.image_size,
+            sampler=UsedSampler.of(sampler),
+            pixels_sha256=pixels,
+        ),
         objects=markers,
     )
 

@@ -1,4 +1,7 @@
-"""`ray-dit info`: what a folder holds, how far it is, what it was made from; reads the job protocol's objects only."""
+"""`ray-dit info`: what a folder holds, how far it is, what it was made from.
+
+Reads the job protocol's objects only.
+"""
 
 import json
 from collections.abc import Iterator
@@ -10,11 +13,12 @@ from ray_dit.folders.model import read_model
 from ray_dit.formats.model_folder import MODEL_STAGE
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import jobs
-from ray_dit.ledger.manifest import job_key, read_json
+from ray_dit.ledger.manifest import job_key
+from ray_dit.ledger.results import Facts
+from ray_dit.ledger.stored_json import read_json
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
-HIDDEN = {"format", "stage", "fingerprint", "parts", "listings"}
 LONGEST = 100
 
 
@@ -30,7 +34,7 @@ def describe(uri: str) -> str:
 def _job_lines(folder: Store) -> Iterator[str]:
     there = read_json(folder, job_key(0))
     job = Job(folder, there["stage"], there["fingerprint"])
-    manifest = job.manifest()
+    manifest = job.manifest(Facts)
     yield f"{folder.uri}"
     yield f"  stage        {job.stage}, {'finished' if manifest is not None else 'unfinished: run it again to go on'}"
     yield f"  fingerprint  {job.fingerprint[:16]}"
@@ -39,8 +43,10 @@ def _job_lines(folder: Store) -> Iterator[str]:
         yield f"  so far       {sum(1 for _ in job.names())} objects" + (
             f", checkpoint of step {steps[-1]}" if steps else ""
         )
-    for name, value in sorted((manifest or {}).items()):
-        if name not in HIDDEN:
+    else:
+        tied = {"extends": manifest.extends} if manifest.extends else {}
+        accepted = {"accepted": list(manifest.accepted)} if manifest.accepted else {}
+        for name, value in sorted((manifest.facts.to_json() | tied | accepted).items()):
             yield f"  {name:<12} {_short(value)}"
     for name, value in sorted(_flat(there["parts"])):
         yield f"    {name} = {_short(value)}"

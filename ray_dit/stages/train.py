@@ -1,7 +1,7 @@
 """`ray-dit train`: a DiT on latents with Ray Train; ends with a model folder.
 
-The run folder holds checkpoints, a sample grid at each, and the loss curve; the model folder holds what generate and
-serve need and nothing else.
+The run folder holds checkpoints, a sample grid at each, and the loss curve; the model folder holds what
+generate and serve need and nothing else.
 """
 
 import json
@@ -35,37 +35,40 @@ from ray_dit.folders.latents import LatentRows, cache_folder, open_latent_rows
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import MODEL_STAGE, VAE_FOLDER, ModelConfig, model_card, model_objects
-from ray_dit.ledger.job import Job, manifest_objects, manifest_sha256, read_manifest
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import manifest_objects, read_manifest
+from ray_dit.ledger.results import Facts, Manifest
 from ray_dit.pipeline import Pipeline, check_adaptable, initial_state
+from ray_dit.results import LatentShardFacts, LatentsResult, ModelResult, TrainingResult
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.stages.fingerprint import open_job
 from ray_dit.storage.open import open_store
 
-STAGE = "train"
+STAGE = TrainingResult.stage_name
 SD_SCALING_FACTOR = 0.18215
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig) -> Manifest[TrainingResult]:
     """Trains the DiT, or goes on where an earlier run stopped; returns the run's manifest."""
-    latents = read_manifest(config.latents, "encode")
-    inputs = {"latents": manifest_sha256(latents)}
+    latents = read_manifest(config.latents, LatentsResult)
+    inputs = {"latents": latents.sha256}
     source: ModelFolder | None = None
     if config.init_from is not None:
-        inputs["init_from"] = manifest_sha256(read_manifest(config.init_from, MODEL_STAGE))
+        inputs["init_from"] = read_manifest(config.init_from, ModelResult).sha256
         source = read_model(config.init_from)
-    model_config = model_config_of(config, latents, source)
+    model_config = model_config_of(config, latents.facts, source)
     size = model_config.model.model_dump(mode="json", include=set(DiTSizeConfig.model_fields))
     resolved = {"model": size, "diffusion": model_config.diffusion}
     job = open_job(config, STAGE, inputs, resolved=resolved)
     model_job = Job.open(open_store(model_folder(config)), MODEL_STAGE, {"train": job.fingerprint})
-    manifest = job.manifest()
-    if manifest is not None and model_job.finished() is not None:
+    manifest = job.manifest(TrainingResult)
+    if manifest is not None and model_job.finished(ModelResult) is not None:
         return manifest
     with ray_session(config) as ray:
         task = DiTTask(config, model_config, latents, model_job, config.optimizer, config.ema_decay)
         run_training(ray, config, job, task, "train")
-    return job.manifest() or {}
+    return read_manifest(job.store, TrainingResult)
 
 
 def model_folder(config: TrainConfig) -> str:
@@ -74,14 +77,14 @@ def model_folder(config: TrainConfig) -> str:
 
 
 def model_config_of(
-    config: TrainConfig, latents: dict[str, Any], source: ModelFolder | None = None
+    config: TrainConfig, latents: LatentsResult, source: ModelFolder | None = None
 ) -> ModelConfig:
     """The model folder's configuration: the DiT's full shape, how raw latents become x_start, what it comes from.
 
     A model that starts from ``source`` keeps what its weights were made for: guidance channels, licence, and the
     normalisation of latents where the VAE is the same.
     """
-    channels, side, _ = latents["latent_shape"]
+    channels, side, _ = latents.latent_shape
     base = source.config.model if source else None
     try:
         shape = config.model.resolve(
@@ -117,14 +120,18 @@ def model_config_of(
         changes["latents"] = kept_latents
     elif kept.vae != VAE_FOLDER and kept_latents.scale != SD_SCALING_FACTOR and kept_latents != own.latents:
         raise UserError(
-            f"{source.store.uri} normalises its latents in a way of its own and only names its VAE ({kept.vae}), so it can't "
-            f"be told whether {config.latents} were made by it: import the model again with --vae FOLDER"
+            f"{source.store.uri} normalises its latents in a way of its own and only names its VAE "
+            f"({kept.vae}), so it can't be told whether {config.latents} were made by it: import the model "
+            "again with --vae FOLDER"
         )
     return own.model_copy(update=changes)
 
 
 def _same_vae(source: ModelFolder, latents: str) -> bool:
-    """Whether the latents were made by the very VAE in the model's folder; False for a model that only names its VAE."""
+    """Whether the latents were made by the very VAE in the model's folder.
+
+    False for a model that only names its VAE.
+    """
     from ray_dit.vae import WEIGHTS_NAME
 
     key = f"{VAE_FOLDER}/{WEIGHTS_NAME}"
@@ -133,20 +140,19 @@ def _same_vae(source: ModelFolder, latents: str) -> bool:
     return source.store.sha256(key) == open_store(latents).sha256(key)
 
 
-def _num_classes(latents: dict[str, Any]) -> int:
-    """Classes to condition on: pictures that all lie in one folder are unlabelled."""
-    classes = latents["classes"]
-    return len(classes) if len(classes) > 1 else 0
+def _num_classes(latents: LatentsResult) -> int:
+    """Classes to condition on: images that all lie in one folder are unlabelled."""
+    return len(latents.classes) if len(latents.classes) > 1 else 0
 
 
-def _normalisation(latents: dict[str, Any]) -> LatentsConfig:
+def _normalisation(latents: LatentsResult) -> LatentsConfig:
     """Stable Diffusion's VAE keeps its published factor; any other is normalised by its own statistics."""
-    if latents["scaling_factor"] == SD_SCALING_FACTOR:
-        return LatentsConfig(shift=0.0, scale=SD_SCALING_FACTOR, image_size=latents["image_size"])
+    if latents.scaling_factor == SD_SCALING_FACTOR:
+        return LatentsConfig(shift=0.0, scale=SD_SCALING_FACTOR, image_size=latents.image_size)
     return LatentsConfig(
-        shift=tuple(latents["mean"]),
-        scale=tuple(1.0 / value for value in latents["std"]),
-        image_size=latents["image_size"],
+        shift=latents.mean,
+        scale=tuple(1.0 / value for value in latents.std),
+        image_size=latents.image_size,
     )
 
 
@@ -156,7 +162,7 @@ class DiTTask:
 
     config: TrainConfig
     model_config: ModelConfig
-    latents: dict[str, Any]
+    latents: Manifest[LatentsResult]
     model_job: Job
     optimizer: OptimizerConfig
     ema_decay: float | None
@@ -231,25 +237,26 @@ class DiTTask:
         )
         objects = model_objects(self.model_config, model.state_dict(), labels, self._vae().files(), card)
         for key, data in objects.items():
-            self.model_job.put(key.replace("/", "-"), key, data, {})
-        self.model_job.finish({"steps": self.config.steps})
+            self.model_job.put(key.replace("/", "-"), key, data, Facts())
+        self.model_job.finish(ModelResult(steps=self.config.steps))
         points = [[int(step), loss] for step, loss in log.tolist()]
         job.put_plain("loss.json", (json.dumps(points) + "\n").encode())
         job.finish(
-            {
-                "steps": self.config.steps,
-                "samples": self.config.steps * self.config.batch_size,
-                "loss": points[-1][1],
-            }
+            TrainingResult(
+                steps=self.config.steps,
+                samples=self.config.steps * self.config.batch_size,
+                loss=points[-1][1],
+            )
         )
 
     def _open_data(self, is_local_first: bool) -> LatentRows:
         """The first worker of a machine copies the shards to its disk; the others wait for it."""
-        store, name = open_store(self.config.latents), manifest_sha256(self.latents)
+        store = open_store(self.config.latents)
+        shards = manifest_objects(store, self.latents, LatentShardFacts)
         distributed = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
         if distributed and not is_local_first:
             torch.distributed.barrier()
-        data = open_latent_rows(store, manifest_objects(store, self.latents), name, cache_folder())
+        data = open_latent_rows(store, shards, self.latents.sha256, cache_folder())
         if distributed and is_local_first:
             torch.distributed.barrier()
         return data
@@ -260,12 +267,13 @@ class DiTTask:
         return VAE.load(f"{self.config.latents.rstrip('/')}/vae", device=self._device)
 
     def _labels(self) -> Labels:
-        return Labels(tuple(self.latents["classes"]) if self.model_config.model.num_classes else ())
+        return Labels(self.latents.facts.classes if self.model_config.model.num_classes else ())
 
     def _notes(self, log: NDArray[np.float64]) -> str:
         return (
-            f"Averaged over training (EMA). Trained for {self.config.steps} steps of {self.config.batch_size} on {self.latents['train_rows']} pictures "
-            f"(seed {self.config.seed}); last mean loss {log[-1, 1]:.4f}."
+            f"Averaged over training (EMA). Trained for {self.config.steps} steps of "
+            f"{self.config.batch_size} on {self.latents.facts.train_rows} pictures (seed "
+            f"{self.config.seed}); last mean loss {log[-1, 1]:.4f}."
         )
 
 

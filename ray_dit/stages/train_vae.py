@@ -1,7 +1,7 @@
-"""`ray-dit train-vae`: a small AutoencoderKL on the user's own pictures.
+"""`ray-dit train-vae`: a small AutoencoderKL on the user's own images.
 
-For pictures Stable Diffusion's VAE does not fit, or where it cannot be had. The result is a folder in diffusers' own
-layout with the peak signal-to-noise ratio on held-out pictures in its manifest.
+For images Stable Diffusion's VAE does not fit, or where it cannot be had. The result is a folder in
+diffusers' own layout with the peak signal-to-noise ratio on held-out images in its manifest.
 """
 
 import io
@@ -22,18 +22,21 @@ from ray_dit.core.rng import Stream, normal
 from ray_dit.errors import UserError
 from ray_dit.folders.images import ImagePlan, load_images, plan_images
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import read_manifest
+from ray_dit.ledger.results import Facts, Manifest
+from ray_dit.results import VAEResult
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.stages.fingerprint import open_job
 
-STAGE = "train-vae"
+STAGE = VAEResult.stage_name
 MAX_JUDGED = 1000
-"""Held-out pictures the PSNR is taken over, at most."""
+"""Held-out images the PSNR is taken over, at most."""
 SHOWN = 16
-"""Held-out pictures kept as reconstructions.npz for the report."""
+"""Held-out images kept as reconstructions.npz for the report."""
 
 
-def train_vae(config: TrainVaeConfig) -> dict[str, Any]:
+def train_vae(config: TrainVaeConfig) -> Manifest[VAEResult]:
     """Trains the VAE, or goes on where an earlier run stopped; returns the manifest."""
     plan = plan_images(config.images)
     factor = 2 ** (len(config.vae.block_out_channels) - 1)
@@ -43,14 +46,14 @@ def train_vae(config: TrainVaeConfig) -> dict[str, Any]:
             f"{len(config.vae.block_out_channels)} block_out_channels shrinks: change one of them"
         )
     if not len(plan.rows(heldout=False)):
-        raise UserError(f"every picture in {plan.uri} is held out: lower --images.heldout or add pictures")
+        raise UserError(f"every image in {plan.uri} is held out: lower --images.heldout or add images")
     job = open_job(config, STAGE, {"images": plan.sha256})
-    manifest = job.finished()
+    manifest = job.finished(VAEResult)
     if manifest is not None:
         return manifest
     with ray_session(config) as ray:
         run_training(ray, config, job, VAETask(config, plan, config.optimizer), "train-vae")
-    return job.manifest() or {}
+    return read_manifest(job.store, VAEResult)
 
 
 class VAELoss(nn.Module):
@@ -89,12 +92,15 @@ class VAETask:
         return VAELoss(module, self.config.kl_weight).to(device)
 
     def batch(self, positions: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images [B, C, H, W] float in [-1, 1] and noise for their latents; fewer where some can't be read."""
+        """Images [B, C, H, W] float in [-1, 1] and noise for their latents.
+
+        Fewer where some can't be read.
+        """
         rows = self._rows[rows_at(self.config.seed, positions, len(self._rows))]
         images, kept, bad = load_images(self.plan, rows)
         if len(bad) == len(rows):
             raise UserError(
-                f"none of the pictures of a step can be read, first {bad[0].key!r}: {bad[0].reason}"
+                f"none of the images of a step can be read, first {bad[0].key!r}: {bad[0].reason}"
             )
         alive = np.isin(rows, kept)
         shape = (self.config.vae.latent_channels, *(self._latent_size(),) * 2)
@@ -113,19 +119,24 @@ class VAETask:
 
         vae = VAE(model.module)
         for name, data in vae.files().items():
-            job.put(name, name, data, {})
+            job.put(name, name, data, Facts())
         decibels, judged, originals, reconstructed = self._judge(vae)
         job.put_plain("reconstructions.npz", npz_bytes(original=originals, reconstructed=reconstructed))
         job.put_plain("log.npz", npz_bytes(log=log))
         job.finish(
-            {"psnr_heldout": decibels, "num_heldout": judged, "steps": self.config.steps, "loss": log[-1, 1]}
+            VAEResult(
+                psnr_heldout=decibels,
+                num_heldout=judged,
+                steps=self.config.steps,
+                loss=float(log[-1, 1]),
+            )
         )
 
     def _latent_size(self) -> int:
         return self.config.images.size // 2 ** (len(self.config.vae.block_out_channels) - 1)
 
     def _judge(self, vae: Any) -> tuple[float, int, NDArray[np.uint8], NDArray[np.uint8]]:
-        """Mean PSNR over held-out pictures (training ones where none are held out), and a few of both."""
+        """Mean PSNR over held-out images (training ones where none are held out), and a few of both."""
         rows = self.plan.rows(heldout=True)
         rows = rows if len(rows) else self.plan.rows(heldout=False)
         rows = _spread(rows, MAX_JUDGED)

@@ -1,7 +1,6 @@
 """Latents on the local disk: all rows in shard order, copied once, whole or not there."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,20 +8,25 @@ import pytest
 from ray_dit.errors import NotFound
 from ray_dit.folders.latents import cache_folder, open_latent_rows
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
+from ray_dit.ledger.results import Marker
+from ray_dit.results import LatentShardFacts
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
+from tests.support.results import latent_facts
 
 
-def write(store: Store, sizes: list[int], *, mirror: bool) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = []
+def write(store: Store, sizes: list[int], *, mirror: bool) -> list[Marker[LatentShardFacts]]:
+    entries: list[Marker[LatentShardFacts]] = []
     first = 0
     for number, rows in enumerate(sizes):
         ids = np.arange(first, first + rows)
         moments = np.broadcast_to(ids[:, None, None, None], (rows, 8, 2, 2)).astype(np.float16)
         keys = [f"a/{row}.png" for row in ids]
         shard = LatentShard(keys, ids % 3, ids % 2 == 0, moments, -moments if mirror else None)
-        store.put(f"latents/{number}.parquet", latent_shard_bytes(shard))
-        entries.append({"key": f"latents/{number}.parquet", "rows": rows})
+        key, data = f"latents/{number}.parquet", latent_shard_bytes(shard)
+        store.put(key, data)
+        facts = latent_facts(number, rows)
+        entries.append(Marker(key=key, bytes=len(data), sha256="", facts=facts))
         first += rows
     return entries
 
@@ -45,7 +49,7 @@ def test_they_are_copied_once(tmp_path: Path) -> None:
     entries = write(store, [3, 2], mirror=False)
     first = open_latent_rows(store, entries, "name", tmp_path / "cache")
     for entry in entries:
-        store.delete(entry["key"])
+        store.delete(entry.key)
     again = open_latent_rows(store, entries, "name", tmp_path / "cache")
     np.testing.assert_array_equal(again.moments, first.moments)
 
@@ -53,7 +57,7 @@ def test_they_are_copied_once(tmp_path: Path) -> None:
 def test_a_copy_that_failed_leaves_nothing(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "latents"))
     entries = write(store, [3, 2], mirror=False)
-    store.delete(entries[1]["key"])
+    store.delete(entries[1].key)
     with pytest.raises(NotFound):
         open_latent_rows(store, entries, "name", tmp_path / "cache")
     assert list((tmp_path / "cache/latents").iterdir()) == []

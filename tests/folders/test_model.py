@@ -12,6 +12,8 @@ from ray_dit.folders.model import read_model
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import ModelConfig, model_card, model_objects
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.results import Facts
+from ray_dit.results import ModelResult
 from ray_dit.storage.open import open_store
 
 CONFIG = ModelConfig(
@@ -154,8 +156,8 @@ def test_weights_that_are_not_what_was_written_are_refused(tmp_path: Path, key: 
     store = open_store(place.format(tmp_path=tmp_path) + f"-{len(key)}")
     job = Job.open(store, "model", {"made": "by a test"})
     for name, data in objects().items():
-        job.put(name.replace("/", "-"), name, data, {})
-    job.finish({})
+        job.put(name.replace("/", "-"), name, data, Facts())
+    job.finish(ModelResult())
     folder = read_model(store.uri)
     folder.check_vae()
     assert folder.state_dict().keys() == STATE.keys()

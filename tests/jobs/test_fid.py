@@ -22,6 +22,7 @@ from ray_dit.metrics import Seen
 from ray_dit.metrics.features.inception import PUBLISHED, checked_weights
 from ray_dit.metrics.reference import reference_statistics
 from ray_dit.storage.open import open_store
+from tests.support.results import dataset_result, image_facts
 from tests.support.tiny import shard_bytes
 
 
@@ -44,8 +45,8 @@ def dataset(tmp_path: Path) -> str:
     for number, ids in enumerate(([0, 1, 2], [3, 4, 5], [6])):
         data = shard_bytes([png(images[i]) for i in ids], [0] * len(ids), ids, ("cat",))
         key = f"data/train-{number:05d}-of-00003.parquet"
-        markers.append(job.put(f"shard-{number}", key, data, {"shard": number, "rows": len(ids)}))
-    job.finish({"rows": 7}, objects=markers)
+        markers.append(job.put(f"shard-{number}", key, data, image_facts(number, len(ids))))
+    job.finish(dataset_result(rows=7), objects=markers)
     return str(tmp_path / "dataset")
 
 

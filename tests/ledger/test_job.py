@@ -1,5 +1,6 @@
 """The job protocol: who writes what, what is read, how jobs are extended, verified, repaired and cleaned."""
 
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -8,17 +9,11 @@ import pytest
 
 from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.ledger import runs
-from ray_dit.ledger.job import (
-    HashAlarm,
-    Job,
-    Marker,
-    canonical,
-    manifest_objects,
-    manifest_sha256,
-    read_json,
-    read_manifest,
-)
+from ray_dit.ledger.job import HashAlarm, Job
 from ray_dit.ledger.maintenance import Problem, Tally, abandon, gc, repair, verify
+from ray_dit.ledger.manifest import manifest_objects, read_manifest
+from ray_dit.ledger.results import Facts, Marker, Result
+from ray_dit.ledger.stored_json import canonical, read_json
 from ray_dit.storage.local import LocalStore
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
@@ -32,13 +27,33 @@ PARTS = {
 NEWER = PARTS | {"libraries": {"torch": "2.14"}}
 
 
+class Shards(Result):
+    """What the jobs of these tests leave."""
+
+    stage_name = "generate"
+
+    rows: int = 0
+
+
+class Latents(Result):
+    """What they do not leave."""
+
+    stage_name = "encode"
+
+
+class Model(Result):
+    """Of a stage that another one's command makes."""
+
+    stage_name = "model"
+
+
 def shard(number: int) -> bytes:
     return f"shard {number}\n".encode() * 100
 
 
-def put_shards(job: Job, *numbers: int) -> list[Marker]:
+def put_shards(job: Job, *numbers: int) -> list[Marker[Facts]]:
     return [
-        job.put(f"{number:05d}", f"data/{job.prefix}{number:05d}", shard(number), {"rows": 1})
+        job.put(f"{number:05d}", f"data/{job.prefix}{number:05d}", shard(number), Facts(rows=1))
         for number in numbers
     ]
 
@@ -46,7 +61,7 @@ def put_shards(job: Job, *numbers: int) -> list[Marker]:
 def finished(store: Store, numbers: range = range(3)) -> Job:
     job = Job.open(store, "generate", PARTS)
     put_shards(job, *numbers)
-    job.finish({"rows": len(numbers)})
+    job.finish(Shards(rows=len(numbers)))
     return job
 
 
@@ -106,13 +121,13 @@ def test_the_refusal_names_what_differs_and_what_to_do(tmp_path: Path):
 
 def test_a_finished_job_that_lacks_an_object_says_which(store: Store):
     job = Job.open(store, "generate", PARTS)
-    key = put_shards(job, 0, 1)[1]["key"]
-    assert job.finished() is None
-    manifest = job.finish({})
-    assert job.finished() == manifest
+    key = put_shards(job, 0, 1)[1].key
+    assert job.finished(Shards) is None
+    manifest = job.finish(Shards())
+    assert job.finished(Shards) == manifest
     store.delete(key)
     with pytest.raises(UserError, match=f"{key} is missing, though its job is finished"):
-        job.finished()
+        job.finished(Shards)
 
 
 def test_the_fingerprint_is_a_function_of_the_parts(tmp_path: Path):
@@ -132,11 +147,11 @@ def test_an_accepted_upgrade_is_recorded_in_each_shard(store: Store):
     newer = Job.open(store, "generate", NEWER, accept_fingerprint=True)
     assert newer.fingerprint == job.fingerprint != newer.accepted
     second = put_shards(newer, 0, 1)[1]
-    assert "fingerprint" not in first
-    assert second["fingerprint"] == newer.accepted
-    manifest = newer.finish({})
-    assert manifest["fingerprint"] == job.fingerprint
-    assert manifest["accepted"] == [newer.accepted]
+    assert first.fingerprint is None
+    assert second.fingerprint == newer.accepted
+    manifest = newer.finish(Shards())
+    assert manifest.fingerprint == job.fingerprint
+    assert manifest.accepted == (newer.accepted,)
     assert read_json(store, f"_accepted/{newer.accepted}.json")["parts"] == NEWER
 
 
@@ -152,29 +167,29 @@ def test_accepting_takes_new_libraries_and_nothing_else(tmp_path: Path):
 
 def test_a_job_from_its_first_write_to_its_last(store: Store):
     job = pickle.loads(pickle.dumps(Job.open(store, "generate", PARTS)))
-    assert job.manifest() is None
-    assert job.marker("00000") is None
+    assert job.manifest(Shards) is None
+    assert job.marker("00000", Facts) is None
     assert list(job.names()) == []
     markers = put_shards(job, 2, 0, 1)
     assert sorted(job.names()) == ["00000", "00001", "00002"]
-    assert job.marker("00002") == markers[0]
-    assert list(job.markers()) == [markers[1], markers[2], markers[0]]
+    assert job.marker("00002", Facts) == markers[0]
+    assert list(job.markers(Facts)) == [markers[1], markers[2], markers[0]]
     job.put_plain("README.md", b"three\n")
-    manifest = job.finish({"rows": 3}, objects=markers)
+    manifest = job.finish(Shards(rows=3), objects=markers)
     assert (
-        manifest == job.manifest() == read_manifest(store, "generate") == read_manifest(store.uri, "generate")
+        manifest == job.manifest(Shards) == read_manifest(store, Shards) == read_manifest(store.uri, Shards)
     )
-    assert manifest["rows"] == 3
-    assert manifest["parts"] == PARTS
-    assert list(manifest_objects(store, manifest)) == markers
-    assert manifest["listings"][0]["count"] == 3
-    assert manifest_sha256(manifest) == manifest_sha256(json.loads(json.dumps(manifest)))
+    assert manifest.facts.rows == 3
+    assert manifest.parts == PARTS
+    assert list(manifest_objects(store, manifest, Facts)) == markers
+    assert manifest.listings[0].count == 3
+    assert manifest.sha256 == hashlib.sha256(store.get("manifest.json")).hexdigest()
 
 
 def test_a_marker_that_is_there_is_returned_and_nothing_written(tmp_path: Path):
     job = Job.open(open_store(str(tmp_path)), "generate", PARTS)
     marker = put_shards(job, 0)[0]
-    assert job.put("00000", "data/elsewhere", b"something else", {}) == marker
+    assert job.put("00000", "data/elsewhere", b"something else", Facts()) == marker
     assert not (tmp_path / "data/elsewhere").exists()
 
 
@@ -184,10 +199,10 @@ def test_what_is_stored_is_canonical(tmp_path: Path):
         text = path.read_bytes()
         assert text == canonical(json.loads(text))
         assert text.endswith(b"}\n")
-    with pytest.raises(ValueError, match="JSON compliant"):
-        job.put("00009", "data/9", b"", {"loss": float("nan")})
+    with pytest.raises(ValueError, match="finite number|JSON compliant"):
+        job.put("00009", "data/9", b"", Facts(loss=float("nan")))
     with pytest.raises(ValueError, match="cannot be facts"):
-        job.finish({"fingerprint": "mine"})
+        job.finish(Shards(fingerprint="mine"))
 
 
 def test_running_it_again_or_twice_changes_nothing(tmp_path: Path):
@@ -220,16 +235,16 @@ def test_consumers_are_told_what_is_wrong(tmp_path: Path):
     with pytest.raises(
         NotFound, match="holds no job of ray-dit, where latents .encode. should be.*run ray-dit encode"
     ):
-        read_manifest(store, "encode")
+        read_manifest(store, Latents)
     job = Job.open(store, "model", PARTS)
     with pytest.raises(UserError, match="is unfinished: run ray-dit train again"):
-        read_manifest(store, "model")
-    job.finish({})
+        read_manifest(store, Model)
+    job.finish(Shards())
     with pytest.raises(UserError, match="holds a model .model., where latents .encode. should be"):
-        read_manifest(store, "encode")
+        read_manifest(store, Latents)
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="manifest.json is damaged"):
-        read_manifest(store, "model")
+        read_manifest(store, Model)
 
 
 # Two writers with different bytes
@@ -240,7 +255,7 @@ def test_one_kind_of_machine_with_two_results_is_an_alarm(store: Store):
     job.store.put("data/00000", b"what this machine made before, its marker lost")
     with pytest.raises(HashAlarm, match="same kind of machine"):
         put_shards(job, 0)
-    assert job.marker("00000") is None
+    assert job.marker("00000", Facts) is None
     job.put_plain("README.md", b"one")
     with pytest.raises(HashAlarm):
         job.put_plain("README.md", b"two")
@@ -248,12 +263,12 @@ def test_one_kind_of_machine_with_two_results_is_an_alarm(store: Store):
 
 def test_between_kinds_of_machines_the_first_stays(store: Store, monkeypatch: pytest.MonkeyPatch):
     job = Job.open(store, "generate", PARTS)
-    first = job.put("00000", "data/00000", b"first", {"rows": 1})
+    first = job.put("00000", "data/00000", b"first", Facts(rows=1))
     real = job.marker
     answers = iter([None])  # the other machine looked before the first had finished
     other_machine(monkeypatch)
-    monkeypatch.setattr(Job, "marker", lambda self, name: next(answers, real(name)))
-    assert job.put("00000", "data/00000", b"second", {"rows": 1}) == first
+    monkeypatch.setattr(Job, "marker", lambda self, name, facts: next(answers, real(name, facts)))
+    assert job.put("00000", "data/00000", b"second", Facts(rows=1)) == first
     assert store.get("data/00000") == b"first"
     job.put_plain("README.md", b"one")
     monkeypatch.setattr("ray_dit.ledger.job.machine_kind", runs.machine_kind)
@@ -271,14 +286,14 @@ def test_an_object_whose_writer_died_before_its_marker_is_made_anew(
     impatient = Job(job.store, job.stage, job.fingerprint, settle_seconds=0.0)
     marker = put_shards(impatient, 0)[0]
     assert store.get("data/00000") == shard(0)
-    assert store.sha256("data/00000") == marker["sha256"]
+    assert store.sha256("data/00000") == marker.sha256
 
 
 # Generations
 
 
 def test_an_extension_stands_beside_what_it_extends(store: Store):
-    base = finished(store).manifest()
+    base = finished(store).manifest(Shards)
     assert base is not None
     before = {info.key: info.etag for info in store.list()}
     longer = PARTS | {"config": {"images": 5}}
@@ -286,18 +301,18 @@ def test_an_extension_stands_beside_what_it_extends(store: Store):
     assert job.generation == 1
     assert job.prefix == "g01-"
     put_shards(job, 3)
-    assert read_manifest(store, "generate") == base, "an unfinished extension is not seen"
+    assert read_manifest(store, Shards) == base, "an unfinished extension is not seen"
     again = Job.extend(store, "generate", longer)
-    assert again.marker("00003") is not None
+    assert again.marker("00003", Facts) is not None
     put_shards(again, 4)
-    manifest = again.finish({"rows": 5})
-    assert read_manifest(store, "generate") == manifest != base
-    keys = [marker["key"] for marker in manifest_objects(store, manifest)]
+    manifest = again.finish(Shards(rows=5))
+    assert read_manifest(store, Shards) == manifest != base
+    keys = [marker.key for marker in manifest_objects(store, manifest, Facts)]
     assert keys == ["data/00000", "data/00001", "data/00002", "data/g01-00003", "data/g01-00004"]
     assert before.items() <= {info.key: info.etag for info in store.list()}.items()
-    assert manifest["extends"] == manifest_sha256(base)
+    assert manifest.extends == base.sha256
     assert list(verify(store)) == []
-    assert Job.extend(store, "generate", longer).manifest() == manifest
+    assert Job.extend(store, "generate", longer).manifest(Shards) == manifest
     assert Job.extend(store, "generate", PARTS | {"config": {"images": 9}}).generation == 2
 
 
@@ -308,7 +323,7 @@ def test_only_one_extension_at_a_time_and_only_of_finished_jobs(tmp_path: Path):
     job = Job.open(store, "generate", PARTS)
     with pytest.raises(UserError, match="unfinished"):
         Job.extend(store, "generate", PARTS)
-    job.finish({})
+    job.finish(Shards())
     Job.extend(store, "generate", PARTS | {"config": {"images": 5}})
     with pytest.raises(Conflict, match="config.images: 5 -> 6"):
         Job.extend(store, "generate", PARTS | {"config": {"images": 6}})
@@ -337,8 +352,8 @@ def damage(store: Store, key: str, data: bytes | None) -> None:
         store.put(key, data)
 
 
-def rebuilt(folder: Store, marker: Marker) -> bytes:
-    return shard(int(marker["key"][-5:]))
+def rebuilt(folder: Store, marker: Marker[Facts]) -> bytes:
+    return shard(int(marker.key[-5:]))
 
 
 def test_verify_finds_and_repair_mends_what_is_missing_or_damaged(store: Store):
@@ -377,7 +392,7 @@ def test_repair_leaves_what_somebody_else_repaired_meanwhile(tmp_path: Path):
     finished(store)
     damage(store, "data/00001", b"damaged")
 
-    def rebuild(folder: Store, marker: Marker) -> bytes:
+    def rebuild(folder: Store, marker: Marker[Facts]) -> bytes:
         damage(store, "data/00001", shard(1))
         return shard(1)
 

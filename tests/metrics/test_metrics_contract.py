@@ -25,6 +25,7 @@ from ray_dit.metrics import (
     measure,
     merge,
 )
+from ray_dit.metrics.base import Published
 
 # --- feature networks
 
@@ -59,7 +60,7 @@ def an_inception(tmp_path: Path) -> Network:
     )
     file = io.BytesIO()
     torch.save(untrained.state_dict(), file)
-    return FEATURES["inception"].load(file.getvalue, {"source": "a test", "device": "cpu"})
+    return FEATURES["inception"].load(file.getvalue, Published(source="a test", device="cpu"))
 
 
 NETWORKS: dict[str, Callable[[Path], Network]] = {"judge": a_judge, "inception": an_inception}

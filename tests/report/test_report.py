@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shlex
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -33,12 +34,16 @@ from ray_dit.errors import UserError
 from ray_dit.folders.images import PLAN_KEY, plan_images
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import ModelConfig, model_objects
-from ray_dit.ledger.job import Job, canonical
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.results import Facts
+from ray_dit.ledger.stored_json import canonical
 from ray_dit.report.gather import commands, gather, spaced, stage_times
 from ray_dit.report.html import write_report
+from ray_dit.results import EvaluationResult, ModelResult, UsedSampler
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 from ray_dit.vae import VAE
+from tests.support.results import dataset_result, image_facts, latents_result, training_result, vae_result
 from tests.support.tiny import shard_bytes
 
 SIZE = 16
@@ -128,15 +133,14 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ReportConfig:
         "reconstructions.npz", npz(original=shown, reconstructed=np.minimum(shown, 200))
     )
     jobs["train-vae"].put_plain("log.npz", npz(log=np.array([[10, 0.5], [20, 0.1]])))
-    jobs["train-vae"].finish({"psnr_heldout": 27.25, "num_heldout": 4, "steps": 20}, objects=[])
+    jobs["train-vae"].finish(vae_result(), objects=[])
     plan = plan_images(settings(folder)["encode"].images)  # type: ignore[attr-defined]
     jobs["encode"].put_plain(PLAN_KEY, plan.to_bytes())
-    jobs["encode"].finish({"classes": list(CLASSES), "image_size": SIZE}, objects=[])
+    jobs["encode"].finish(latents_result(classes=CLASSES, image_size=SIZE), objects=[])
     jobs["train"].put_plain("loss.json", json.dumps([[10, 1.0], [20, 0.1]]).encode())
-    jobs["train"].finish({"steps": 20}, objects=[])
+    jobs["train"].finish(training_result(), objects=[])
     write_dataset(jobs["generate"])
-    jobs["evaluate"].put_plain("metrics.json", canonical(METRICS))
-    jobs["evaluate"].finish(METRICS, objects=[])
+    jobs["evaluate"].finish(EvaluationResult.model_validate(METRICS), objects=[])
     record_runs(jobs["generate"].store)
     return ReportConfig(
         images=f"{folder}/images",
@@ -167,20 +171,18 @@ def write_model(folder: Path, vae: VAE) -> None:
         torch.nn.init.normal_(weight, std=0.5, generator=generator)
     job = Job.open(open_store(f"{folder}/model"), "model", {})
     for key, data in model_objects(config, model.state_dict(), Labels(CLASSES), vae.files(), "card").items():
-        job.put(key.replace("/", "-"), key, data, {})
-    job.finish({})
+        job.put(key.replace("/", "-"), key, data, Facts())
+    job.finish(ModelResult())
 
 
 def write_dataset(job: Job) -> None:
     labels = [number % 2 for number in range(12)]
     images = [png(picture(label, 100 + number)) for number, label in enumerate(labels)]
     marker = job.put(
-        "0", "data/0.parquet", shard_bytes(images, labels, list(range(12)), CLASSES), {"rows": 12}
+        "0", "data/0.parquet", shard_bytes(images, labels, list(range(12)), CLASSES), image_facts(0, 12)
     )
     sampler = SAMPLER.model_copy(update={"guidance_scale": 3.0})
-    job.finish(
-        {"rows": 12, "classes": list(CLASSES), "sampler": sampler.model_dump(mode="json")}, objects=[marker]
-    )
+    job.finish(dataset_result(rows=12, classes=CLASSES, sampler=UsedSampler.of(sampler)), objects=[marker])
 
 
 def record_runs(store: Store) -> None:
@@ -311,10 +313,11 @@ def test_commands_on_the_page_parse_to_the_settings_of_each_stage(config: Report
 
 def test_what_generate_resolved_from_the_model_needs_no_option(config: ReportConfig):
     contents = gather(config)
-    manifests = json.loads(json.dumps(contents.manifests))
-    asked = manifests["generate"]["parts"]["config"]
-    asked |= {"classes": [0, 1], "per_class": 6, "sampler": SAMPLER.model_dump(mode="json")}
-    (line,) = (line for line in commands(config, manifests, contents.model) if "ray-dit generate" in line)
+    dataset = contents.results.dataset
+    asked = {"classes": [0, 1], "per_class": 6, "sampler": SAMPLER.model_dump(mode="json")}
+    asked = dataset.parts | {"config": dataset.parts["config"] | asked}
+    results = replace(contents.results, dataset=dataset.model_copy(update={"parts": asked}))
+    (line,) = (line for line in commands(config, results, contents.model) if "ray-dit generate" in line)
     assert line.endswith("/dataset --num-images 12")
 
 
@@ -329,7 +332,7 @@ def test_times_add_up_over_runs_and_killed_ones_are_counted(config: ReportConfig
 
 def test_an_evaluation_of_another_dataset_is_not_shown(config: ReportConfig, tmp_path: Path):
     job = Job.open(open_store(str(tmp_path)), "evaluate", {"inputs": {"dataset": "of another"}})
-    job.finish({})
+    job.finish(EvaluationResult.model_validate(METRICS))
     with pytest.raises(UserError, match=f"{tmp_path} was not made from .*dataset, but from another dataset"):
         write_report(config.model_copy(update={"evaluation": str(tmp_path)}))
 

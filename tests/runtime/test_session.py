@@ -42,11 +42,13 @@ def test_a_private_ray_is_joined_by_inner_sessions_and_gone_afterwards(
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_an_address_that_does_not_answer_is_said_within_seconds(address: str) -> None:
     began = time.monotonic()
-    with pytest.raises(
-        UserError, match=f"nothing answers at the Ray address '{address}' .*: check host and port"
+    with (
+        pytest.raises(
+            UserError, match=f"nothing answers at the Ray address '{address}' .*: check host and port"
+        ),
+        ray_session(StageConfig(output="o", address=address)),
     ):
-        with ray_session(StageConfig(output="o", address=address)):
-            pass
+        pass
     assert time.monotonic() - began < 8
 
 

@@ -23,21 +23,26 @@ def queue(shards: int, *, workers: str = "ab", deadline: float | None = None) ->
 def test_each_worker_gets_what_nobody_has_begun() -> None:
     shards = queue(3)
     assert [shards.take(worker, 0).shard for worker in "ab"] == [0, 1]
-    assert shards.finish("a", 0, 1) and shards.take("a", 1).shard == 2
-    assert shards.finish("b", 1, 1) and not shards.over
+    assert shards.finish("a", 0, 1)
+    assert shards.take("a", 1).shard == 2
+    assert shards.finish("b", 1, 1)
+    assert not shards.over
     assert shards.finish("a", 2, 2)
-    assert shards.over and shards.take("b", 2) == OVER
+    assert shards.over
+    assert shards.take("b", 2) == OVER
     assert shards.made == {"a": 2, "b": 1}
 
 
 def test_a_worker_that_asks_again_holds_nothing() -> None:
     """The answer that gave it a shard was lost on the way, and is no failed try."""
     shards = queue(2)
-    assert shards.take("a", 0).shard == 0 and shards.take("a", 1).shard == 0
+    assert shards.take("a", 0).shard == 0
+    assert shards.take("a", 1).shard == 0
     assert shards.take("b", 1).shard == 1
     shards.finish("a", 0, 2)
     shards.finish("b", 1, 2)
-    assert shards.over and shards.made == {"a": 1, "b": 1}
+    assert shards.over
+    assert shards.made == {"a": 1, "b": 1}
 
 
 def test_a_worker_that_joins_late_gets_its_share() -> None:
@@ -52,7 +57,8 @@ def test_what_a_dead_process_held_is_made_by_others_and_counts_as_a_try() -> Non
     assert shards.take("a", 0).shard == 0
     assert shards.join("a", "first") == []  # the same process
     (failure,) = shards.join("a", "second")
-    assert (failure.shard, failure.failures) == (0, 1) and "died" in failure.cause
+    assert (failure.shard, failure.failures) == (0, 1)
+    assert "died" in failure.cause
     assert [shards.take("b", 0).shard, shards.take("a", 0).shard] == [1, 0]
 
 
@@ -65,9 +71,13 @@ def test_a_shard_is_tried_three_times_after_those_that_wait_and_then_given_up() 
             shards.finish("a", 1, 1)
         else:
             failure = shards.fail("a", 0, f"cause {len(tried)}", 0)
-            assert failure is not None and failure.failures == tried.count(0)
-    assert tried == [0, 1, 0, 0] and TRIES == 3
-    assert shards.lost == {0: "cause 4"} and shards.over and shards.stopped is None
+            assert failure is not None
+            assert failure.failures == tried.count(0)
+    assert tried == [0, 1, 0, 0]
+    assert TRIES == 3
+    assert shards.lost == {0: "cause 4"}
+    assert shards.over
+    assert shards.stopped is None
     assert shards.made == {"a": 1}
 
 
@@ -105,7 +115,9 @@ def test_one_broken_worker_loses_nothing() -> None:
         elif turn.shard is not None:
             held[worker] = turn.shard
         heapq.heappush(due, (now + (0.1 if worker == "broken" else 60.0), worker))
-    assert shards.stopped is None and not shards.lost and sum(shards.made.values()) == 100
+    assert shards.stopped is None
+    assert not shards.lost
+    assert sum(shards.made.values()) == 100
 
 
 def test_the_deadline_is_a_setting() -> None:
@@ -113,16 +125,14 @@ def test_the_deadline_is_a_setting() -> None:
     shards.take("a", 10)
     assert shards.overdue(14) == ([], [])
     workers, (failure,) = shards.overdue(14.1)
-    assert (
-        workers == ["a"]
-        and "not finished within 4 s" in failure.cause
-        and "--shard-deadline" in failure.cause
-    )
+    assert workers == ["a"]
+    assert "not finished within 4 s" in failure.cause
+    assert "--shard-deadline" in failure.cause
     assert shards.take("b", 15).shard == 0
     assert shards.fail("a", 0, "killed", 15) is None  # it holds nothing any more
 
 
-@pytest.mark.parametrize("seconds, allowed", [(1, LEAST_DEADLINE), (60, 20 * 60)])
+@pytest.mark.parametrize(("seconds", "allowed"), [(1, LEAST_DEADLINE), (60, 20 * 60)])
 def test_by_default_the_deadline_follows_the_median(seconds: float, allowed: float) -> None:
     shards = queue(4, workers="a")
     for shard, took in enumerate((seconds / 2, seconds, 100 * seconds)):
@@ -139,7 +149,9 @@ def test_a_job_of_slow_shards_is_not_taken_for_a_stuck_one() -> None:
     now, seconds, ended = 0.0, 50 * 60.0, 0
     while not any(shards.made.values()):
         held = {worker: shards.take(worker, now).shard for worker in "abcd"}
-        assert None not in held.values() and shards.stopped is None and not shards.lost
+        assert None not in held.values()
+        assert shards.stopped is None
+        assert not shards.lost
         allowed = LEAST_DEADLINE * 2**ended
         if allowed >= seconds:
             for worker, shard in held.items():
@@ -152,17 +164,20 @@ def test_a_job_of_slow_shards_is_not_taken_for_a_stuck_one() -> None:
         for worker in "abcd":
             assert shards.take(worker, now) == ASK_AGAIN  # its process is being ended
             shards.join(worker, f"process {ended}")
-    assert ended == 2 and shards.take("a", now + seconds).shard is not None
+    assert ended == 2
+    assert shards.take("a", now + seconds).shard is not None
 
 
 def test_a_worker_that_finishes_past_its_deadline_has_finished() -> None:
     shards = queue(2, workers="abc", deadline=4)
     shards.take("a", 0)
     shards.overdue(5)
-    assert shards.finish("a", 0, 6) and shards.made["a"] == 1
+    assert shards.finish("a", 0, 6)
+    assert shards.made["a"] == 1
     assert shards.take("b", 6).shard == 1
     assert shards.take("c", 6).shard is None  # 0 waited to be tried again, and is not
-    assert shards.finish("b", 1, 7) and shards.over
+    assert shards.finish("b", 1, 7)
+    assert shards.over
 
 
 def test_two_that_are_stuck_with_the_same_shard_are_both_ended() -> None:
@@ -175,8 +190,10 @@ def test_two_that_are_stuck_with_the_same_shard_are_both_ended() -> None:
     assert shards.take("a", 10).shard == shards.take("b", 12).shard == 1
     assert shards.take("c", 14) == ASK_AGAIN  # two at it, and one has failed: three tries
     workers, failures = shards.overdue(20)
-    assert workers == ["a", "b"] and [failure.failures for failure in failures] == [2, TRIES]
-    assert shards.over and shards.lost.keys() == {1}
+    assert workers == ["a", "b"]
+    assert [failure.failures for failure in failures] == [2, TRIES]
+    assert shards.over
+    assert shards.lost.keys() == {1}
 
 
 def test_a_given_up_shard_that_is_finished_after_all_is_not_lost() -> None:
@@ -184,8 +201,10 @@ def test_a_given_up_shard_that_is_finished_after_all_is_not_lost() -> None:
     for worker in "abc":
         shards.take(worker, 0)
         shards.overdue(5)
-    assert shards.lost.keys() == {0} and shards.over
-    assert shards.finish("b", 0, 6) and not shards.lost
+    assert shards.lost.keys() == {0}
+    assert shards.over
+    assert shards.finish("b", 0, 6)
+    assert not shards.lost
 
 
 def test_an_idle_worker_does_again_what_another_holds_longer_than_usual() -> None:
@@ -198,9 +217,11 @@ def test_an_idle_worker_does_again_what_another_holds_longer_than_usual() -> Non
     assert shards.take("a", 10).shard == 1
     assert shards.take("idle", 11).shard == 2
     assert shards.take("another", 99) == ASK_AGAIN  # two are at each of them
-    assert shards.finish("a", 1, 15) and not shards.finish("b", 1, 30)
+    assert shards.finish("a", 1, 15)
+    assert not shards.finish("b", 1, 30)
     assert shards.fail("b", 1, "late", 30) is None
-    assert shards.finish("c", 2, 30) and shards.over
+    assert shards.finish("c", 2, 30)
+    assert shards.over
     assert shards.made == {"a": 2, "b": 0, "c": 1}
 
 
@@ -215,7 +236,8 @@ def test_tries_that_fail_beside_another_leave_the_shard_to_that_one(last: str) -
         assert shards.fail(worker, 1, "no memory", 2 + now) is not None
     assert shards.take("d", 9) == ASK_AGAIN and not shards.over, "b may be about to finish"
     if last == "finishes":
-        assert shards.finish("b", 1, 9) and not shards.lost
+        assert shards.finish("b", 1, 9)
+        assert not shards.lost
     else:
         shards.join("b", "another")
         assert shards.lost.keys() == {1}
@@ -228,7 +250,8 @@ def test_a_job_in_which_nothing_works_ends_early() -> None:
         for worker in "ab":
             assert not shards.over
             shards.fail(worker, shards.take(worker, number).shard or 0, f"disk full {number}", number)
-    assert shards.over and shards.take("a", 0) == OVER
+    assert shards.over
+    assert shards.take("a", 0) == OVER
     assert f"disk full {HOPELESS - 1}" in str(shards.stopped)
 
 
@@ -282,11 +305,15 @@ def test_the_first_reason_to_stop_stays() -> None:
     shards = queue(5)
     shards.stop("no such model")
     shards.stop("something later")
-    assert shards.over and shards.stopped == "no such model"
+    assert shards.over
+    assert shards.stopped == "no such model"
 
 
 def simulate(shards: ShardQueue, ready: Sequence[float], seconds: Sequence[float]) -> float:
-    """Runs the queue with workers that become ready at ``ready`` and take ``seconds`` per shard; when the job was over."""
+    """Runs the queue with workers that become ready at ``ready`` and take ``seconds`` per shard.
+
+    When the job was over.
+    """
     moments = [(time, worker, -1) for worker, time in enumerate(ready)]
     for worker in range(len(ready)):
         shards.join(str(worker), "only")
@@ -304,7 +331,8 @@ def simulate(shards: ShardQueue, ready: Sequence[float], seconds: Sequence[float
 def test_equal_workers_make_equal_numbers() -> None:
     shards = ShardQueue(range(403))
     simulate(shards, [0.0] * 8, [0.5] * 8)
-    assert sum(shards.made.values()) == 403 and max(shards.made.values()) - min(shards.made.values()) <= 2
+    assert sum(shards.made.values()) == 403
+    assert max(shards.made.values()) - min(shards.made.values()) <= 2
 
 
 def test_late_starts_cost_what_they_must() -> None:
@@ -358,5 +386,7 @@ def test_whatever_happens_each_shard_is_finished_once_or_lost(steps: list[str], 
         shards.overdue(1e6 + 100.0 * now)
         if shards.over:
             break
-    assert shards.over and shards.stopped is None
-    assert set(finished) | shards.lost.keys() == set(range(6)) and not set(finished) & shards.lost.keys()
+    assert shards.over
+    assert shards.stopped is None
+    assert set(finished) | shards.lost.keys() == set(range(6))
+    assert not set(finished) & shards.lost.keys()

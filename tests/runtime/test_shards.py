@@ -10,6 +10,7 @@ import pytest
 from ray_dit.config import ShardsConfig
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import Job
+from ray_dit.results import ShardFacts
 from ray_dit.runtime.shard_queue import TRIES
 from ray_dit.runtime.shards import Work, make_shards, shard_name, shard_sizes
 from ray_dit.storage.local import LocalStore
@@ -40,7 +41,9 @@ def expected(shards: Any) -> dict[str, bytes]:
 def test_actors_that_are_ready_together_make_equal_numbers(one_ray: Any, tmp_path: Path) -> None:
     run(one_ray, tmp_path, 41, actors=3, seconds=0.3, together=3)
     counts = records(tmp_path)["shards_by_actor"]
-    assert sum(counts) == 41 and len(counts) == 3 and max(counts) - min(counts) <= 2
+    assert sum(counts) == 41
+    assert len(counts) == 3
+    assert max(counts) - min(counts) <= 2
     assert made(tmp_path) == expected(range(41))
 
 
@@ -48,7 +51,8 @@ def test_actors_that_are_ready_together_make_equal_numbers(one_ray: Any, tmp_pat
 def test_a_slow_actor_makes_less(one_ray: Any, tmp_path: Path) -> None:
     run(one_ray, tmp_path, 30, actors=3, seconds=0.3, together=3, slow=4)
     counts = sorted(records(tmp_path)["shards_by_actor"])
-    assert counts[0] < counts[1] / 2 and sum(counts) == 30
+    assert counts[0] < counts[1] / 2
+    assert sum(counts) == 30
 
 
 @pytest.mark.ray
@@ -59,20 +63,31 @@ def test_few_shards_reach_every_actor(one_ray: Any, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("what, cause", [("raise", "ValueError: not a number"), ("kill", "died"), ("stop", "not finished"), ("hang", "not finished")])  # fmt: skip
+# fmt: skip
+@pytest.mark.parametrize(
+    ("what", "cause"),
+    [
+        ("raise", "ValueError: not a number"),
+        ("kill", "died"),
+        ("stop", "not finished"),
+        ("hang", "not finished"),
+    ],
+)
 def test_poison_is_tried_three_times_while_the_rest_is_made(
     one_ray: Any, tmp_path: Path, what: str, cause: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UserError, match=rf"1 of 12 shards failed in all 3 tries \(shard 5: .*{cause}"):
         run(one_ray, tmp_path, 12, actors=2, seconds=0.05, poison={5: what}, deadline=DEADLINE.get(what))
     assert made(tmp_path) == expected(set(range(12)) - {5})
-    assert records(tmp_path)["failed"] == [5] and records(tmp_path)["images"] == 11 * SIZE
+    assert records(tmp_path)["failed"] == [5]
+    assert records(tmp_path)["images"] == 11 * SIZE
     told = [event for event in failures(tmp_path) if event.get("shard") == 5]
     assert [event["try"] for event in told] == list(range(1, TRIES + 1))
     assert all(cause in event["cause"] for event in told)
     assert f"shard 5 failed (try {TRIES} of {TRIES})" in capsys.readouterr().err
     job = run(one_ray, tmp_path, 12, actors=2)  # the cause is gone
-    assert made(tmp_path) == expected(range(12)) and records(tmp_path)["shards"] == 1
+    assert made(tmp_path) == expected(range(12))
+    assert records(tmp_path)["shards"] == 1
     assert set(job.names()) == {shard_name(shard) for shard in range(12)}
 
 
@@ -90,7 +105,8 @@ def test_a_shard_whose_process_is_lost_once_is_made(one_ray: Any, tmp_path: Path
         once=True,
         deadline=DEADLINE.get(what),
     )
-    assert made(tmp_path) == expected(range(12)) and records(tmp_path)["failed"] == []
+    assert made(tmp_path) == expected(range(12))
+    assert records(tmp_path)["failed"] == []
     assert records(tmp_path)["images"] == 12 * SIZE, "progress must not come from rows, which Ray drops"
 
 
@@ -131,7 +147,7 @@ def test_a_process_that_dies_while_it_loads_is_started_again(one_ray: Any, tmp_p
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "start, cause", [("raise", "RuntimeError: no memory on the GPU"), ("kill", "died while it loaded")]
+    ("start", "cause"), [("raise", "RuntimeError: no memory on the GPU"), ("kill", "died while it loaded")]
 )
 def test_actors_that_can_not_start_end_the_job(one_ray: Any, tmp_path: Path, start: str, cause: str) -> None:
     with pytest.raises(UserError, match=f"3 times in a row an actor could not start: .*{cause}"):
@@ -165,7 +181,7 @@ def test_a_resume_reads_no_marker(tmp_path: Path) -> None:
     config = ShardsConfig(output=str(tmp_path))
     job = Job.open(Counting(str(tmp_path)), "generate", {"made": "by a test"})
     for shard in range(20):
-        job.put(shard_name(shard), f"data/{shard}", b"", {"rows": SIZE})
+        job.put(shard_name(shard), f"data/{shard}", b"", ShardFacts(shard=shard))
     reads.clear()
     make_shards(
         None, config, job, lambda: pytest.fail("nothing is missing"), Work("test", "images", [SIZE] * 20)
@@ -174,4 +190,6 @@ def test_a_resume_reads_no_marker(tmp_path: Path) -> None:
 
 
 def test_shards_are_full_but_the_last() -> None:
-    assert shard_sizes(10, 4) == [4, 4, 2] and shard_sizes(8, 4) == [4, 4] and shard_sizes(0, 4) == []
+    assert shard_sizes(10, 4) == [4, 4, 2]
+    assert shard_sizes(8, 4) == [4, 4]
+    assert shard_sizes(0, 4) == []

@@ -15,6 +15,8 @@ from ray_dit.core.order import is_heldout
 from ray_dit.errors import NotFound, UserError
 from ray_dit.folders.images import plan_images
 from ray_dit.formats.latents import LatentShard, read_latent_shard
+from ray_dit.ledger.results import Manifest
+from ray_dit.results import LatentsResult
 from ray_dit.stages.encode import Encoder, encode
 from ray_dit.vae import VAE
 from tests.support.tiny import SIZE, contents, times, write_pictures, write_vae
@@ -51,11 +53,11 @@ def expected(vae: VAE, pictures: NDArray[np.uint8]) -> NDArray[np.float16]:
 
 
 @pytest.fixture(scope="module")
-def encoded(place: Path, one_ray: Any) -> dict[str, Any]:
+def encoded(place: Path, one_ray: Any) -> Manifest[LatentsResult]:
     return encode(settings(place, "latents"))
 
 
-def test_the_moments_are_the_vaes(place: Path, encoded: dict[str, Any]) -> None:
+def test_the_moments_are_the_vaes(place: Path, encoded: Manifest[LatentsResult]) -> None:
     vae = VAE.load(str(place / "vae"))
     found = shards(place / "latents")
     assert [len(shard.keys) for shard in found] == [8, 8, 4]
@@ -66,45 +68,48 @@ def test_the_moments_are_the_vaes(place: Path, encoded: dict[str, Any]) -> None:
         assert not np.array_equal(shard.moments, shard.moments_mirror)
 
 
-def test_keys_labels_and_the_split(place: Path, encoded: dict[str, Any]) -> None:
+def test_keys_labels_and_the_split(place: Path, encoded: Manifest[LatentsResult]) -> None:
     found = shards(place / "latents")
     keys = [key for shard in found for key in shard.keys]
-    labels = [encoded["classes"][label] for shard in found for label in shard.labels]
+    labels = [encoded.facts.classes[label] for shard in found for label in shard.labels]
     heldout = [bool(value) for shard in found for value in shard.heldout]
     assert keys == sorted(str(p.relative_to(place / "images")) for p in (place / "images").rglob("*.png"))
-    assert labels == [key.split("/")[0] for key in keys] and encoded["classes"] == ["left", "right"]
-    assert heldout == [is_heldout(key, HELDOUT) for key in keys] and 0 < sum(heldout) < 20
-    assert (encoded["rows"], encoded["train_rows"]) == (20, 20 - sum(heldout))
-    assert encoded["latent_shape"] == [4, 8, 8] and encoded["image_size"] == SIZE
+    assert labels == [key.split("/")[0] for key in keys]
+    assert encoded.facts.classes == ("left", "right")
+    assert heldout == [is_heldout(key, HELDOUT) for key in keys]
+    assert 0 < sum(heldout) < 20
+    assert (encoded.facts.rows, encoded.facts.train_rows) == (20, 20 - sum(heldout))
+    assert encoded.facts.latent_shape == (4, 8, 8)
+    assert encoded.facts.image_size == SIZE
 
 
-def test_the_statistics_are_those_of_the_training_rows(place: Path, encoded: dict[str, Any]) -> None:
+def test_the_statistics_are_those_of_the_training_rows(place: Path, encoded: Manifest[LatentsResult]) -> None:
     found = shards(place / "latents")
     moments = np.concatenate([shard.moments[~shard.heldout] for shard in found]).astype(np.float64)
     mean, log_variance = moments[:, :4], moments[:, 4:]
     second = (mean**2 + np.exp(log_variance)).mean(axis=(0, 2, 3))
-    np.testing.assert_allclose(encoded["mean"], mean.mean(axis=(0, 2, 3)), rtol=1e-9)
-    np.testing.assert_allclose(encoded["std"], np.sqrt(second - mean.mean(axis=(0, 2, 3)) ** 2), rtol=1e-9)
+    np.testing.assert_allclose(encoded.facts.mean, mean.mean(axis=(0, 2, 3)), rtol=1e-9)
+    np.testing.assert_allclose(encoded.facts.std, np.sqrt(second - mean.mean(axis=(0, 2, 3)) ** 2), rtol=1e-9)
 
 
-def test_the_folder_holds_its_vae(place: Path, encoded: dict[str, Any]) -> None:
+def test_the_folder_holds_its_vae(place: Path, encoded: Manifest[LatentsResult]) -> None:
     assert VAE.load(str(place / "latents")).files() == VAE.load(str(place / "vae")).files()
 
 
-def test_running_it_again_writes_nothing(place: Path, encoded: dict[str, Any]) -> None:
+def test_running_it_again_writes_nothing(place: Path, encoded: Manifest[LatentsResult]) -> None:
     before = times(place / "latents")
     assert encode(settings(place, "latents")) == encoded
     assert times(place / "latents") == before
 
 
-def test_without_mirrors_and_with_one_actor(place: Path, encoded: dict[str, Any]) -> None:
+def test_without_mirrors_and_with_one_actor(place: Path, encoded: Manifest[LatentsResult]) -> None:
     encode(settings(place, "plain", mirror=False, actors=1))
     for plain, both in zip(shards(place / "plain"), shards(place / "latents"), strict=True):
         assert plain.moments_mirror is None
         assert np.array_equal(plain.moments, both.moments)
 
 
-def test_repair_restores_the_very_bytes(place: Path, encoded: dict[str, Any]) -> None:
+def test_repair_restores_the_very_bytes(place: Path, encoded: Manifest[LatentsResult]) -> None:
     before = contents(place / "latents")
     first, second, _ = sorted((place / "latents/latents").glob("*.parquet"))
     data = bytearray(first.read_bytes())
@@ -132,13 +137,17 @@ def some_bad(place: Path) -> Path:
     return folder
 
 
-def test_bad_pictures_are_set_aside_and_listed(place: Path, some_bad: Path, encoded: dict[str, Any]) -> None:
+def test_bad_pictures_are_set_aside_and_listed(
+    place: Path, some_bad: Path, encoded: Manifest[LatentsResult]
+) -> None:
     manifest = encode(settings(place, "without-bad", images=some_bad.name, max_bad=0.1, actors=1))
     found = shards(place / "without-bad")
     keys = [key for shard in found for key in shard.keys]
-    assert (manifest["rows"], manifest["bad"], len(keys)) == (18, 2, 18) and not set(keys) & BAD.keys()
+    assert (manifest.facts.rows, manifest.facts.bad, len(keys)) == (18, 2, 18)
+    assert not set(keys) & BAD.keys()
     lines = (place / "without-bad/quarantine.tsv").read_text().splitlines()
-    assert lines[0] == "key\treason" and [line.split("\t")[0] for line in lines[1:]] == list(BAD)
+    assert lines[0] == "key\treason"
+    assert [line.split("\t")[0] for line in lines[1:]] == list(BAD)
     assert all(line.split("\t")[1] for line in lines)
     whole = {
         key: row
@@ -151,9 +160,7 @@ def test_bad_pictures_are_set_aside_and_listed(place: Path, some_bad: Path, enco
 
 
 def test_too_many_bad_pictures_are_refused_by_name(place: Path, some_bad: Path) -> None:
-    with pytest.raises(
-        UserError, match="2 of 20 pictures .*max_bad = 0.05.* 'left/05.png'.*repair or remove"
-    ):
+    with pytest.raises(UserError, match="2 of 20 images .*max_bad = 0.05.* 'left/05.png'.*repair or remove"):
         encode(settings(place, "refused", images=some_bad.name, max_bad=0.05, actors=1))
     assert not (place / "refused/manifest.json").exists()
 

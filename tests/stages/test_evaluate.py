@@ -16,12 +16,15 @@ from ray_dit.core.metrics import FeatureStatistics
 from ray_dit.errors import UserError
 from ray_dit.folders.images import plan_images
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.results import Marker
 from ray_dit.metrics.statistics import counts, moment_tensors, moments
+from ray_dit.results import DatasetResult, EvaluationResult
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import make_shard
 from ray_dit.stages import evaluate as stage
 from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData
 from ray_dit.storage.open import open_store
+from tests.support.results import dataset_result, image_facts, manifest_of
 from tests.support.tiny import shard_bytes
 
 SIZE = 16
@@ -62,9 +65,11 @@ def write_dataset(
         labels, images = zip(*rows, strict=True)
         ids = range(first, first + len(rows))
         data = shard_bytes([png(image) for image in images], labels, list(ids), classes)
-        markers.append(job.put(f"{number:05d}", f"data/{number}.parquet", data, {"rows": len(rows)}))
+        markers.append(
+            job.put(f"{number:05d}", f"data/{number}.parquet", data, image_facts(number, len(rows)))
+        )
         first += len(rows)
-    job.finish({"rows": first, "classes": list(classes)}, objects=markers)
+    job.finish(dataset_result(rows=first, classes=classes), objects=markers)
 
 
 def good_shards(*sizes: int) -> list[list[tuple[int, np.ndarray]]]:
@@ -94,9 +99,8 @@ def settings(
 
 
 def data_of(config: EvaluateConfig, num_generated: int) -> EvaluationData:
-    return EvaluationData(
-        config, plan_images(config.images), {"rows": num_generated, "classes": list(CLASSES)}
-    )
+    result = dataset_result(rows=num_generated, classes=CLASSES)
+    return EvaluationData(config, plan_images(config.images), manifest_of(result))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -128,14 +132,15 @@ def test_good_and_wrong_pictures_are_told_apart_and_a_broken_run_ends_in_the_sam
         stage.evaluate(config)
     assert contents(folder / "evaluation") == before
     metrics = json.loads((folder / "evaluation/metrics.json").read_text())
-    assert metrics.items() <= manifest.items()
+    assert metrics == manifest.facts.to_json()
     assert metrics["class_accuracy_real_heldout"] == 1.0
     assert metrics["class_accuracy"] == pytest.approx(2 / 3)
     assert metrics["cas_accuracy_real"] == 1.0
     assert metrics["frechet_distance"] > 0
     assert metrics["num_images"] == 24
     assert metrics["num_train"] + metrics["num_heldout"] == NUM_REAL
-    assert metrics["frechet_images"] == 24 and metrics["cas_images"] == 24
+    assert metrics["frechet_images"] == 24
+    assert metrics["cas_images"] == 24
     assert set(metrics["per_class_accuracy"]) == set(CLASSES)
 
 
@@ -146,12 +151,14 @@ def test_a_finished_evaluation_is_returned_without_work(folder: Path):
     with pytest.raises(UserError, match="127.0.0.1:1"):
         stage.evaluate(config)
     job = json.loads((folder / "evaluation/_job.json").read_text())
-    Job.open(open_store(config.output), "evaluate", job["parts"]).finish({"class_accuracy": 0.5}, objects=[])
-    assert stage.evaluate(config)["class_accuracy"] == 0.5
+    Job.open(open_store(config.output), "evaluate", job["parts"]).finish(
+        EvaluationResult(num_images=4, num_train=5, num_heldout=6, class_accuracy=0.5), objects=[]
+    )
+    assert stage.evaluate(config).facts.figures["class_accuracy"] == 0.5
     assert data.num_generated == 4
 
 
-def put_piece(measurer: stage.Measurer, job: Job, piece: int) -> dict[str, Any]:
+def put_piece(measurer: stage.Measurer, job: Job, piece: int) -> Marker[Any]:
     """What an actor does with a piece."""
     made = make_shard(measurer, piece)
     return job.put(stage.shard_name(piece), made.key, made.data, made.facts)
@@ -161,20 +168,23 @@ def test_measures_of_pieces_add_up_to_those_of_the_whole(folder: Path):
     """Without Ray: the same functions its tasks call."""
     write_dataset(folder / "dataset", good_shards(8, 5))
     config = settings(folder)
-    data = EvaluationData(config, plan_images(config.images), stage.read_manifest(config.dataset, "generate"))
+    data = EvaluationData(
+        config, plan_images(config.images), stage.read_manifest(config.dataset, DatasetResult)
+    )
     job = Job.open(open_store(config.output), "evaluate", {})
     for name in data.classifiers:
         stage.train_one(data, job, name)
     measurer = stage.Measurer(data, job)
     markers = [put_piece(measurer, job, piece) for piece in range(data.num_pieces)]
-    assert [marker["of"] for marker in markers] == ["train", "heldout", "generated", "generated"]
+    assert [marker.facts.of for marker in markers] == ["train", "heldout", "generated", "generated"]
     assert make_shard(stage.Measurer(data, job), 0) == make_shard(measurer, 0)
-    compared = {marker["key"]: int(load(job.store.get(marker["key"]))["count"]) for marker in markers[1:]}
+    compared = {marker.key: int(load(job.store.get(marker.key))["count"]) for marker in markers[1:]}
     assert list(compared.values()) == [13, 8, 5]  # held out, and the two generated shards
     manifest = stage._finish(data, job)
-    assert manifest["class_accuracy"] == 1.0
-    assert manifest["frechet_images"] == manifest["num_images"] == 13
-    assert manifest["frechet_distance"] < 50 * max(1.0, manifest["frechet_distance_real_heldout"])
+    figures = manifest.facts.figures
+    assert figures["class_accuracy"] == 1.0
+    assert figures["frechet_images"] == manifest.facts.num_images == 13
+    assert figures["frechet_distance"] < 50 * max(1.0, figures["frechet_distance_real_heldout"])
 
 
 def test_pieces_are_merged_not_replaced():
@@ -199,27 +209,29 @@ def test_each_figure_is_of_its_own_pictures_and_classifier(folder: Path):
 
     train, generated = total(0.0, judge=1), total(2.0, judge=2)
     heldout = total(1.0, judge=3, cas_generated=4, cas_real=5)
-    metrics = stage._metrics(data_of(settings(folder), 10), train, heldout, generated)
+    metrics = stage._result(data_of(settings(folder), 10), train, heldout, generated).figures
     names = ("class_accuracy", "class_accuracy_real_heldout", "cas_accuracy", "cas_accuracy_real")
     assert [metrics[name] for name in names] == [0.2, 0.3, 0.4, 0.5]
     assert metrics["frechet_distance"] == pytest.approx(4.0)
     assert metrics["frechet_distance_real_heldout"] == pytest.approx(1.0)
     assert metrics["per_class_accuracy"] == {"bottom": 0.2, "top": None}
-    everything = stage._metrics(data_of(settings(folder), 5000), train, heldout, generated)
-    assert everything["cas_accuracy_real"] == 0.3  # as many real ones are all of them: the judge
+    everything = stage._result(data_of(settings(folder), 5000), train, heldout, generated)
+    assert everything.figures["cas_accuracy_real"] == 0.3  # as many real ones are all of them: the judge
 
 
 def test_a_real_picture_nobody_can_read_is_counted_and_too_many_are_refused(folder: Path):
     (folder / "images/top/000.png").write_bytes(b"broken")
     write_dataset(folder / "dataset", good_shards(6))
     config = settings(folder)
-    data = EvaluationData(config, plan_images(config.images), stage.read_manifest(config.dataset, "generate"))
+    data = EvaluationData(
+        config, plan_images(config.images), stage.read_manifest(config.dataset, DatasetResult)
+    )
     job = Job.open(open_store(config.output), "evaluate", {})
     for name in data.classifiers:
         stage.train_one(data, job, name)
     for piece in range(data.num_pieces):
         put_piece(stage.Measurer(data, job), job, piece)
-    with pytest.raises(UserError, match="1 of 80 pictures .*top/000.png"):
+    with pytest.raises(UserError, match="1 of 80 images .*top/000.png"):
         stage._finish(data, job)
 
 
@@ -249,7 +261,8 @@ def test_classifiers_never_see_held_out_pictures(folder: Path):
     data = data_of(settings(folder), 5000)
     seen = {image.tobytes() for image in data.training_pictures(JUDGE)[0]}
     heldout = [data.plan.keys[row] for row in data.plan.rows(heldout=True)]
-    assert heldout and len(seen) == NUM_REAL - len(heldout)
+    assert heldout
+    assert len(seen) == NUM_REAL - len(heldout)
     for key in heldout:
         name, number = key.split("/")
         image = picture(CLASSES.index(name) if name in CLASSES else -1, int(number.removesuffix(".png")))
@@ -260,7 +273,9 @@ def test_generated_pictures_are_found_by_their_place_in_the_dataset(folder: Path
     shards = good_shards(5, 3, 4)
     write_dataset(folder / "dataset", shards)
     config = settings(folder)
-    data = EvaluationData(config, plan_images(config.images), stage.read_manifest(config.dataset, "generate"))
+    data = EvaluationData(
+        config, plan_images(config.images), stage.read_manifest(config.dataset, DatasetResult)
+    )
     everything = [row for rows in shards for row in rows]
     wanted = np.array([0, 4, 5, 11])
     images, labels = data.generated(wanted)
@@ -288,7 +303,9 @@ def test_without_held_out_pictures_there_is_nothing_to_compare_with(folder: Path
 def test_generated_pictures_of_another_size_are_refused(folder: Path):
     write_dataset(folder / "dataset", [[(0, np.zeros((8, 8, 3), np.uint8))]])
     config = settings(folder)
-    data = EvaluationData(config, plan_images(config.images), stage.read_manifest(config.dataset, "generate"))
+    data = EvaluationData(
+        config, plan_images(config.images), stage.read_manifest(config.dataset, DatasetResult)
+    )
     with pytest.raises(UserError, match="8x8, .* 16x16: give --images.size 8"):
         data.generated(np.array([0]))
     write_dataset(folder / "small", [[(n % 2, np.zeros((8, 8, 3), np.uint8)) for n in range(2)]])

@@ -13,7 +13,9 @@ from ray_dit.config import Placement, PositiveInt
 from ray_dit.errors import Conflict
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import Tally, verify
-from ray_dit.ledger.manifest import canonical
+from ray_dit.ledger.results import Facts
+from ray_dit.ledger.stored_json import canonical
+from ray_dit.results import LatentsResult
 from ray_dit.stages.fingerprint import STAGE_RULES, comparison, parts
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
@@ -99,10 +101,13 @@ def test_a_folder_of_before_goes_on_under_its_own_fingerprint(name: str, tmp_pat
     store = stored(name, tmp_path)
     before = {info.key: store.get(info.key) for info in store.list()}
     job = open_as_today(store, TODAY[name])
-    assert job.fingerprint == json.loads(before["_job.json"])["fingerprint"] and job.accepted is None
-    assert (job.manifest() is None) == (name != "encode")
-    job.put("00077", "data/77", b"more", {"rows": 1})
-    assert "fingerprint" not in (job.marker("00077") or {})
+    assert job.fingerprint == json.loads(before["_job.json"])["fingerprint"]
+    assert job.accepted is None
+    assert (job.manifest(LatentsResult) is None) == (name != "encode")
+    job.put("00077", "data/77", b"more", Facts())
+    marker = job.marker("00077", Facts)
+    assert marker is not None
+    assert marker.fingerprint is None
     assert all(store.get(key) == data for key, data in before.items())
 
 
@@ -167,8 +172,9 @@ def test_a_half_done_folder_under_older_rules_is_refused_with_what_changed(
     with pytest.raises(Conflict) as refused:
         open_as_today(stored("generate", tmp_path), generate_config(), accept_fingerprint=True)
     assert str(refused.value) == (
-        f"{tmp_path}/generate was begun under rules 1 of generate, and this ray-dit has rules 2, which give other bytes:"
-        " noise is drawn in float64: finish it with the ray-dit that began it, or take another output folder"
+        f"{tmp_path}/generate was begun under rules 1 of generate, and this ray-dit has rules 2, which give "
+        "other bytes: noise is drawn in float64: finish it with the ray-dit that began it, or take another "
+        "output folder"
     )
     with pytest.raises(
         Conflict, match="nothing was made there yet, so delete it if no run is under way, or fin"
@@ -181,8 +187,9 @@ def test_a_finished_folder_under_older_rules_stays_readable(
 ) -> None:
     new_rules("encode", monkeypatch)
     store = stored("encode", tmp_path)
-    manifest = open_as_today(store, encode_config()).manifest()
-    assert manifest is not None and manifest["rows"] == 12
+    manifest = open_as_today(store, encode_config()).manifest(LatentsResult)
+    assert manifest is not None
+    assert manifest.facts.rows == 12
     tally = Tally()
     problems = [problem.what for problem in verify(store, tally=tally)]
     assert (

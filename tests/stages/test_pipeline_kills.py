@@ -21,7 +21,10 @@ SEED = int(os.environ.get("RAY_DIT_KILL_SEED", "0"))
 
 
 def kill_during(folder: Path, stage: str, home: Path, after: float) -> bool:
-    """Kills the stage and everything it started, ``after`` seconds past its first result; False if it was done before."""
+    """Kills the stage and everything it started, ``after`` seconds past its first result.
+
+    False if it was done before.
+    """
     process = pipeline.start(folder, stage, home)
     begun = time.monotonic()
     while not wrote(folder, stage) and process.poll() is None and time.monotonic() - begun < 120:

@@ -22,7 +22,10 @@ from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.core.dit import DiT
 from ray_dit.errors import UserError
 from ray_dit.folders.model import read_model
-from ray_dit.ledger.job import Job, read_manifest
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import read_manifest
+from ray_dit.ledger.results import Manifest
+from ray_dit.results import LatentsResult, TrainingResult
 from ray_dit.stages.encode import encode
 from ray_dit.stages.train import DiTTask, model_config_of, train
 from ray_dit.storage.open import open_store
@@ -60,26 +63,27 @@ def losses(place: Path, output: str) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def trained(place: Path) -> dict[str, Any]:
+def trained(place: Path) -> Manifest[TrainingResult]:
     return train(settings(place, "run"))
 
 
-def test_two_workers_see_the_samples_of_one(place: Path, trained: dict[str, Any]) -> None:
+def test_two_workers_see_the_samples_of_one(place: Path, trained: Manifest[TrainingResult]) -> None:
     train(settings(place, "pair", num_workers=2))
     alone, pair = losses(place, "run"), losses(place, "pair")
     np.testing.assert_allclose(pair, alone, atol=1e-5, rtol=0)
     assert np.ptp(alone) > 1e-2  # steps differ by far more than that, so other samples would show
 
 
-def test_the_run_and_its_model_folder(place: Path, trained: dict[str, Any]) -> None:
+def test_the_run_and_its_model_folder(place: Path, trained: Manifest[TrainingResult]) -> None:
     from PIL import Image
 
-    assert (trained["steps"], trained["samples"]) == (STEPS, STEPS * 4)
-    assert trained["loss"] == losses(place, "run")[-1]
+    assert (trained.facts.steps, trained.facts.samples) == (STEPS, STEPS * 4)
+    assert trained.facts.loss == losses(place, "run")[-1]
     pictures = sorted((place / "run/samples").iterdir())
     assert [path.name for path in pictures] == ["step-00000006.png", "step-00000012.png"]
     with Image.open(pictures[-1]) as image:
-        assert image.width > 2 * SIZE and image.height > 3 * SIZE
+        assert image.width > 2 * SIZE
+        assert image.height > 3 * SIZE
     pipe = ray_dit.load(str(place / "run/model"))
     assert pipe.labels.names == ("left", "middle", "right")
     images = pipe(labels=[2, "left"], steps=3, guidance_scale=2.0, seed=0)
@@ -88,7 +92,7 @@ def test_the_run_and_its_model_folder(place: Path, trained: dict[str, Any]) -> N
     assert [image.tobytes() for image in images] == [image.tobytes() for image in again]
 
 
-def test_running_it_again_writes_nothing(place: Path, trained: dict[str, Any]) -> None:
+def test_running_it_again_writes_nothing(place: Path, trained: Manifest[TrainingResult]) -> None:
     before = times(place / "run")
     assert train(settings(place, "run")) == trained
     assert times(place / "run") == before
@@ -100,7 +104,8 @@ def test_it_starts_from_another_model_with_other_classes(place: Path) -> None:
     train(settings(place, "tuned", init_from=str(place / "source"), **fields))
     tuned = ray_dit.load(str(place / "tuned/model")).model.state_dict()
     table = "y_embedder.embedding_table.weight"
-    assert tuned[table].shape[0] == 4 and source[table].shape[0] == 3
+    assert tuned[table].shape[0] == 4
+    assert source[table].shape[0] == 3
     assert tuned.keys() == source.keys()
     assert all(torch.allclose(tuned[name], source[name], atol=1e-6) for name in source if name != table)
 
@@ -147,9 +152,9 @@ def test_a_normalisation_of_its_own_is_not_lost_with_a_vae_that_is_only_named(pl
 def task_of(place: Path, **fields: Any) -> tuple[DiTTask, DiT]:
     """What a worker has after its setup."""
     config = settings(place, "none", **fields)
-    latents = read_manifest(config.latents, "encode")
+    latents = read_manifest(config.latents, LatentsResult)
     job = Job.open(open_store(str(place / "none-model")), "model", {"made": "by a test"})
-    own = model_config_of(config, latents, read_model(config.init_from) if config.init_from else None)
+    own = model_config_of(config, latents.facts, read_model(config.init_from) if config.init_from else None)
     one = DiTTask(config, own, latents, job, config.optimizer, None)
     model = one.setup(torch.device("cpu"), True)
     assert isinstance(model, DiT)
@@ -166,7 +171,8 @@ def test_options_of_training_reach_loss_and_model(place: Path) -> None:
     assert not model.activation_checkpointing
     assert task_of(place, activation_checkpointing=True)[1].activation_checkpointing
     table = task_of(place, label_init_std=1.0)[1].y_embedder.embedding_table.weight
-    assert 0.7 < table.std() < 1.3 and model.y_embedder.embedding_table.weight.std() < 0.03
+    assert 0.7 < table.std() < 1.3
+    assert model.y_embedder.embedding_table.weight.std() < 0.03
 
 
 def test_the_label_table_of_other_classes_has_the_deviation_asked_for(place: Path) -> None:
@@ -203,7 +209,8 @@ def test_unlabelled_pictures_train_a_model_without_classes(place: Path) -> None:
     fields = {"steps": 2, "checkpoint_every": 2, "latents": str(place / "latents-unlabelled")}
     train(settings(place, "free", model_output=str(place / "free-model"), **fields))
     pipe = ray_dit.load(str(place / "free-model"))
-    assert pipe.config.model.num_classes == 0 and not pipe.labels.names
+    assert pipe.config.model.num_classes == 0
+    assert not pipe.labels.names
     assert [image.size for image in pipe(num_images=2, steps=2)] == [(SIZE, SIZE)] * 2
     with pytest.raises(UserError, match="no classes"):
         pipe(labels=[0])
@@ -214,7 +221,7 @@ def test_workers_that_do_not_divide_the_batch_are_refused(place: Path) -> None:
         settings(place, "odd", num_workers=3)
 
 
-def test_a_finished_run_without_its_model_says_so(place: Path, trained: dict[str, Any]) -> None:
+def test_a_finished_run_without_its_model_says_so(place: Path, trained: Manifest[TrainingResult]) -> None:
     weights = place / "run/model/model.safetensors"
     weights.rename(weights.with_suffix(".away"))
     with pytest.raises(UserError, match="model.safetensors is missing, though its job is finished"):

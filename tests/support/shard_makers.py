@@ -16,6 +16,7 @@ from typing import Any
 from ray_dit.config import ShardsConfig
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import HashAlarm, Job
+from ray_dit.results import ShardFacts
 from ray_dit.runtime.shards import Made, ShardMaker, Work, make_shards
 from ray_dit.storage.open import open_store
 
@@ -39,7 +40,8 @@ class Build:
     once: bool = False
     """Poison works in the first try only."""
     start: str = ""
-    """What happens while an actor starts: kill, raise, or refuse, a user's error; kill-first and late-second: in that start."""
+    """What happens while an actor starts: kill, raise, or refuse, a user's error; kill-first and late-second:
+    in that start."""
 
     def __call__(self) -> ShardMaker:
         number = _claim(Path(self.folder), "actor")
@@ -83,7 +85,7 @@ class Maker:
 
     def finish(self, outputs: int) -> Made:
         """Bytes that are a function of the shard."""
-        return Made(f"data/{outputs:05d}", f"shard {outputs}".encode(), {"rows": SIZE})
+        return Made(f"data/{outputs:05d}", f"shard {outputs}".encode(), ShardFacts(shard=outputs, rows=SIZE))
 
 
 def _claim(folder: Path, what: str) -> int:

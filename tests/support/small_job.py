@@ -9,6 +9,7 @@ import hashlib
 import sys
 
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.results import Facts, Result
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 from tests.support.killer import arm
@@ -25,12 +26,12 @@ def shard_bytes(shard: int) -> bytes:
 def small_job(store: Store) -> Job:
     """Runs the protocol from the beginning to the manifest, doing only what is missing."""
     job = Job.open(store, "generate", PARTS)
-    if job.manifest() is None:
+    if not job.is_finished():
         for shard in range(SHARDS):
-            if job.marker(f"{shard:05d}") is None:
-                job.put(f"{shard:05d}", f"data/{shard:05d}.bin", shard_bytes(shard), {"rows": 1})
+            if job.marker(f"{shard:05d}", Facts) is None:
+                job.put(f"{shard:05d}", f"data/{shard:05d}.bin", shard_bytes(shard), Facts(rows=1))
         job.put_plain("README.md", b"three shards\n")
-        job.finish({"rows": SHARDS})
+        job.finish(Result(rows=SHARDS))
     return job
 
 

@@ -19,8 +19,11 @@ from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import ModelConfig, model_objects
 from ray_dit.formats.registry import output_format
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.results import Facts
+from ray_dit.results import ModelResult
 from ray_dit.storage.open import open_store
 from ray_dit.vae import VAE
+from tests.support.results import vae_result
 
 SIZE = 16
 VAE_SIZE = VAESizeConfig(block_out_channels=(4, 4), norm_num_groups=2, mid_block_add_attention=False)
@@ -42,8 +45,8 @@ def write_vae(folder: Path) -> VAE:
     vae = VAE.create(VAE_SIZE)
     job = Job.open(open_store(str(folder)), "train-vae", {"made": "by a test"})
     for name, data in vae.files().items():
-        job.put(name, name, data, {})
-    job.finish({})
+        job.put(name, name, data, Facts())
+    job.finish(vae_result())
     return vae
 
 
@@ -66,8 +69,8 @@ def write_model(folder: Path, names: tuple[str, ...], *, dropout: float = 0.1, *
     job = Job.open(open_store(str(folder)), "model", {"made": "by a test"})
     vae = VAE.create(VAE_SIZE).files()
     for key, data in model_objects(settings, model.state_dict(), Labels(names), vae, "card").items():
-        job.put(key.replace("/", "-"), key, data, {})
-    job.finish({})
+        job.put(key.replace("/", "-"), key, data, Facts())
+    job.finish(ModelResult())
     return model
 
 

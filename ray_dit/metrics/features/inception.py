@@ -10,7 +10,7 @@ no code.
 import hashlib
 import io
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from jaxtyping import UInt8
 
 from ray_dit.errors import UserError, first_message
-from ray_dit.metrics.base import FeatureNetwork, Network, Seen
+from ray_dit.metrics.base import FeatureNetwork, Network, Published, Seen
 
 FEATURE_DIM = 2048
 PUBLISHED = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -27,11 +27,11 @@ PUBLISHED_SHA256 = "6726825d"
 """What the hash of the published weights begins with; their name says it."""
 
 
-def load(weights: Callable[[], bytes], facts: Mapping[str, Any]) -> Network:
-    """The network on ``facts["device"]``.
+def load(weights: Callable[[], bytes], published: Published) -> Network:
+    """The network on its device.
 
     Raises:
-        UserError: torch-fidelity is missing, or the weights of ``facts["source"]`` are not what they should
+        UserError: torch-fidelity is missing, or the weights of ``published.source`` are not what they should
             be.
     """
     try:
@@ -42,17 +42,16 @@ def load(weights: Callable[[], bytes], facts: Mapping[str, Any]) -> Network:
         raise UserError(
             f"FID needs torch-fidelity ({first_message(error)}): pip install -c constraints.txt -e '.[fid]'"
         ) from error
-    device = facts["device"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "inception.pth"
-        path.write_bytes(checked_weights(weights(), facts["source"]))
+        path.write_bytes(checked_weights(weights(), published.source))
         network: Any = FeatureExtractorInceptionV3(
             "inception-v3-compat", [str(FEATURE_DIM)], feature_extractor_weights_path=str(path)
-        ).to(device)
+        ).to(published.device)
 
     @torch.inference_mode()
     def see(images: UInt8[np.ndarray, "N S S 3"]) -> Seen:
-        batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(device)
+        batch = torch.from_numpy(images).permute(0, 3, 1, 2).to(published.device)
         return Seen(network(batch)[0].cpu(), None)
 
     return see

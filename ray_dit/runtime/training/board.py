@@ -74,7 +74,8 @@ def show_progress(
 ) -> Iterator[None]:
     """Shows what ``read`` says on a bar and, where a folder is given, in TensorBoard's event files.
 
-    A thread does it, as the body waits for Ray Train. UserError if TensorBoard is asked for and not installed.
+    A thread does it, as the body waits for Ray Train. UserError if TensorBoard is asked for and not
+    installed.
     """
     curve = open_tensorboard(tensorboard)
     end = threading.Event()
@@ -109,7 +110,10 @@ def draw(read: Callable[[], Progress], what: str, steps: int, curve: Any, end: t
 
 
 def open_tensorboard(folder: str | None) -> Any:
-    """A writer of TensorBoard's event files in ``folder``, None without one; UserError if it is not installed."""
+    """A writer of TensorBoard's event files in ``folder``, None without one.
+
+    UserError if it is not installed.
+    """
     if folder is None:
         return None
     try:

@@ -60,7 +60,8 @@ class JobCheckpointer:
     def save(self, state: TrainingState) -> None:
         data = checkpoint_bytes(state.tensors(), state.facts())
         self.job.put_plain(checkpoint_key(state.step), data)
-        # The older ones go only once the new one is whole: killed between, the run has one too many, never none.
+        # The older ones go only once the new one is whole: killed between, the run has one too many, never
+        # none.
         prune_checkpoints(self.job.store, self.keep)
 
     def finish(self) -> None:

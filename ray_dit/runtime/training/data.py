@@ -1,7 +1,7 @@
 """Which samples a worker's share of a step has; knows nothing of what a sample is.
 
-Global batch s is positions [s·B, (s+1)·B), and worker r of W takes the r-th of W equal slices. So a step has the same
-samples whatever the number of workers, and the state of the data is the step.
+Global batch s is positions [s·B, (s+1)·B), and worker r of W takes the r-th of W equal slices. So a step has
+the same samples whatever the number of workers, and the state of the data is the step.
 """
 
 from collections.abc import Callable, Iterator

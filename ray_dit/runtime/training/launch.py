@@ -92,7 +92,10 @@ def _raise_user_error(ray: Any, board: Any) -> None:
 
 
 def _ray_storage(job: Job) -> dict[str, Any]:
-    """Ray Train's own notes go to the run folder, which every node reaches; our checkpoints do not pass through it."""
+    """Ray Train's own notes go to the run folder, which every node reaches.
+
+    Our checkpoints do not pass through it.
+    """
     path = job.store.local_path("_runs/ray_train")
     if path is not None:
         return {"storage_path": str(path.absolute())}

@@ -1,4 +1,6 @@
-"""The training loop: what happens in a step, and why in this order; knows nothing of Ray or of what is trained.
+"""The training loop: what happens in a step, and why in this order.
+
+Knows nothing of Ray or of what is trained.
 
 The learning rate, the optimizer and the average are in ``core/train_step.py``.
 """
@@ -29,13 +31,16 @@ def train_steps(
     checkpointer: Checkpointer,
     report: Callable[[TrainingState], None],
 ) -> None:
-    """Takes ``state`` from its step to ``config.steps``; rank 0 saves what ``checkpointer`` finds due and reports."""
+    """Takes ``state`` from its step to ``config.steps``.
+
+    Rank 0 saves what ``checkpointer`` finds due and reports.
+    """
     if state.step >= config.steps:
         return
     model = parallel.wrap(state.model)
     parallel.settle(model, lambda: task.losses(model, next(iter(data.batches(0, 1)))).mean())
-    # Summed where the losses are: bringing each step's to the CPU would make it wait for the accelerator. The sum is no
-    # part of a checkpoint: checkpoint_every is a multiple of log_every, so it is zero there.
+    # Summed where the losses are: bringing each step's to the CPU would make it wait for the accelerator. The
+    # sum is no part of a checkpoint: checkpoint_every is a multiple of log_every, so it is zero there.
     loss_sum = torch.zeros((), dtype=torch.float64, device=state.device)
     summed = 0
     for batch in data.batches(state.step, config.steps):
@@ -57,7 +62,8 @@ def train_steps(
         loss_sum += loss.detach().double()
         summed += 1
         if state.step % config.log_every == 0 or state.step == config.steps:
-            # On every worker, as taking the mean needs all; and before the checkpoint, which holds this point.
+            # On every worker, as taking the mean needs all; and before the checkpoint, which holds this
+            # point.
             state.log.append((float(state.step), parallel.mean(loss_sum / summed)))
             loss_sum.zero_()
             summed = 0

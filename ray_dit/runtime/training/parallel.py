@@ -1,6 +1,7 @@
 """How the workers' models become one: a wrapper around the model, and what the workers tell each other.
 
-Knows nothing of samples, checkpoints or Ray: whoever starts the workers has joined them into torch's process group.
+Knows nothing of samples, checkpoints or Ray: whoever starts the workers has joined them into torch's process
+group.
 """
 
 from collections.abc import Callable
@@ -12,7 +13,10 @@ from torch import nn
 
 
 class Parallel(Protocol):
-    """This worker among the others. All methods are collective: every worker calls them, in the same order."""
+    """This worker among the others.
+
+    All methods are collective: every worker calls them, in the same order.
+    """
 
     @property
     def rank(self) -> int:
@@ -81,8 +85,8 @@ class DataParallel:
         return nn.parallel.DistributedDataParallel(model)
 
     def settle(self, wrapped: nn.Module, loss: Callable[[], torch.Tensor]) -> None:
-        # After its first backward pass DDP regroups its gradient buckets, and the grouping decides in which order the
-        # values of more than two workers are added. The sum of two values has only one order.
+        # After its first backward pass DDP regroups its gradient buckets, and the grouping decides in which
+        # order the values of more than two workers are added. The sum of two values has only one order.
         if self.world_size > 2:
             loss().backward()
             wrapped.zero_grad(set_to_none=True)

@@ -6,14 +6,13 @@ There is nothing else to remember: samples, learning rate and the decay of the a
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
 from ray_dit.config import OptimizerConfig
 from ray_dit.core.train_step import make_ema, make_optimizer
-from ray_dit.formats.checkpoint import with_prefix
+from ray_dit.formats.checkpoint import CheckpointFacts, with_prefix
 
 
 @dataclass
@@ -53,11 +52,11 @@ class TrainingState:
         tensors["log"] = torch.tensor(self.log, dtype=torch.float64).reshape(-1, 2)
         return tensors
 
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> CheckpointFacts:
         """What of the state is no tensor."""
-        return {"step": self.step}
+        return CheckpointFacts(step=self.step)
 
-    def restore(self, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
+    def restore(self, tensors: Mapping[str, torch.Tensor], facts: CheckpointFacts) -> None:
         """Becomes the state that ``tensors`` and ``facts`` were taken from."""
         parameters = trained_parameters(self.model)
         put_weights(parameters, dict(with_prefix("model", tensors)))
@@ -69,7 +68,7 @@ class TrainingState:
             # The count of steps too: the fused AdamW reads it where the parameters are.
             self.optimizer.state[target][key] = value.to(target.device)
         self.log = [(row[0], row[1]) for row in tensors["log"].tolist()]
-        self.step = int(facts["step"])
+        self.step = facts.step
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[nn.Module]:

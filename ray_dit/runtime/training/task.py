@@ -38,7 +38,10 @@ class Task(Protocol[Batch]):
         ...
 
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
-        """Objects to write beside the checkpoint of ``step`` (sample grids); ``model`` has the averaged weights."""
+        """Objects to write beside the checkpoint of ``step`` (sample grids).
+
+        ``model`` has the averaged weights.
+        """
         ...
 
     def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:

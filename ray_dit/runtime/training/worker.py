@@ -57,7 +57,10 @@ def train_worker(
 
 
 def resume(state: TrainingState, checkpointer: Checkpointer, parallel: Parallel) -> None:
-    """Goes on from the newest checkpoint. Rank 0 says which that is: another worker may list the folder a moment later."""
+    """Goes on from the newest checkpoint.
+
+    Rank 0 says which that is: another worker may list the folder a moment later.
+    """
     step = parallel.agree(checkpointer.newest() if parallel.rank == 0 else 0, state.device)
     if step:
         checkpointer.restore(state, step)

@@ -39,7 +39,8 @@ def test_people_see_the_last_thing_written(capsys: pytest.CaptureFixture[str]) -
     board = Board()
     with show_progress(board.progress, "train", 8, None):
         board.show(Progress(4, 8, (8.0, 0.25)))
-    assert "train: 8/8 steps" in (err := capsys.readouterr().err) and "loss 0.2500" in err
+    assert "train: 8/8 steps" in (err := capsys.readouterr().err)
+    assert "loss 0.2500" in err
 
 
 @dataclass
@@ -71,7 +72,8 @@ def test_the_curve_gets_every_point_that_is_read_once() -> None:
     read = iter([Progress(0, 3, (2.0, 0.5)), Progress(0, 3, (2.0, 0.5)), Progress(0, 4, (4.0, 0.25))])
     curve = Curve()
     draw(lambda: next(read), "train", 4, curve, Third())
-    assert curve.points == [("loss", 0.5, 2), ("loss", 0.25, 4)] and curve.closed
+    assert curve.points == [("loss", 0.5, 2), ("loss", 0.25, 4)]
+    assert curve.closed
 
 
 def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

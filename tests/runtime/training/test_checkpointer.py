@@ -38,7 +38,8 @@ def test_the_newest_is_restored_and_as_many_as_asked_for_are_kept(tmp_path: Path
     assert some.newest() == 0
     for step in (2, 4, 6, 8):
         some.save(state(step))
-    assert checkpoint_steps(some.job.store) == [4, 6, 8] and some.newest() == 8
+    assert checkpoint_steps(some.job.store) == [4, 6, 8]
+    assert some.newest() == 8
     other = state(0)
     some.restore(other, 6)
     assert other.step == 6

@@ -26,4 +26,5 @@ def test_batches_are_made_when_they_are_asked_for() -> None:
     assert made == []
     next(batches)
     assert made == [[14, 15]]
-    assert list(batches) == [None] and made == [[14, 15], [18, 19]]
+    assert list(batches) == [None]
+    assert made == [[14, 15], [18, 19]]

@@ -23,7 +23,10 @@ pytestmark = pytest.mark.ray
 
 @dataclass
 class Dying(Regression):
-    """Its first worker dies in step 6, which the checkpoint of step 4 comes before; leaves a file each time it starts."""
+    """Its first worker dies in step 6, which the checkpoint of step 4 comes before.
+
+    Leaves a file each time it starts.
+    """
 
     folder: Path = Path()
 

@@ -34,10 +34,11 @@ def test_the_loop_is_these_lines_with_checkpoints_around_them(tmp_path: Path) ->
         update_ema(ema, dict(model.named_parameters()), ema_decay(step, 0.9))
     trained = read_checkpoint(open_store(str(tmp_path)), CONFIG.steps)[0]
     for name, value in model.named_parameters():
-        assert torch.equal(value, trained[f"model.{name}"]) and torch.equal(ema[name], result[name])
+        assert torch.equal(value, trained[f"model.{name}"])
+        assert torch.equal(ema[name], result[name])
 
 
-@pytest.mark.parametrize("grad_clip, shorter", [(None, False), (1e-3, True), (1e3, False)])
+@pytest.mark.parametrize(("grad_clip", "shorter"), [(None, False), (1e-3, True), (1e3, False)])
 def test_gradients_longer_than_asked_for_are_scaled_down(
     tmp_path: Path, grad_clip: float | None, shorter: bool
 ) -> None:
@@ -51,7 +52,8 @@ def test_gradients_longer_than_asked_for_are_scaled_down(
 
 def test_the_loss_curve_is_the_mean_since_the_last_point(tmp_path: Path) -> None:
     log = run(tmp_path).log
-    assert log is not None and log[:, 0].tolist() == [2, 4, 6, 8]
+    assert log is not None
+    assert log[:, 0].tolist() == [2, 4, 6, 8]
     every = run(tmp_path / "every", CONFIG.model_copy(update={"log_every": 1})).log
     assert every is not None
     np.testing.assert_allclose(log[:, 1], every[:, 1].reshape(4, 2).mean(axis=1), rtol=1e-12)
@@ -60,7 +62,9 @@ def test_the_loss_curve_is_the_mean_since_the_last_point(tmp_path: Path) -> None
 def test_the_last_point_is_the_mean_of_the_steps_that_are_left(tmp_path: Path) -> None:
     log = run(tmp_path, CONFIG.model_copy(update={"steps": 7, "log_every": 4})).log
     every = run(tmp_path / "every", CONFIG.model_copy(update={"steps": 7, "log_every": 1})).log
-    assert log is not None and every is not None and log[:, 0].tolist() == [4, 7]
+    assert log is not None
+    assert every is not None
+    assert log[:, 0].tolist() == [4, 7]
     np.testing.assert_allclose(log[1, 1], every[4:, 1].mean(), rtol=1e-12)
 
 
@@ -118,10 +122,13 @@ def test_a_checkpoint_comes_after_its_samples_and_its_point_of_the_curve(tmp_pat
     noted, counted, reported = steps(tmp_path, rank=0)
     assert [(step, len(log), there) for step, log, there in noted.saved] == [(3, 1, True), (8, 4, True)]
     assert [step for step, _ in noted.saved[-1][1]] == [2, 4, 6, 8]
-    assert reported == list(range(1, 9)) and len(counted.means) == 4
+    assert reported == list(range(1, 9))
+    assert len(counted.means) == 4
 
 
 def test_the_other_workers_take_part_in_the_mean_and_write_nothing(tmp_path: Path) -> None:
     noted, counted, reported = steps(tmp_path, rank=1)
-    assert noted.saved == [] and reported == [] and len(counted.means) == 4
+    assert noted.saved == []
+    assert reported == []
+    assert len(counted.means) == 4
     assert not list(tmp_path.glob("picture-*"))

@@ -16,7 +16,8 @@ THREE = CONFIG.model_copy(update={"batch_size": 6, "steps": 8})
 
 def test_one_worker_needs_no_wrapper() -> None:
     model = Regression().setup(CPU, True)
-    assert make_parallel(0, 0, 1) == Alone() and Alone().wrap(model) is model
+    assert make_parallel(0, 0, 1) == Alone()
+    assert Alone().wrap(model) is model
     assert make_parallel(2, 0, 4) == DataParallel(2, 4, is_local_first=True)
     assert not make_parallel(2, 1, 4).is_local_first
 
@@ -40,12 +41,14 @@ def work(rank: int, world_size: int, folder: Path) -> None:
 
 def agree_and_average(parallel: DataParallel) -> None:
     mine = torch.tensor(float(parallel.rank + 1), dtype=torch.float64)
-    assert parallel.mean(mine) == 2.0 and float(mine) == parallel.rank + 1
+    assert parallel.mean(mine) == 2.0
+    assert float(mine) == parallel.rank + 1
     assert parallel.agree(7 + parallel.rank, CPU) == 7
     model = torch.nn.Linear(1, 1, bias=False)
     wrapped = parallel.wrap(model)
     (wrapped(torch.ones(1, 1)) * (parallel.rank + 1)).sum().backward()
-    assert model.weight.grad is not None and model.weight.grad.item() == pytest.approx(2.0)
+    assert model.weight.grad is not None
+    assert model.weight.grad.item() == pytest.approx(2.0)
 
 
 def test_three_workers_resume_in_the_same_bits_and_see_the_samples_of_one(tmp_path: Path) -> None:

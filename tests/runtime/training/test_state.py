@@ -9,7 +9,7 @@ from torch import nn
 
 from ray_dit.config import OptimizerConfig
 from ray_dit.folders.checkpoints import checkpoint_key, read_checkpoint
-from ray_dit.formats.checkpoint import checkpoint_bytes
+from ray_dit.formats.checkpoint import CheckpointFacts, checkpoint_bytes
 from ray_dit.ledger.job import HashAlarm
 from ray_dit.runtime.training.state import TrainingState
 from ray_dit.storage.open import open_store
@@ -34,9 +34,8 @@ def test_every_field_of_the_state_is_needed(tmp_path: Path, left_out: str) -> No
             changed[name] = initial(name, tensors[name])
     assert left_out == "step" or any(not torch.equal(tensors[n], changed[n]) for n in tensors)
     store.delete(checkpoint_key(4))
-    store.put(
-        checkpoint_key(4), checkpoint_bytes(changed, facts | ({"step": 0} if left_out == "step" else {}))
-    )
+    facts = facts.model_copy(update={"step": 0}) if left_out == "step" else facts
+    store.put(checkpoint_key(4), checkpoint_bytes(changed, facts))
     try:
         resumed = run(tmp_path / "half")
     except HashAlarm:  # an object came out otherwise than before: seen as well
@@ -77,7 +76,7 @@ def test_a_restored_optimizer_is_where_the_parameters_are() -> None:
     saved = {name: value.detach().cpu() for name, value in made().tensors().items()}
     model = Regression().setup(CPU, True).to("meta")
     state = TrainingState(model, None, torch.optim.AdamW(model.parameters()))
-    state.restore(saved, {"step": 2})
+    state.restore(saved, CheckpointFacts(step=2))
     of_optimizer = [value for entry in state.optimizer.state.values() for value in entry.values()]
     assert len(of_optimizer) == 3 * 4
     assert {value.device.type for value in of_optimizer} == {"meta"}
@@ -87,7 +86,8 @@ def test_pictures_are_of_the_averaged_weights_and_training_goes_on_without_them(
     whole = run(tmp_path)
     picture = load(open_store(str(tmp_path)).get("picture-8"))["weight"]
     state, _ = read_checkpoint(open_store(str(tmp_path)), 8)
-    assert torch.equal(picture, state["ema.0.weight"]) and torch.equal(picture, whole.result["0.weight"])
+    assert torch.equal(picture, state["ema.0.weight"])
+    assert torch.equal(picture, whole.result["0.weight"])
     assert not torch.equal(picture, state["model.0.weight"])
 
 
@@ -95,13 +95,14 @@ def test_the_trained_weights_come_back_also_after_an_error() -> None:
     state = made()
     before = {name: value.detach().clone() for name, value in state.model.named_parameters()}
     with pytest.raises(OSError), state.averaged() as model:
-        assert not model.training and not torch.is_grad_enabled()
-        assert state.ema is not None and torch.equal(
-            dict(model.named_parameters())["0.bias"], state.ema["0.bias"]
-        )
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        assert state.ema is not None
+        assert torch.equal(dict(model.named_parameters())["0.bias"], state.ema["0.bias"])
         assert not torch.equal(before["0.bias"], state.ema["0.bias"])
         raise OSError
-    assert state.model.training and torch.is_grad_enabled()
+    assert state.model.training
+    assert torch.is_grad_enabled()
     assert all(torch.equal(value, before[name]) for name, value in state.model.named_parameters())
 
 
@@ -116,6 +117,7 @@ def test_without_an_average_no_weight_is_copied() -> None:
             return func(*args, **(kwargs or {}))
 
     with Watch(), state.averaged() as model:
-        assert isinstance(model, nn.Module) and not model.training
+        assert isinstance(model, nn.Module)
+        assert not model.training
     assert cloned == []
     assert [value._version for value in state.model.parameters()] == versions

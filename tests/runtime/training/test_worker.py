@@ -28,7 +28,8 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
 def test_a_finished_run_only_finishes_again(tmp_path: Path) -> None:
     whole = run(tmp_path)
     again = run(tmp_path)
-    assert again.seen == [] and same(whole, again)
+    assert again.seen == []
+    assert same(whole, again)
 
 
 def test_all_workers_resume_from_the_checkpoint_that_rank_0_names(tmp_path: Path) -> None:
@@ -42,7 +43,8 @@ def test_all_workers_resume_from_the_checkpoint_that_rank_0_names(tmp_path: Path
     task = Regression()
     state = TrainingState.initial(task.setup(CPU, False), task.optimizer, task.ema_decay)
     resume(state, checkpointer, Told(rank=1, world_size=2))
-    assert checkpointer.newest() == 8 and state.step == 4
+    assert checkpointer.newest() == 8
+    assert state.step == 4
 
 
 def test_the_first_worker_shows_where_it_begins_and_ends(tmp_path: Path) -> None:

@@ -1,0 +1,190 @@
+"""What each stage leaves, as types: the facts of its manifest and of the markers of its objects.
+
+Knows no stage.
+
+Stages meet only in storage, so this is all that one of them knows of another. A result is one stage's
+manifest: LatentsResult is what `encode` leaves and `train` reads. What is named Facts is in the marker of one
+object. Fields are those of the stored JSON: a new one needs a default, since folders of before lack it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from ray_dit.config import SamplerConfig
+from ray_dit.formats.model_folder import MODEL_STAGE
+from ray_dit.ledger.results import Facts, Result
+
+Value = float | int | dict[str, float | None]
+"""Of a figure: a number, or one for each class by name (None: the class has no image)."""
+
+
+class ShardFacts(Facts):
+    """Of an object that a fan-out made."""
+
+    shard: int
+    """Its number."""
+
+
+class VAEResult(Result):
+    """A trained VAE, in diffusers' layout."""
+
+    stage_name: ClassVar[str] = "train-vae"
+
+    psnr_heldout: float
+    """Mean over held-out images (training ones where none are held out), in dB."""
+    num_heldout: int
+    """How many images that is the mean of."""
+    steps: int
+    loss: float
+    """Mean of the last steps."""
+
+
+class LatentShardFacts(ShardFacts):
+    """Of one shard of latents."""
+
+    rows: int
+    seen: int
+    """Images it should hold: those that could be read, ``rows``, and those that could not."""
+    bad: tuple[tuple[str, str], ...]
+    """Key of each image that could not be read, and why."""
+    train_rows: int
+    """Rows that are not held out."""
+    moments_sha256: str
+    sum: tuple[float, ...]
+    """Of the posterior's mean over all positions of the training rows, per channel."""
+    sum_squares: tuple[float, ...]
+    """As ``sum``, of the latents' expected square."""
+
+
+class LatentsResult(Result):
+    """Latents of a folder of images."""
+
+    stage_name: ClassVar[str] = "encode"
+
+    classes: tuple[str, ...]
+    """Names in the order of their numbers."""
+    image_size: int
+    latent_shape: tuple[int, int, int]
+    """Channels, height, width."""
+    rows: int
+    train_rows: int
+    """Rows that are not held out."""
+    bad: int
+    """Images that could not be read, listed in quarantine.tsv."""
+    scaling_factor: float
+    """The VAE's own, from its configuration."""
+    mean: tuple[float, ...]
+    """Of the raw latents of the training rows, per channel."""
+    std: tuple[float, ...]
+
+
+class TrainingResult(Result):
+    """A finished training run; the model lies in a folder of its own."""
+
+    stage_name: ClassVar[str] = "train"
+
+    steps: int
+    samples: int
+    """Steps times batch size."""
+    loss: float
+    """Mean of the last steps."""
+
+
+class ModelResult(Result):
+    """A model folder, whose settings are in its config.json."""
+
+    stage_name: ClassVar[str] = MODEL_STAGE
+
+    steps: int | None = None
+    """Of the training it comes from; None for an imported one."""
+    origin: str | None = None
+    """Of an imported one."""
+
+
+class ImageShardFacts(ShardFacts):
+    """Of one shard of a generated dataset."""
+
+    rows: int
+    pixels_sha256: str
+    """Of the images, whatever format they are stored in."""
+    first_id: int
+    classes: dict[str, int]
+    """How many images each class has, by its number."""
+
+
+class UsedSampler(Facts):
+    """The sampler that made a dataset, with every setting; the name may be that of another version's."""
+
+    name: str
+    num_inference_steps: int
+    guidance_scale: float
+
+    @classmethod
+    def of(cls, config: SamplerConfig) -> "UsedSampler":
+        """The sampler of this configuration."""
+        return cls.model_validate(config.model_dump(mode="json"))
+
+
+class DatasetResult(Result):
+    """A generated dataset."""
+
+    stage_name: ClassVar[str] = "generate"
+
+    rows: int
+    classes: tuple[str, ...]
+    """Names of all classes of the model in the order of their numbers; none of a model without."""
+    labels: tuple[int, ...]
+    """Numbers of the classes that were asked for."""
+    image_size: int | None = None
+    """Side in pixels; None where the dataset was made before it was written down."""
+    sampler: UsedSampler
+    pixels_sha256: str
+    """Of the shards' hashes of their pixels."""
+
+
+class ClassifierShape(Facts):
+    """What must be known of a classifier to load its weights."""
+
+    num_classes: int
+    image_size: int
+    width: int
+
+
+class ClassifierFacts(ClassifierShape):
+    """Of one trained classifier."""
+
+    classifier: str
+    """Its name."""
+    images: int
+    """How many it was trained on."""
+
+
+class PieceFacts(ShardFacts):
+    """Of the measures of one piece of the images that are compared."""
+
+    of: Literal["train", "heldout", "generated"]
+    seen: int
+    """Images it should hold: those that could be read, ``rows``, and those that could not."""
+    rows: int
+    bad: tuple[tuple[str, str], ...]
+    """Key of each image that could not be read, and why."""
+
+
+class EvaluationResult(Result):
+    """How good a dataset is."""
+
+    stage_name: ClassVar[str] = "evaluate"
+
+    num_images: int
+    """Generated ones."""
+    num_train: int
+    num_heldout: int
+
+    @property
+    def figures(self) -> Mapping[str, Value]:
+        """By name, as the figures of `ray_dit/metrics` gave them.
+
+        A name with ``real`` is the ceiling of the one without.
+        """
+        extra: dict[str, Any] = self.model_extra or {}
+        return extra
