@@ -13,6 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ray_dit.ledger.maintenance import gc
+from ray_dit.storage.local import TEMP
+from ray_dit.storage.open import open_store
 from tests.support import pipeline, tiny
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -83,6 +86,8 @@ def test_killed_in_every_stage_and_run_again(undisturbed: Path, tmp_path: Path) 
     assert killed.keys() == whole.keys()
     assert [name for name in whole if whole[name] != killed[name]] == [], f"seed {SEED}"
     assert sum(hit.values()) >= 3, hit
+    list(gc(open_store(str(folder)), older_than=0))
+    assert list(folder.rglob(f"{TEMP}*")) == [], "gc left what a killed writer left"
 
 
 def test_running_it_again_writes_nothing(undisturbed: Path, tmp_path: Path) -> None:

@@ -84,11 +84,11 @@ def shard_bytes(
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """sha256 of every file that has no clock in it."""
+    """sha256 of every object that has no clock in it; temp files of killed writers are no objects."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and "_runs" not in path.parts
+        if path.is_file() and "_runs" not in path.parts and not path.name.startswith(TEMP)
     }
 
 
