@@ -210,6 +210,11 @@ def write(name: str, figures: dict[str, Any]) -> None:
     print(json.dumps(figures, indent=1))
 
 
+SHARD_SIZE = 50
+"""Images per shard of the measured ``generate``: one batch. Two actors end up to one shard apart, as they
+start apart, so the shards must be many for the span to show the rate."""
+
+
 def generate_twice(model: str, images: int, turns: int) -> None:
     """``generate`` with one and two actors beside one and two plain processes, in turn."""
     from ray_dit.stages.generate import generate
@@ -222,7 +227,7 @@ def generate_twice(model: str, images: int, turns: int) -> None:
                     model=model,
                     output=f"{folder}/{turn}-{count}",
                     num_images=images,
-                    shard_size=100,
+                    shard_size=SHARD_SIZE,
                     actors=count,
                 )
                 seconds.setdefault(f"{count} processes", []).append(plain(config, count))

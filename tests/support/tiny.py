@@ -21,6 +21,7 @@ from ray_dit.formats.registry import output_format
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.results import Facts
 from ray_dit.results import ModelResult
+from ray_dit.storage.local import TEMP
 from ray_dit.storage.open import open_store
 from ray_dit.vae import VAE
 from tests.support.results import vae_result
