@@ -25,6 +25,7 @@ from ray_dit.core.dit import (
     refuse_other_shapes,
     with_bfloat16_products,
 )
+from ray_dit.core.flops import count_flops
 from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.latents import denormalize, to_uint8
 from ray_dit.core.samplers import SamplerTable, make_table
@@ -68,6 +69,15 @@ def meta_dit(config: DiTConfig) -> DiT:
     """A transformer without memory behind its parameters: their names and shapes."""
     with torch.device("meta"):
         return DiT(config)
+
+
+def dit_flops(config: DiTConfig) -> int:
+    """Floating-point operations of one image's forward pass through the transformer."""
+    model = meta_dit(config)
+    with torch.device("meta"):
+        x = torch.empty(1, config.in_channels, config.input_size, config.input_size)
+        t, y = torch.empty(1), torch.empty(1, dtype=torch.int64)
+    return count_flops(lambda: model(x, t, y))
 
 
 def initial_state(

@@ -4,6 +4,7 @@ It knows nothing of diffusion: scale and shift of the latents are applied by oth
 diffusers is imported when a VAE is made, not with this module.
 """
 
+import copy
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ray_dit.config import VAESizeConfig
+from ray_dit.core.flops import count_flops
 from ray_dit.errors import NotFound, UserError, first_message
 from ray_dit.storage.local_file import local_folder
 from ray_dit.storage.open import open_store
@@ -88,6 +90,12 @@ class VAE:
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         """Images of raw latents, RGB, about [-1, 1] and not clamped."""
         return self.module.decode(latents).sample
+
+    def encode_flops(self, image_size: int) -> int:
+        """Floating-point operations of encoding one image."""
+        encoder = copy.deepcopy(self.module).to("meta")
+        image = torch.empty(1, 3, image_size, image_size, device="meta")
+        return count_flops(lambda: encoder.encode(image))
 
     @torch.no_grad()
     def fold_normalisation(self, shift: float | Sequence[float], scale: float | Sequence[float]) -> None:

@@ -21,6 +21,8 @@ class Command:
     run: Callable[[Any], None]
     positional: str | None = None
     """The setting that may be given without its name."""
+    plan: Callable[..., Any] | None = None
+    """Given the settings and ``begun``, what the command would make and take, for ``--plan``."""
 
 
 def _said(result: str, where: str, next_command: str | None) -> None:
@@ -137,12 +139,51 @@ def _info(config: settings.InfoConfig) -> None:
     print(describe(config.uri))
 
 
+def _plan_train_vae(config: settings.TrainVaeConfig, *, begun: float) -> Any:
+    from ray_dit.stages.train_vae import plan_train_vae
+
+    return plan_train_vae(config, begun=begun)
+
+
+def _plan_encode(config: settings.EncodeConfig, *, begun: float) -> Any:
+    from ray_dit.stages.encode import plan_encode
+
+    return plan_encode(config, begun=begun)
+
+
+def _plan_train(config: settings.TrainConfig, *, begun: float) -> Any:
+    from ray_dit.stages.train import plan_train
+
+    return plan_train(config, begun=begun)
+
+
+def _plan_generate(config: settings.GenerateConfig, *, begun: float) -> Any:
+    from ray_dit.stages.generate import plan_generate
+
+    return plan_generate(config, begun=begun)
+
+
+def _plan_evaluate(config: settings.EvaluateConfig, *, begun: float) -> Any:
+    from ray_dit.stages.evaluate import plan_evaluate
+
+    return plan_evaluate(config, begun=begun)
+
+
 COMMANDS = {
-    "train-vae": Command("train a small VAE on your images", settings.TrainVaeConfig, _train_vae),
-    "encode": Command("images to latents, in shards", settings.EncodeConfig, _encode),
-    "train": Command("train a DiT on latents", settings.TrainConfig, _train),
-    "generate": Command("make a labelled dataset with a model", settings.GenerateConfig, _generate),
-    "evaluate": Command("judge a generated dataset beside real images", settings.EvaluateConfig, _evaluate),
+    "train-vae": Command(
+        "train a small VAE on your images", settings.TrainVaeConfig, _train_vae, plan=_plan_train_vae
+    ),
+    "encode": Command("images to latents, in shards", settings.EncodeConfig, _encode, plan=_plan_encode),
+    "train": Command("train a DiT on latents", settings.TrainConfig, _train, plan=_plan_train),
+    "generate": Command(
+        "make a labelled dataset with a model", settings.GenerateConfig, _generate, plan=_plan_generate
+    ),
+    "evaluate": Command(
+        "judge a generated dataset beside real images",
+        settings.EvaluateConfig,
+        _evaluate,
+        plan=_plan_evaluate,
+    ),
     "report": Command("one HTML page about a pipeline run", settings.ReportConfig, _report),
     "serve": Command("an HTTP endpoint and a page for models", settings.ServeConfig, _serve),
     "import-checkpoint": Command(

@@ -11,6 +11,7 @@ from ray_dit.cli.settings import Setting, members, settings_of
 from ray_dit.config import Config
 
 INDENT = "      "
+NO_OPTIONS: Mapping[str, str] = {}
 NAMES = {int: "INT", float: "FLOAT", str: "TEXT"}
 
 
@@ -32,8 +33,10 @@ def overview(summaries: Mapping[str, str]) -> str:
     )
 
 
-def command_help(name: str, config: type[Config], positional: str | None) -> str:
-    """A command's settings, section by section, with what each means and is by default."""
+def command_help(
+    name: str, config: type[Config], positional: str | None, *, more: Mapping[str, str] = NO_OPTIONS
+) -> str:
+    """A command's settings, section by section, with what each means and is by default, then ``more``."""
     width = max(40, min(shutil.get_terminal_size((110, 24)).columns, 120))
     settings = list(settings_of(config))
     lines = _wrapped(_usage(name, settings, positional), width, after=INDENT)
@@ -49,6 +52,8 @@ def command_help(name: str, config: type[Config], positional: str | None) -> str
         lines += ["", f"{'.'.join(section) or 'options'}:"]
         for setting in settings:
             lines += _explained(setting, width) if setting.path[:-1] == section else []
+    for option, text in more.items():
+        lines += ["", f"  {option}", *_wrapped(text, width, INDENT, INDENT)]
     return "\n".join(lines)
 
 

@@ -2,15 +2,20 @@
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from ray_dit.cli import options
 from ray_dit.cli.commands import COMMANDS
 from ray_dit.cli.help import command_help, overview
+from ray_dit.cli.plan import HELP, shown, take_plan
 from ray_dit.cli.settings import near
 from ray_dit.config import Config
 from ray_dit.errors import UserError
+
+BEGUN = time.monotonic()
+"""When the command began: what it loads is part of what it takes."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,11 +63,16 @@ def _dispatch(arguments: list[str]) -> None:
         raise UserError(f"there is no command {name!r}{near(name, COMMANDS)}; `ray-dit --help` lists them")
     command = COMMANDS[name]
     if {"-h", "--help"} & set(rest):
-        print(command_help(name, command.config, command.positional))
+        print(command_help(name, command.config, command.positional, more=HELP if command.plan else {}))
         return
     if command.positional and rest and not rest[0].startswith("-"):
         rest = [f"--{command.positional}", *rest]
-    command.run(parse(name, command.config, rest))
+    planned = take_plan(rest) if command.plan else None
+    config = parse(name, command.config, rest)
+    if command.plan is None or planned is None:
+        command.run(config)
+    else:
+        print(shown(command.plan(config, begun=BEGUN), planned))
 
 
 def _fail(message: str, error: BaseException, debug: bool) -> None:

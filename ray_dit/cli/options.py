@@ -49,17 +49,14 @@ def parse(name: str, config: type[C], arguments: Sequence[str], sections: Collec
         raise UserError(f"{refusal(error, settings, places)}; {see}") from error
 
 
-def take_option(words: list[str], name: str) -> str | None:
-    """Removes an option that takes a file from the words, and returns the file.
-
-    None where it is not given.
-    """
+def take_option(words: list[str], name: str, *, wants: str = "a file: `--config run.yaml`") -> str | None:
+    """Removes an option that is no setting from the words; its value, None where it is not given."""
     for index, word in enumerate(words):
         if word.startswith(name + "="):
             return words.pop(index).partition("=")[2]
         if word == name:
             if index + 1 == len(words):
-                raise UserError(f"{name} needs a file: `{name} run.yaml`")
+                raise UserError(f"{name} needs {wants}")
             words.pop(index)
             return words.pop(index)
     return None

@@ -9,6 +9,7 @@ B batch, C channels, H W height and width of the latents, N tokens, D hidden siz
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import numpy as np
@@ -219,8 +220,10 @@ def with_bfloat16_products(model: DiT) -> DiT:
     return model
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
     """A region where autocast, if on, is off."""
+    if x.is_meta:  # shapes alone have no precision, and autocast does not know them
+        return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 

@@ -20,6 +20,13 @@ def is_guidable(model: ModelConfig) -> bool:
     return null_label(model.model) is not None
 
 
+def evaluations_per_image(model: ModelConfig, sampler: SamplerConfig) -> int:
+    """Rows the network sees for one image: one per step, and a twin at each step that is guided."""
+    table = make_table(sampler, linear_schedule(model.diffusion), learn_sigma=model.model.learn_sigma)
+    twins = sampler.guidance_scale != 1 and is_guidable(model)
+    return len(table) + (int(table.guided.sum()) if twins else 0)
+
+
 def settle_sampler(
     asked: SamplerConfig,
     model: ModelConfig,

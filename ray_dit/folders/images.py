@@ -9,7 +9,7 @@ it.
 # pyright: reportUnknownArgumentType=false
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,16 @@ class ImagePlan:
     def rows(self, *, heldout: bool) -> NDArray[np.int64]:
         """Row numbers of the held-out or of the training images."""
         return np.flatnonzero(self.heldout == heldout)
+
+    def take(self, rows: NDArray[np.int64]) -> "ImagePlan":
+        """The plan of these images alone."""
+        return replace(
+            self,
+            keys=tuple(self.keys[row] for row in rows),
+            labels=self.labels[rows],
+            heldout=self.heldout[rows],
+            places={name: column[rows] for name, column in self.places.items()},
+        )
 
     def place(self, row: int) -> Place:
         """Where a row's image lies."""

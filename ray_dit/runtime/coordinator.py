@@ -1,4 +1,6 @@
-"""The actor that tells the others which shard to make next: a ShardQueue with a clock and the actors' handles.
+"""The actor that tells the others which shard to make next.
+
+It is a ShardQueue with a clock and the actors' handles.
 
 Actors call it by name, the driver asks it for news. It imports no Ray: it is made an actor by who starts it.
 """
@@ -39,7 +41,7 @@ class News:
 
 
 class Coordinator:
-    """An actor beside the driver that tells the others which shard to make next: a ShardQueue with clock and handles."""
+    """A ShardQueue with a clock and the actors' handles, as an actor beside the driver."""
 
     def __init__(self, shards: Sequence[int], deadline: float | None) -> None:
         self._queue = ShardQueue(shards, deadline=deadline)

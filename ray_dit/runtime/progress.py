@@ -12,6 +12,8 @@ SECONDS_FOR_A_RATE = 1.0
 
 
 class Advance(Protocol):
+    """What is called with the absolute count done and a short note."""
+
     def __call__(self, done: int, note: str = "") -> None: ...
 
 

@@ -33,7 +33,7 @@ error."""
 
 @dataclass(frozen=True)
 class Turn:
-    """What a worker that asks for work is told: make ``shard``; or, if that is None, ask again soon; or it is over."""
+    """What a worker that asks for work is told: make ``shard``; if None, ask again soon; or it is over."""
 
     shard: int | None = None
     over: bool = False
@@ -98,7 +98,7 @@ class ShardQueue:
         return len(self._errors_in_a_row) > 0
 
     def join(self, worker: str, process: str) -> list[Failure]:
-        """A worker is there, or there again: what another ``process`` of that name held is free again, and has failed."""
+        """A worker is there, or there again; what another ``process`` of that name held has failed."""
         before = self._processes.get(worker)
         self._processes[worker] = process
         self.made.setdefault(worker, 0)
@@ -118,7 +118,7 @@ class ShardQueue:
         return [self._fail(worker, shard, died) for shard in self._held(worker)]
 
     def take(self, worker: str, now: float) -> Turn:
-        """The worker's next shard: one that nobody has begun, else one that another worker has held for long."""
+        """The worker's next shard: one nobody has begun, else one that another worker has held for long."""
         if worker in self._loading:
             self._loading.remove(worker)
             self._failed_starts = 0
@@ -182,7 +182,10 @@ class ShardQueue:
             for worker, since in state.holders.items()
             if now - since > allowed
         ]
-        cause = f"it was not finished within {allowed:.0f} s (if it is only slow, raise --shard-deadline or make shards smaller)"
+        cause = (
+            f"it was not finished within {allowed:.0f} s (if it is only slow, raise --shard-deadline or make "
+            "shards smaller)"
+        )
         failures = [self._fail(worker, shard, cause) for worker, shard in late]
         self._timeouts += len(late)
         self._condemned |= {worker for worker, _ in late}
@@ -212,14 +215,17 @@ class ShardQueue:
                 self._waiting.appendleft(shard)
 
     def _rests(self, worker: str, now: float) -> bool:
-        """Whether the worker gets nothing for now: a broken machine fails fast, and would use up tries of every shard."""
+        """Whether the worker gets nothing for now.
+
+        A broken machine fails fast, and would use up tries of every shard.
+        """
         errors = self._errors_in_a_row[worker]
         if not errors or not self._others_fare_better(worker):
             return False
         return now - self._last_error[worker] < min(2.0**errors, LONGEST_REST)
 
     def _is_for_others(self, shard: int, worker: str, now: float) -> bool:
-        """Whether the shard is for now left to other workers: it raised on this one, whose fault that may be."""
+        """Whether the shard is left to other workers for now: it raised on this one, perhaps by its fault."""
         state = self._shards.get(shard)
         if state is None or worker not in state.failed_on or not self._others_fare_better(worker):
             return False

@@ -118,10 +118,12 @@ def make_shards(
     gpus: int = 0,
     set_up: Callable[[int], None] = set_up_torch,
 ) -> None:
-    """Makes the shards that have no marker yet on ``config.actors`` actors, each with ``gpus`` GPUs; shows progress.
+    """Makes the shards that have no marker yet, and shows progress.
 
+    There are ``config.actors`` actors, each with ``gpus`` GPUs.
     ``set_up`` prepares each actor's process, before ``build``, for the number of threads it is given.
-    UserError, after everything else is done, if shards failed in all their tries; at once where no actor can work.
+    UserError, after everything else is done, if shards failed in all their tries; at once where no actor can
+    work.
     """
     missing = _missing(job, len(work.sizes))
     total = sum(work.sizes)
@@ -155,7 +157,7 @@ def _missing(job: Job, num_shards: int) -> list[int]:
 
 
 def repair_shards(config: EncodeConfig | GenerateConfig, job: Job, build: Callable[[], ShardMaker]) -> None:
-    """``--repair``: reads the job's objects again and makes missing and damaged shards anew, in place; prints which.
+    """``--repair``: reads the job's objects again, makes missing and damaged shards anew and prints which.
 
     UserError if a shard's bytes do not come out as they were, or if the damaged object is no shard.
     """
@@ -315,7 +317,7 @@ class _Watch:
 
 @contextlib.contextmanager
 def _watched(ray: Any, coordinator: Any, watch: _Watch) -> Iterator[None]:
-    """Looks again and again from a thread, for the driver itself waits for rows that may be long in coming."""
+    """Looks again and again from a thread: the driver itself waits for rows that may be long in coming."""
     ended = threading.Event()
 
     def keep_looking() -> None:
@@ -409,7 +411,10 @@ def _complaint(outcome: Outcome, job: Job, work: Work, run: RunRecord) -> str:
     if outcome.stopped and not outcome.lost:
         return outcome.stopped
     if not outcome.lost:
-        return f"the actors of {work.what} ended before all was made; what is finished stays, and the same command goes on"
+        return (
+            f"the actors of {work.what} ended before all was made; what is finished stays, and the same "
+            "command goes on"
+        )
     shown = "; ".join(f"shard {shard}: {cause}" for shard, cause in sorted(outcome.lost.items())[:SHOWN])
     more = f" and {len(outcome.lost) - SHOWN} more" if len(outcome.lost) > SHOWN else ""
     early = f", and the rest was not tried: {outcome.stopped}" if outcome.stopped else ""

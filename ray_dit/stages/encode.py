@@ -20,6 +20,7 @@ from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.results import Manifest
 from ray_dit.results import LatentShardFacts, LatentsResult
+from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_bytes
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import (
     Made,
@@ -32,22 +33,22 @@ from ray_dit.runtime.shards import (
     shard_sizes,
 )
 from ray_dit.stages.fingerprint import open_job
+from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
 STAGE = LatentsResult.stage_name
+UNIT = "images"
+TRIAL_IMAGES = 128
+"""Images of a trial's shard, about."""
+MAX_TRIAL_IMAGES = 4096
+"""Images of all of a trial's shards, at most."""
 
 
 def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
     """Encodes all images, or those still missing; returns the manifest."""
-    from ray_dit.vae import VAE, files_sha256
+    from ray_dit.vae import files_sha256
 
-    plan = plan_images(config.images)
-    vae = VAE.load(config.vae)
-    if config.images.size % vae.downsample:
-        raise UserError(
-            f"images.size {config.images.size} is not a multiple of {vae.downsample}, by which the VAE in "
-            f"{config.vae} shrinks: change --images.size"
-        )
+    plan, vae = _inputs(config)
     files = vae.files()
     inputs = {"images": plan.sha256, "vae": files_sha256(files)}
     job = open_job(config, STAGE, inputs)
@@ -62,8 +63,65 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
         job.put_plain(f"vae/{name}", data)
     sizes = shard_sizes(len(plan.keys), config.shard_size)
     with ray_session(config) as ray:
-        make_shards(ray, config, job, build, Work(STAGE, "pictures", sizes), gpus=1 if config.use_gpu else 0)
+        make_shards(ray, config, job, build, Work(STAGE, UNIT, sizes), gpus=1 if config.use_gpu else 0)
     return _finish(config, plan, job, len(sizes), vae)
+
+
+def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
+    """What the job will make and take; see ``runtime.planning``."""
+    plan, vae = _inputs(config)
+    count, views = len(plan.keys), 2 if config.mirror else 1
+    sizes = shard_sizes(count, config.shard_size)
+    size = min(max(config.batch_size, TRIAL_IMAGES // config.batch_size * config.batch_size), max(sizes))
+    # images of one class lie together, and may be larger than the others'
+    spread = np.linspace(0, count - 1, min(count, MAX_TRIAL_IMAGES)).astype(np.int64)
+    side = config.images.size // vae.downsample
+    return plan_shards(
+        config,
+        Work(STAGE, UNIT, sizes),
+        Trial(
+            _TrialBuild(config.model_copy(update={"shard_size": size}), plan.take(spread)),
+            size,
+            len(spread) // size,
+        ),
+        Known(
+            network_evaluations=sum(-(-rows // config.batch_size) for rows in sizes)
+            * config.batch_size
+            * views,
+            bytes_in=stored_bytes(open_store(config.images.uri)),
+            flops=float(count * views * vae.encode_flops(config.images.size)),
+            bytes_out=count * views * 2 * vae.latent_channels * side * side * np.dtype(np.float16).itemsize,
+            other_bytes=len(plan.to_bytes()) + sum(map(len, vae.files().values())),
+            left_out="reading and decoding images is not counted",
+        ),
+        begun=begun,
+        use_gpu=config.use_gpu,
+    )
+
+
+def _inputs(config: EncodeConfig) -> tuple[ImagePlan, Any]:
+    """The images and the VAE; UserError where one is not there or they do not fit."""
+    from ray_dit.vae import VAE
+
+    plan = plan_images(config.images)
+    vae = VAE.load(config.vae)
+    if config.images.size % vae.downsample:
+        raise UserError(
+            f"images.size {config.images.size} is not a multiple of {vae.downsample}, by which the VAE in "
+            f"{config.vae} shrinks: change --images.size"
+        )
+    return plan, vae
+
+
+@dataclass(frozen=True)
+class _TrialBuild:
+    """Makes the encoder of a trial, whose plan lies in no folder."""
+
+    config: EncodeConfig
+    plan: ImagePlan
+
+    def __call__(self) -> ShardMaker:
+        return Encoder(self.config, self.plan)
 
 
 @dataclass(frozen=True)
@@ -80,7 +138,10 @@ class _Build:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The images of a shard: ``images`` uint8 [N, S, S, 3] of the rows ``kept``, and those that can't be read."""
+    """The images of a shard.
+
+    ``images`` uint8 [N, S, S, 3] are those of the rows ``kept``; ``bad`` are those that can't be read.
+    """
 
     shard: int
     images: NDArray[np.uint8]

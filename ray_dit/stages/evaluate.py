@@ -1,13 +1,15 @@
-"""`ray-dit evaluate`: how good a generated dataset is, each figure beside the same one for held-out real images.
+"""`ray-dit evaluate`: how good a generated dataset is.
 
-Classifiers are trained first, each in a Ray task: the judge on the real training images, whose features are compared,
-and those whose score on real images is a figure itself. Then all images pass them in pieces, and what the figures of
-``metrics.registry`` keep of a piece is one small object. The driver merges those in their order and holds no image.
-Knows no figure: each reads the merged statistics and names its values.
+Each figure stands beside the same one for held-out real images. Classifiers are trained first, each in a Ray
+task: the judge on the real training images, whose features are compared, and those whose score on real images
+is a figure itself. Then all images pass them in pieces, and what the figures of ``metrics.registry`` keep of
+a piece is one small object. The driver merges those in their order and holds no image. Knows
+no figure: each reads the merged statistics and names its values.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,14 +27,21 @@ from ray_dit.ledger.results import Manifest, Marker
 from ray_dit.ledger.stored_json import canonical
 from ray_dit.metrics import FEATURES, JUDGE, Network, Piece, Sets, Tensors, figures_for, measure, merge
 from ray_dit.results import ClassifierFacts, DatasetResult, EvaluationResult, PieceFacts
+from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_bytes
 from ray_dit.runtime.progress import progress
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import Made, ShardMaker, Work, all_markers, make_shards, shard_name
 from ray_dit.runtime.tasks import run_tasks
 from ray_dit.stages.evaluation_data import EvaluationData, check
 from ray_dit.stages.fingerprint import open_job
+from ray_dit.storage.open import open_store
 
 STAGE = EvaluationResult.stage_name
+UNIT = "images"
+TRIAL_STEPS = 30
+"""Steps for which a classifier is trained for a plan."""
+TRIAL_IMAGES = 250
+"""Images of a piece that is measured for a plan."""
 NETWORK = FEATURES[JUDGE]
 """Whose features are compared; the other classifiers are networks of its kind, trained on other images."""
 FIGURES = figures_for(NETWORK)
@@ -43,19 +52,85 @@ def evaluate(config: EvaluateConfig) -> Manifest[EvaluationResult]:
 
     Returns the manifest, which has the metrics.
     """
-    plan = plan_images(config.images)
-    dataset = read_manifest(config.dataset, DatasetResult)
-    data = EvaluationData(config, plan, dataset)
-    check(data)
-    inputs = {"images": plan.sha256, "dataset": dataset.sha256}
+    data = _inputs(config)
+    inputs = {"images": data.plan.sha256, "dataset": data.dataset.sha256}
     job = open_job(config, STAGE, inputs)
     manifest = job.finished(EvaluationResult)
     if manifest is not None:
         return manifest
     with ray_session(config) as ray:
         _train_classifiers(ray, data, job)
-        make_shards(ray, config, job, _Build(data, job), Work(STAGE, "pictures", data.piece_sizes))
+        make_shards(ray, config, job, _Build(data, job), Work(STAGE, UNIT, data.piece_sizes))
     return _finish(data, job)
+
+
+def plan_evaluate(config: EvaluateConfig, *, begun: float) -> Plan:
+    """What the evaluation will make and take; see ``runtime.planning``."""
+    data = _inputs(config)
+    lookers = [len(data.classifiers) if kind == "heldout" else 1 for kind in data.piece_kinds]  # see Measurer
+    loads = [rows * count for rows, count in zip(data.piece_sizes, lookers, strict=True)]
+    trained = len(data.classifiers) * config.classifier.steps * config.classifier.batch_size
+    rows = data.plan.rows(heldout=False)
+    spread = rows[np.linspace(0, len(rows) - 1, min(len(rows), 16 * TRIAL_IMAGES)).astype(np.int64)]
+    size = min(TRIAL_IMAGES, len(spread))
+    small = replace(data, plan=data.plan.take(spread), piece_size=size)
+
+    def try_classifiers(ray: Any) -> tuple[dict[str, float], int]:
+        job = Job(open_store(config.output), STAGE, "")
+        left = [name for name in data.classifiers if job.marker(name, ClassifierFacts) is None]
+        # The first time, processes are started and load torch, one after the other; only the second time do
+        # they compute side by side, as they will for most of the job.
+        walls: list[float] = []
+        tried: list[tuple[str, float, int]] = []
+        for _ in range(2):
+            since = time.monotonic()
+            tried = list(run_tasks(ray, try_classifier, data.classifiers, data, threads=config.threads))
+            walls.append(time.monotonic() - since)
+        slowest = max((seconds for name, seconds, _ in tried if name in left), default=0.0)
+        loading = max(walls[0] - walls[1], 0.0) if left else 0.0
+        return {"classifiers": loading + slowest}, sum(size for _, _, size in tried)
+
+    return plan_shards(
+        config,
+        Work(STAGE, UNIT, data.piece_sizes),
+        Trial(_TrialBuild(small), size, len(spread) // size, equal_bytes=True),
+        Known(
+            network_evaluations=trained + sum(loads),
+            bytes_in=stored_bytes(open_store(config.images.uri))
+            + sum(listing.bytes for listing in data.dataset.listings),
+            flops=0.0,
+            bytes_out=0.0,
+        ),
+        begun=begun,
+        loads=loads,
+        before=try_classifiers,
+    )
+
+
+def try_classifier(data: EvaluationData, name: str) -> tuple[str, float, int]:
+    """Trains a classifier for a few steps.
+
+    Returns its name, the seconds that all its steps will take, and the bytes of its weights.
+    """
+    assert NETWORK.train is not None
+    config = data.config
+    few = config.classifier.model_copy(update={"steps": min(TRIAL_STEPS, config.classifier.steps)})
+    begun = time.monotonic()
+    images, labels = replace(data, config=config.model_copy(update={"classifier": few})).training_pictures(
+        name
+    )
+    read = time.monotonic()
+    weights, _ = NETWORK.train(images, labels, data.num_classes, few, config.seed)
+    done = time.monotonic()
+    reading = (read - begun) / len(images) * data.training_count(name)
+    return name, reading + (done - read) / few.steps * config.classifier.steps, len(weights)
+
+
+def _inputs(config: EvaluateConfig) -> EvaluationData:
+    """The images and the dataset; UserError where they can't be compared."""
+    data = EvaluationData(config, plan_images(config.images), read_manifest(config.dataset, DatasetResult))
+    check(data)
+    return data
 
 
 def _train_classifiers(ray: Any, data: EvaluationData, job: Job) -> None:
@@ -64,7 +139,8 @@ def _train_classifiers(ray: Any, data: EvaluationData, job: Job) -> None:
     run = job.run({"what": "classifiers"})
     if missing:
         with progress("classifiers", len(missing), "trained") as advance:
-            for done in run_tasks(ray, train_one, missing, data, job, threads=data.config.threads):
+            tasks = run_tasks(ray, train_one, missing, data, job, threads=data.config.threads)
+            for done, _ in enumerate(tasks, start=1):
                 advance(done)
     run.end(classifiers=len(missing))
 
@@ -101,7 +177,21 @@ class _Build:
     job: Job
 
     def __call__(self) -> ShardMaker:
-        return Measurer(self.data, self.job)
+        return Measurer(self.data, {name: load_classifier(self.job, name) for name in self.data.classifiers})
+
+
+@dataclass(frozen=True)
+class _TrialBuild:
+    """Makes the measurer of a trial, with a judge that has learned next to nothing."""
+
+    data: EvaluationData
+
+    def __call__(self) -> ShardMaker:
+        assert NETWORK.train is not None
+        plan, few = self.data.plan, self.data.config.classifier.model_copy(update={"steps": 1})
+        images, kept, _ = load_images(plan, range(min(len(plan.keys), 2)))
+        weights, shape = NETWORK.train(images, plan.labels[kept], self.data.num_classes, few, seed=0)
+        return Measurer(self.data, {JUDGE: NETWORK.load(lambda: weights, shape)})
 
 
 @dataclass(frozen=True)
@@ -122,9 +212,8 @@ class Decoded:
 class Measurer:
     """Measures pieces: passes their images through the classifiers and keeps what the figures need."""
 
-    def __init__(self, data: EvaluationData, job: Job) -> None:
-        self._data = data
-        self._classifiers = {name: load_classifier(job, name) for name in data.classifiers}
+    def __init__(self, data: EvaluationData, classifiers: Mapping[str, Network]) -> None:
+        self._data, self._classifiers = data, classifiers
 
     def prepare(self, shard: int) -> Decoded:
         """The piece's images: the pieces of real ones come first, then one per generated shard."""

@@ -1,6 +1,7 @@
-"""The images an evaluation reads, and which of them each of its figures uses: a function of the configuration.
+"""The images an evaluation reads, and which of them each of its figures uses.
 
-Real images come from the image folder, generated ones from the dataset's shards; knows no classifier and no metric.
+All of it is a function of the configuration. Real images come from the image folder, generated ones from the
+dataset's shards. Knows no classifier and no metric.
 """
 
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from ray_dit.results import DatasetResult, ImageShardFacts
 from ray_dit.storage.open import open_store
 
 REAL_PIECE = 1000
-"""Real images a piece; generated ones come by the shard."""
+"""Real images per piece; generated ones come by the shard."""
 SUBSET_EPOCH = 0
 
 Pictures = tuple[NDArray[np.uint8], NDArray[np.int64]]
@@ -46,6 +47,8 @@ class EvaluationData:
     config: EvaluateConfig
     plan: ImagePlan
     dataset: Manifest[DatasetResult]
+    piece_size: int = REAL_PIECE
+    """Real images per piece."""
 
     @property
     def num_classes(self) -> int:
@@ -69,15 +72,21 @@ class EvaluationData:
     def real_pieces(self) -> list[NDArray[np.int64]]:
         """Rows of the plan, training ones first; a piece is all training or all held out."""
         return [
-            rows[first : first + REAL_PIECE]
+            rows[first : first + self.piece_size]
             for rows in (self.plan.rows(heldout=False), self.plan.rows(heldout=True))
-            for first in range(0, len(rows), REAL_PIECE)
+            for first in range(0, len(rows), self.piece_size)
         ]
 
     @cached_property
     def piece_sizes(self) -> list[int]:
         """Images in each piece: the real ones, then the generated shards."""
         return [len(rows) for rows in self.real_pieces] + [shard.rows for shard in self.shards]
+
+    @property
+    def piece_kinds(self) -> list[str]:
+        """What each piece is of: train, heldout or generated."""
+        real = ["heldout" if self.plan.heldout[rows[0]] else "train" for rows in self.real_pieces]
+        return real + ["generated"] * len(self.shards)
 
     @property
     def num_pieces(self) -> int:
@@ -90,7 +99,7 @@ class EvaluationData:
 
     @property
     def num_compared(self) -> int:
-        """Images each Fréchet distance is taken over: it grows as samples get fewer, so both take equally many."""
+        """Images each Fréchet distance is taken over: fewer give a larger one, so both take equally many."""
         return min(self.num_generated, int(self.plan.heldout.sum()))
 
     def subset(self, num_rows: int, count: int) -> NDArray[np.int64]:

@@ -1,4 +1,7 @@
-"""What decides a stage's bytes, gathered for the job protocol, and how a folder of another version is compared with it."""
+"""What decides a stage's bytes, gathered for the job protocol.
+
+Also how a folder of another version is compared with it.
+"""
 
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -52,7 +55,10 @@ def open_job(
 def parts(
     config: Config, stage: str, inputs: dict[str, str], *, resolved: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Parts of a fingerprint: configuration without placement, hashes of the inputs, library versions, rules above 1."""
+    """Parts of a fingerprint.
+
+    They are the configuration without placement, hashes of the inputs, library versions, and rules above 1.
+    """
     settled = {
         name: value.content() if isinstance(value, Config) else value
         for name, value in (resolved or {}).items()
@@ -67,7 +73,10 @@ def parts(
 
 
 def comparison(config: type[Config], stage: str, *, resolved: Mapping[str, Any] | None = None) -> Comparison:
-    """How the parts of a folder begun by another version are read: absent settings, and those that became placement."""
+    """How the parts of a folder begun by another version are read.
+
+    Some settings were not there yet, and some have become placement.
+    """
     defaults = content_defaults(config)
     for name, value in (resolved or {}).items():
         field = config.model_fields.get(name)

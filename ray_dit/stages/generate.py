@@ -5,14 +5,14 @@ canonical batch it belongs to, always of the same size, so its bytes do not depe
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ray_dit.config import GenerateConfig, SamplerConfig
 from ray_dit.core.media import png
-from ray_dit.core.settle import settle_sampler
+from ray_dit.core.settle import evaluations_per_image, settle_sampler
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.image_format import ImageShard
@@ -21,7 +21,9 @@ from ray_dit.formats.registry import output_format
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
 from ray_dit.ledger.results import Manifest
+from ray_dit.pipeline import dit_flops
 from ray_dit.results import DatasetResult, ImageShardFacts, ModelResult, UsedSampler
+from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_bytes
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import (
     Made,
@@ -37,6 +39,8 @@ from ray_dit.stages.fingerprint import open_job
 STAGE = DatasetResult.stage_name
 FORMAT = "parquet"
 """The format datasets are written in."""
+PNG_BYTES_PER_PIXEL = 1.8
+"""What photographs of 256 pixels take as PNG, about; only for plans without a trial."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,8 @@ class DatasetPlan:
 
 def generate(config: GenerateConfig) -> Manifest[DatasetResult]:
     """Makes the dataset, or the shards still missing; returns the manifest."""
-    folder = read_model(config.model)
+    folder, plan, sampler = _settled(config)
     inputs = {"model": read_manifest(config.model, ModelResult).sha256}
-    plan = plan_dataset(config, folder.labels)
-    sampler = settle_sampler(
-        config.sampler, folder.config, where=config.model, scale_setting="--sampler.guidance-scale"
-    )
     resolved = {"sampler": sampler, "classes": list(plan.classes), "num_images": plan.num_images}
     job = open_job(config, STAGE, inputs, resolved=resolved)
     build = _Build(config, plan, sampler)
@@ -85,6 +85,45 @@ def generate(config: GenerateConfig) -> Manifest[DatasetResult]:
         sizes = shard_sizes(plan.num_images, plan.shard_size)
         make_shards(ray, config, job, build, Work(STAGE, "images", sizes), gpus=1 if config.use_gpu else 0)
     return _finish(job, plan, folder, sampler)
+
+
+def plan_generate(config: GenerateConfig, *, begun: float) -> Plan:
+    """What the job will make and take; see ``runtime.planning``."""
+    folder, plan, sampler = _settled(config)
+    size = config.batch_size
+    sizes = shard_sizes(plan.num_images, plan.shard_size)
+    rows = sum(-(-count // size) * size for count in sizes)  # the last batch of a shard is filled up
+    evaluations = rows * evaluations_per_image(folder.config, sampler)
+    side = folder.config.latents.image_size or 0
+    trial = replace(plan, num_images=-(-plan.num_images // size) * size, shard_size=size)
+    return plan_shards(
+        config,
+        Work(STAGE, "images", sizes),
+        Trial(_Build(config, trial, sampler), size, trial.num_shards),
+        Known(
+            network_evaluations=evaluations,
+            bytes_in=stored_bytes(folder.store),
+            flops=float(evaluations * dit_flops(folder.config.model)),
+            bytes_out=plan.num_images * side * side * PNG_BYTES_PER_PIXEL,
+            precision=config.precision,
+            left_out=f"a PNG takes {PNG_BYTES_PER_PIXEL} bytes per pixel, and the VAE is not counted",
+        ),
+        begun=begun,
+        use_gpu=config.use_gpu,
+    )
+
+
+def _settled(config: GenerateConfig) -> tuple[ModelFolder, DatasetPlan, SamplerConfig]:
+    """The model, which image is what, and how images are sampled.
+
+    UserError where that does not fit together.
+    """
+    folder = read_model(config.model)
+    plan = plan_dataset(config, folder.labels)
+    sampler = settle_sampler(
+        config.sampler, folder.config, where=config.model, scale_setting="--sampler.guidance-scale"
+    )
+    return folder, plan, sampler
 
 
 def plan_dataset(config: GenerateConfig, labels: Labels) -> DatasetPlan:

@@ -36,7 +36,8 @@ def _job_lines(folder: Store) -> Iterator[str]:
     job = Job(folder, there["stage"], there["fingerprint"])
     manifest = job.manifest(Facts)
     yield f"{folder.uri}"
-    yield f"  stage        {job.stage}, {'finished' if manifest is not None else 'unfinished: run it again to go on'}"
+    state = "finished" if manifest is not None else "unfinished: run it again to go on"
+    yield f"  stage        {job.stage}, {state}"
     yield f"  fingerprint  {job.fingerprint[:16]}"
     if manifest is None:
         steps = checkpoint_steps(folder)

@@ -29,7 +29,7 @@ from ray_dit.core.dit import DiT, init_label_table
 from ray_dit.core.loss import diffusion_loss
 from ray_dit.core.media import grid
 from ray_dit.core.order import rows_at
-from ray_dit.core.settle import settle_sampler
+from ray_dit.core.settle import evaluations_per_image, settle_sampler
 from ray_dit.errors import UserError, first_message
 from ray_dit.folders.latents import LatentRows, cache_folder, open_latent_rows
 from ray_dit.folders.model import ModelFolder, read_model
@@ -38,9 +38,11 @@ from ray_dit.formats.model_folder import MODEL_STAGE, VAE_FOLDER, ModelConfig, m
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import manifest_objects, read_manifest
 from ray_dit.ledger.results import Facts, Manifest
-from ray_dit.pipeline import Pipeline, check_adaptable, initial_state
+from ray_dit.pipeline import Pipeline, check_adaptable, dit_flops, initial_state, meta_dit
 from ray_dit.results import LatentShardFacts, LatentsResult, ModelResult, TrainingResult
+from ray_dit.runtime.planning import Known, Plan, checkpoints_due, plan_training
 from ray_dit.runtime.session import ray_session
+from ray_dit.runtime.training.checkpointer import KEPT
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.stages.fingerprint import open_job
 from ray_dit.storage.open import open_store
@@ -51,13 +53,10 @@ SD_SCALING_FACTOR = 0.18215
 
 def train(config: TrainConfig) -> Manifest[TrainingResult]:
     """Trains the DiT, or goes on where an earlier run stopped; returns the run's manifest."""
-    latents = read_manifest(config.latents, LatentsResult)
+    latents, model_config = _settled(config)
     inputs = {"latents": latents.sha256}
-    source: ModelFolder | None = None
     if config.init_from is not None:
         inputs["init_from"] = read_manifest(config.init_from, ModelResult).sha256
-        source = read_model(config.init_from)
-    model_config = model_config_of(config, latents.facts, source)
     size = model_config.model.model_dump(mode="json", include=set(DiTSizeConfig.model_fields))
     resolved = {"model": size, "diffusion": model_config.diffusion}
     job = open_job(config, STAGE, inputs, resolved=resolved)
@@ -71,6 +70,44 @@ def train(config: TrainConfig) -> Manifest[TrainingResult]:
     return read_manifest(job.store, TrainingResult)
 
 
+def plan_train(config: TrainConfig, *, begun: float) -> Plan:
+    """What the training will make and take; see ``runtime.planning``."""
+    latents, model_config = _settled(config)
+    samples = config.steps * config.batch_size
+    sampled = checkpoints_due(config, config.steps) * len(_grid_labels(config, model_config))
+    forward, parameters = (
+        dit_flops(model_config.model),
+        sum(p.numel() for p in meta_dit(model_config.model).parameters()),
+    )
+
+    def make_task(small: TrainConfig, job: Job) -> DiTTask:
+        model_job = Job.open(job.store.child("model"), MODEL_STAGE, {"train": job.fingerprint})
+        return DiTTask(small, model_config, latents, model_job, config.optimizer, config.ema_decay)
+
+    return plan_training(
+        config,
+        STAGE,
+        make_task,
+        Known(
+            network_evaluations=samples + sampled * evaluations_per_image(model_config, config.sampler),
+            bytes_in=sum(listing.bytes for listing in latents.listings),
+            # the backward pass takes twice the forward pass, and recomputing activations another one
+            flops=float(samples * forward * (4 if config.activation_checkpointing else 3)),
+            # checkpoints hold weights, their average and two moments; the model the average
+            bytes_out=4 * parameters * (4 * min(KEPT, checkpoints_due(config, config.steps)) + 1),
+            left_out="sample grids and writing checkpoints are not counted",
+        ),
+        begun=begun,
+    )
+
+
+def _settled(config: TrainConfig) -> tuple[Manifest[LatentsResult], ModelConfig]:
+    """The latents and what the model will be; UserError where they do not fit together."""
+    latents = read_manifest(config.latents, LatentsResult)
+    source = read_model(config.init_from) if config.init_from is not None else None
+    return latents, model_config_of(config, latents.facts, source)
+
+
 def model_folder(config: TrainConfig) -> str:
     """Where the finished model goes."""
     return config.model_output or f"{config.output.rstrip('/')}/model"
@@ -79,10 +116,10 @@ def model_folder(config: TrainConfig) -> str:
 def model_config_of(
     config: TrainConfig, latents: LatentsResult, source: ModelFolder | None = None
 ) -> ModelConfig:
-    """The model folder's configuration: the DiT's full shape, how raw latents become x_start, what it comes from.
+    """The model folder's configuration: the DiT's full shape, how latents become x_start, its origin.
 
-    A model that starts from ``source`` keeps what its weights were made for: guidance channels, licence, and the
-    normalisation of latents where the VAE is the same.
+    A model that starts from ``source`` keeps what its weights were made for: guidance channels, licence, and
+    the normalisation of latents where the VAE is the same.
     """
     channels, side, _ = latents.latent_shape
     base = source.config.model if source else None
@@ -219,8 +256,7 @@ class DiTTask:
         """A grid of samples, one row per class, from the averaged weights."""
         if not self.config.grid_per_class:
             return {}
-        classes = range(min(10, self.model_config.model.num_classes or 1))
-        labels = [label for label in classes for _ in range(self.config.grid_per_class)]
+        labels = _grid_labels(self.config, self.model_config)
         # the latents folder holds its VAE where a model folder does
         folder = ModelFolder(open_store(self.config.latents), self.model_config, self._labels())
         pipeline = Pipeline(folder, cast(DiT, model))
@@ -277,8 +313,14 @@ class DiTTask:
         )
 
 
+def _grid_labels(config: TrainConfig, model_config: ModelConfig) -> list[int]:
+    """The labels of a sample grid, one row per class."""
+    classes = range(min(10, model_config.model.num_classes or 1))
+    return [label for label in classes for _ in range(config.grid_per_class)]
+
+
 def initial_model(config: TrainConfig, shape: DiTConfig) -> DiT:
-    """The DiT with the weights training starts from: the paper's initialisation, or another model's weights."""
+    """The DiT with the weights training starts from: those of the paper's initialisation or another model."""
     generator = torch.Generator().manual_seed(config.seed)
     model = DiT(shape, generator=generator)
     if model.y_embedder is not None:

@@ -25,9 +25,12 @@ from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
 from ray_dit.ledger.results import Facts, Manifest
 from ray_dit.results import VAEResult
+from ray_dit.runtime.planning import Known, Plan, checkpoints_due, plan_training, stored_bytes
 from ray_dit.runtime.session import ray_session
+from ray_dit.runtime.training.checkpointer import KEPT
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.stages.fingerprint import open_job
+from ray_dit.storage.open import open_store
 
 STAGE = VAEResult.stage_name
 MAX_JUDGED = 1000
@@ -38,6 +41,43 @@ SHOWN = 16
 
 def train_vae(config: TrainVaeConfig) -> Manifest[VAEResult]:
     """Trains the VAE, or goes on where an earlier run stopped; returns the manifest."""
+    plan = _inputs(config)
+    job = open_job(config, STAGE, {"images": plan.sha256})
+    manifest = job.finished(VAEResult)
+    if manifest is not None:
+        return manifest
+    with ray_session(config) as ray:
+        run_training(ray, config, job, VAETask(config, plan, config.optimizer), "train-vae")
+    return read_manifest(job.store, VAEResult)
+
+
+def plan_train_vae(config: TrainVaeConfig, *, begun: float) -> Plan:
+    """What the training will make and take; see ``runtime.planning``."""
+    from ray_dit.vae import VAE
+
+    plan = _inputs(config)
+    samples = config.steps * config.batch_size
+    vae = VAE.create(config.vae, seed=config.seed)
+    parameters = sum(parameter.numel() for parameter in vae.module.parameters())
+    judged = min(MAX_JUDGED, len(plan.rows(heldout=True)) or len(plan.keys))
+    return plan_training(
+        config,
+        STAGE,
+        lambda small, job: VAETask(small, plan, config.optimizer),
+        Known(
+            network_evaluations=samples + judged,
+            bytes_in=stored_bytes(open_store(config.images.uri)),
+            # decoder and encoder take about the same, and the backward pass twice the forward pass
+            flops=float(samples * 2 * 3 * vae.encode_flops(config.images.size)),
+            bytes_out=4 * parameters * (3 * min(KEPT, checkpoints_due(config, config.steps)) + 1),
+            left_out="reading images and writing checkpoints are not counted",
+        ),
+        begun=begun,
+    )
+
+
+def _inputs(config: TrainVaeConfig) -> ImagePlan:
+    """The images; UserError where none is to be trained on or the VAE can't take them."""
     plan = plan_images(config.images)
     factor = 2 ** (len(config.vae.block_out_channels) - 1)
     if config.images.size % factor:
@@ -47,13 +87,7 @@ def train_vae(config: TrainVaeConfig) -> Manifest[VAEResult]:
         )
     if not len(plan.rows(heldout=False)):
         raise UserError(f"every image in {plan.uri} is held out: lower --images.heldout or add images")
-    job = open_job(config, STAGE, {"images": plan.sha256})
-    manifest = job.finished(VAEResult)
-    if manifest is not None:
-        return manifest
-    with ray_session(config) as ray:
-        run_training(ray, config, job, VAETask(config, plan, config.optimizer), "train-vae")
-    return read_manifest(job.store, VAEResult)
+    return plan
 
 
 class VAELoss(nn.Module):
@@ -65,7 +99,7 @@ class VAELoss(nn.Module):
         self.kl_weight = kl_weight
 
     def forward(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Loss [B]: mean squared error over pixels + kl_weight · KL to a unit normal, a mean over latent values."""
+        """Loss [B]: mean squared error of pixels + kl_weight · mean KL of latents to a unit normal."""
         posterior = self.module.encode(images).latent_dist  # type: ignore[operator]
         latents = sample_moments(posterior.parameters, noise)
         reconstructed = self.module.decode(latents).sample  # type: ignore[operator]

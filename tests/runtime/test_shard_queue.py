@@ -1,4 +1,4 @@
-"""The queue that shards are pulled from: who gets what, and what becomes of shards that fail, as sequences of calls."""
+"""The queue that shards are pulled from, as sequences of calls: who gets what, and what failures do."""
 
 import heapq
 from collections.abc import Sequence
@@ -144,7 +144,7 @@ def test_by_default_the_deadline_follows_the_median(seconds: float, allowed: flo
 
 
 def test_a_job_of_slow_shards_is_not_taken_for_a_stuck_one() -> None:
-    """Nothing is finished yet, and all have timed out: all may take twice as long, and then twice as long again."""
+    """Nothing is finished yet, and all have timed out: all may take twice as long, then four times."""
     shards = queue(500, workers="abcd")
     now, seconds, ended = 0.0, 50 * 60.0, 0
     while not any(shards.made.values()):
@@ -234,7 +234,8 @@ def test_tries_that_fail_beside_another_leave_the_shard_to_that_one(last: str) -
     for now, worker in enumerate("ac"):
         assert shards.take(worker, 2 + now).shard == 1
         assert shards.fail(worker, 1, "no memory", 2 + now) is not None
-    assert shards.take("d", 9) == ASK_AGAIN and not shards.over, "b may be about to finish"
+    assert shards.take("d", 9) == ASK_AGAIN
+    assert not shards.over, "b may be about to finish"
     if last == "finishes":
         assert shards.finish("b", 1, 9)
         assert not shards.lost

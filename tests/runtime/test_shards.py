@@ -1,4 +1,4 @@
-"""The fan-out on a real Ray: everyone works, and shards that raise, kill, stop or hang cost themselves and nothing else."""
+"""The fan-out on a real Ray: everyone works, and shards that raise, kill or hang cost only themselves."""
 
 import json
 import time

@@ -34,8 +34,10 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def run_and(folder: Path, after: int, act: Callable[[], Any]) -> None:
-    """Makes the shards in a thread, and does something once ``after`` of them are stored (Ray starts nodes in the main
-    thread only)."""
+    """Makes the shards in a thread, and does something once ``after`` of them are stored.
+
+    Ray starts nodes in the main thread only.
+    """
     import ray
 
     with ThreadPoolExecutor(1) as thread:
@@ -59,7 +61,8 @@ def made(folder: Path) -> dict[str, bytes]:
 def test_a_node_is_added_and_another_killed_while_a_job_runs(cluster: Any, tmp_path: Path) -> None:
     second = cluster.add_node(num_cpus=1)
     run_and(tmp_path, 6, lambda: cluster.add_node(num_cpus=1))
-    assert len(counts(tmp_path)) == 3 and min(counts(tmp_path)) > 0, "the node that came late got none"
+    assert len(counts(tmp_path)) == 3, "the node that came late started no actor"
+    assert min(counts(tmp_path)) > 0, "the node that came late got none"
     assert made(tmp_path) == {f"{shard:05d}": f"shard {shard}".encode() for shard in range(SHARDS)}
 
     again = tmp_path / "again"

@@ -1,4 +1,4 @@
-"""encode on a real Ray: what lies in the shards is what the VAE says of the pictures; bad ones are set aside."""
+"""encode on a real Ray: the shards hold what the VAE says of the images; bad ones are set aside."""
 
 from pathlib import Path
 from typing import Any

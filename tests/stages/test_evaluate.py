@@ -1,4 +1,4 @@
-"""Evaluation of a small fabricated dataset: figures that are known beforehand, the same bytes after any break."""
+"""Evaluation of a small fabricated dataset: figures known beforehand, the same bytes after any break."""
 
 import io
 import json

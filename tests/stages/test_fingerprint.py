@@ -131,7 +131,7 @@ def test_a_setting_that_became_placement_may_change_and_a_new_one_may_be_absent(
 
 
 def test_what_was_settled_without_a_setting_had_its_default(tmp_path: Path) -> None:
-    """Absent in a settled section means the default, where it would mean "not asked for" in what the user gives."""
+    """Absent in a settled section means the default; in what the user gives, it means "not asked for"."""
     for name, section, setting in (("train", "model", "mlp_ratio"), ("generate", "sampler", "eta")):
         store = stored(name, tmp_path)
         job = json.loads(store.get("_job.json"))

@@ -1,4 +1,4 @@
-"""generate on a real Ray: the same bytes whoever makes them, each picture the pipeline's, a dataset that opens."""
+"""generate on a real Ray: the same bytes whoever makes them, the pipeline's images, a dataset that opens."""
 
 from pathlib import Path
 from typing import Any

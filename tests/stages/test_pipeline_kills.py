@@ -1,9 +1,11 @@
-"""SIGKILL from outside, at random times in every stage: run again, the pipeline ends in the bytes of an undisturbed run.
+"""SIGKILL from outside, at random times in every stage.
 
-Every stage runs as its own process with its own Ray, as a user would run it. The moment of the kill is drawn from a
-seed; which stages it hit, and whether anything was lost, is checked on the files.
+Run again, the pipeline ends in the bytes of an undisturbed run. Every stage runs as its own process with its
+own Ray, as a user would run it. The moment of the kill is drawn from a seed; which stages it hit, and whether
+anything was lost, is checked on the files.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -40,10 +42,8 @@ def kill_during(folder: Path, stage: str, home: Path, after: float) -> bool:
         else []
     )
     for pid in family:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     process.communicate()
     return alive
 
@@ -58,7 +58,7 @@ OUTPUT = {
 
 
 def wrote(folder: Path, stage: str) -> bool:
-    """Whether the stage has results that a run after the kill can go on from: a checkpoint, a finished shard."""
+    """Whether the stage has results that a later run can go on from: a checkpoint, a finished shard."""
     output = folder / OUTPUT[stage]
     return any(output.glob("checkpoints/*.safetensors")) or any(output.glob("_markers/*.json"))
 

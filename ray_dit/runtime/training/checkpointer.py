@@ -28,11 +28,14 @@ class Checkpointer(Protocol):
         ...
 
     def save(self, state: TrainingState) -> None:
-        """Saves the state; the next step may change its tensors at once, so a saver that works on copies them first."""
+        """Saves the state.
+
+        The next step may change its tensors at once, so a saver that works on copies them first.
+        """
         ...
 
     def finish(self) -> None:
-        """The run is at its end: returns when everything saved is written and only what shall stay is there."""
+        """Ends the run: returns when everything saved is written and only what shall stay is there."""
         ...
 
 

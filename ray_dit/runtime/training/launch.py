@@ -1,7 +1,7 @@
-"""Ray Train: starts a training's workers and starts them again after failures; the only part of it that imports ray.
+"""Ray Train: starts a training's workers, and starts them again after failures.
 
-Ray is told nothing of checkpoints. They lie in the job's folder, and every start of the workers, Ray's or the user's,
-goes on from the newest there.
+It is the only part of training that imports ray. Ray is told nothing of checkpoints. They lie in the job's
+folder, and every start of the workers, Ray's or the user's, goes on from the newest there.
 """
 
 from typing import Any
@@ -22,10 +22,10 @@ MAX_WORKER_FAILURES = 3
 
 
 def run_training(ray: Any, config: TrainingConfig, job: Job, task: Task[Any], what: str) -> None:
-    """Trains ``task`` to ``config.steps`` on Ray Train workers, going on from the newest checkpoint in the job's folder.
+    """Trains ``task`` to ``config.steps`` on Ray Train workers.
 
-    ``what`` names the training in progress and in the run's record. UserError for what the user must change,
-    RuntimeError when the workers failed too often.
+    It goes on from the newest checkpoint in the job's folder. ``what`` names the training in progress and in
+    the run's record. UserError for what the user must change, RuntimeError when the workers failed too often.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

@@ -32,12 +32,17 @@ class Parallel(Protocol):
         ...
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """``model`` as the loop calls it: a backward pass leaves the mean gradient of all workers in its parameters."""
+        """``model`` as the loop calls it.
+
+        A backward pass leaves the mean gradient of all workers in its parameters.
+        """
         ...
 
     def settle(self, wrapped: nn.Module, loss: Callable[[], torch.Tensor]) -> None:
-        """Called before the first step of every start, fresh or resumed: whatever the wrapper decides during its first
-        backward pass is decided here, so that a resumed run sums gradients in the order an undisturbed one does.
+        """Called before the first step of every start, fresh or resumed.
+
+        Whatever the wrapper decides during its first backward pass is decided here, so that a resumed run
+        sums gradients in the order an undisturbed one does.
 
         ``loss`` is some scalar loss; no weight and no gradient is left changed.
         """

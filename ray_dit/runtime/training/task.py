@@ -23,7 +23,7 @@ class Task(Protocol[Batch]):
     """Largest decay of the averaged weights; None trains without them."""
 
     def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
-        """Opens the data and builds the model on ``device`` with its initial weights, the same on every worker.
+        """Opens the data and builds the model on ``device`` with initial weights equal on every worker.
 
         ``is_local_first``: this worker is the one of its machine that may fill local caches for the others.
         """
@@ -45,5 +45,5 @@ class Task(Protocol[Batch]):
         ...
 
     def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
-        """Writes the result; ``model`` has the averaged weights, ``log`` [N, 2] rows are (step, mean loss)."""
+        """Writes the result; ``model`` has the averaged weights, rows of ``log`` [N, 2] are step and loss."""
         ...

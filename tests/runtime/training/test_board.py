@@ -78,6 +78,6 @@ def test_the_curve_gets_every_point_that_is_read_once() -> None:
 
 def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match=r"pip install 'ray-dit\[tensorboard\]'"):
-        with show_progress(Board().progress, "train", 8, str(tmp_path)):
-            raise AssertionError("nothing begins")
+    named = pytest.raises(UserError, match=r"pip install 'ray-dit\[tensorboard\]'")
+    with named, show_progress(Board().progress, "train", 8, str(tmp_path)):
+        raise AssertionError("nothing begins")

@@ -20,7 +20,7 @@ from tests.runtime.training.regression import CONFIG, CPU, Regression, run
 
 
 def test_the_loop_is_these_lines_with_checkpoints_around_them(tmp_path: Path) -> None:
-    """The plain loop written out: the learning rate of each step, the average of the weights that the step made."""
+    """The plain loop written out: each step's learning rate, the average of the weights after it."""
     task = Regression(OptimizerConfig(learning_rate=0.01, schedule="cosine", warmup_steps=3, grad_clip=0.1))
     result = run(tmp_path, task=task).result
     model = task.setup(CPU, True)

@@ -94,13 +94,18 @@ def test_pictures_are_of_the_averaged_weights_and_training_goes_on_without_them(
 def test_the_trained_weights_come_back_also_after_an_error() -> None:
     state = made()
     before = {name: value.detach().clone() for name, value in state.model.named_parameters()}
-    with pytest.raises(OSError), state.averaged() as model:
-        assert not model.training
-        assert not torch.is_grad_enabled()
-        assert state.ema is not None
-        assert torch.equal(dict(model.named_parameters())["0.bias"], state.ema["0.bias"])
-        assert not torch.equal(before["0.bias"], state.ema["0.bias"])
-        raise OSError
+
+    def look_and_fail() -> None:
+        with state.averaged() as model:
+            assert not model.training
+            assert not torch.is_grad_enabled()
+            assert state.ema is not None
+            assert torch.equal(dict(model.named_parameters())["0.bias"], state.ema["0.bias"])
+            assert not torch.equal(before["0.bias"], state.ema["0.bias"])
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        look_and_fail()
     assert state.model.training
     assert torch.is_grad_enabled()
     assert all(torch.equal(value, before[name]) for name, value in state.model.named_parameters())

@@ -1,0 +1,94 @@
+"""``--plan``: what a command would make and take, as a table or as JSON, and its cost."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ray_dit.cli.options import take_option
+from ray_dit.errors import UserError
+
+HELP = {
+    "--plan [json]": "Say what would be made, read and needed, by a short trial on this Ray, and write "
+    "nothing; as a table or as JSON.",
+    "--price-per-hour FLOAT": "With --plan: the price of one actor or worker per hour, for the cost.",
+}
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What was asked for with ``--plan``."""
+
+    as_json: bool
+    price_per_hour: float | None
+
+
+def take_plan(words: list[str]) -> PlanOptions | None:
+    """Removes ``--plan`` and what belongs to it from the words; None where it is not given."""
+    price = take_option(words, "--price-per-hour", wants="a price")
+    if not any(word == "--plan" or word.startswith("--plan=") for word in words):
+        if price is not None:
+            raise UserError("--price-per-hour belongs to --plan: give both")
+        return None
+    place = next(index for index, word in enumerate(words) if word.partition("=")[0] == "--plan")
+    value = words.pop(place).partition("=")[2]
+    if not value and place < len(words) and words[place] == "json":
+        value = words.pop(place)
+    if value not in ("", "json", "table"):
+        raise UserError(f"--plan: {value!r} is neither json nor table")
+    return PlanOptions(value == "json", None if price is None else _price(price))
+
+
+def shown(plan: Any, options: PlanOptions) -> str:
+    """The plan as it is printed."""
+    if options.price_per_hour is not None:
+        plan = plan.priced(options.price_per_hour)
+    return json.dumps(plan.model_dump(), indent=1) if options.as_json else table(plan)
+
+
+def table(plan: Any) -> str:
+    """The plan as lines for people."""
+    rows = [
+        (name, f"{count:,}", f"{plan.done[name]:,} there already" if plan.done[name] else "")
+        for name, count in plan.counts.items()
+    ]
+    rows += [
+        ("network evaluations", f"{plan.network_evaluations:,}", ""),
+        ("bytes in", bytes_text(plan.bytes_in), ""),
+        ("bytes out", bytes_text(plan.bytes_out), ""),
+        ("workers" if "steps" in plan.counts else "actors", f"{plan.workers:,}", ""),
+        *((name, duration(seconds), "") for name, seconds in plan.seconds.items()),
+        ("time in all", duration(plan.total_seconds), ""),
+    ]
+    if plan.cost is not None:
+        rows.append(("cost", f"{plan.cost:,.2f}", ""))
+    lines = [f"  {name:<20} {value:>14}  {note}".rstrip() for name, value, note in rows]
+    return "\n".join([f"plan of {plan.stage} to {plan.output} (nothing was written)", *lines, plan.basis])
+
+
+def bytes_text(count: int) -> str:
+    """12.3 MB."""
+    size, units = float(count), ["B", "kB", "MB", "GB", "TB", "PB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1000, units[1:]
+    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
+
+
+def duration(seconds: float) -> str:
+    """12.3 s, 4 min 05 s, 3 h 12 min, 2 d 4 h."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _price(word: str) -> float:
+    try:
+        price = float(word)
+    except ValueError:
+        price = -1.0
+    if not 0 <= price < float("inf"):
+        raise UserError(f"--price-per-hour: {word!r} is no price")
+    return price

@@ -1,0 +1,409 @@
+"""What a job will make, read and take, told before it is run: one mechanism for all stages.
+
+A stage says what it counts and hands over a small piece of its work. That piece is run here as the job would
+run it, by the same actors or workers at the same time, into a store that keeps nothing; its times and bytes
+are carried over to the whole. Where the cluster lacks the device, figures rest on an assumption, and say so.
+"""
+
+import statistics
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ray_dit.config import ShardsConfig, TrainingConfig
+from ray_dit.folders.checkpoints import checkpoint_steps
+from ray_dit.ledger.job import Job
+from ray_dit.runtime.session import ray_session
+from ray_dit.runtime.shards import Made, ShardMaker, Work, make_shards, shard_name
+from ray_dit.runtime.training.checkpointer import KEPT
+from ray_dit.runtime.training.launch import run_training
+from ray_dit.runtime.training.task import Task
+from ray_dit.runtime.training.trial import TimedTask, TrainingTimes
+from ray_dit.storage.open import open_store
+from ray_dit.storage.scratch import ScratchStore
+from ray_dit.storage.store import Store
+
+TRIAL_ACTORS = 8
+"""Actors that take part in a trial, at most; more of them are taken to be as fast."""
+SHARDS_PER_ACTOR = 4
+"""Trial shards per actor; the first is the warm-up."""
+READY_SECONDS = 120.0
+"""How long a trial's actors wait for each other, so that they measure what they take from each other."""
+STEP_SECONDS = 10.0
+"""About how long the steps of a trial of training shall take."""
+CPU_FLOPS = 3e10
+"""Operations per second and thread by which the number of those steps is chosen; not used for any figure."""
+ACCELERATOR_FLOPS = {"float32": 2.5e13, "bfloat16": 3.5e14}
+"""What an accelerator that is not here is taken to do per second: an H100 at 40 % of its peak."""
+
+
+class Plan(BaseModel):
+    """What a job will make, read and take."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    output: str
+    counts: dict[str, int]
+    """What will be made, exactly; names in the plural."""
+    done: dict[str, int]
+    """How much of that is in the output folder already."""
+    network_evaluations: int
+    """Rows that pass the network, forwards; an unconditional twin is a row of its own."""
+    bytes_in: int
+    """Of the inputs in storage."""
+    bytes_out: int
+    """Of the objects there will be in the end."""
+    workers: int
+    """Actors or training workers."""
+    seconds: dict[str, float]
+    """What each part of the rest of the job will take on this cluster, one after the other."""
+    total_seconds: float
+    basis: str
+    """What times and bytes rest on: a trial, or an assumption."""
+    cost: float | None = None
+    """For the total time on all workers, in the unit of the price."""
+
+    def priced(self, per_hour: float) -> "Plan":
+        """With the cost at this price per worker and hour."""
+        return self.model_copy(update={"cost": self.total_seconds / 3600 * self.workers * per_hour})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What a stage knows of its work without having done any; of the whole job."""
+
+    network_evaluations: int
+    bytes_in: int
+    flops: float
+    """Floating-point operations: what the time is where nothing can be measured."""
+    bytes_out: float
+    """Likewise for the bytes of what the trial measures."""
+    other_bytes: int = 0
+    """Of objects that are no shards."""
+    precision: str = "float32"
+    left_out: str = ""
+    """What these two leave out, or take for granted."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A small piece of a fan-out: shards of equal size."""
+
+    build: Callable[[], ShardMaker]
+    size: int
+    """Units in each shard."""
+    shards: int
+    """How many there are, at most."""
+    equal_bytes: bool = False
+    """Whether shards are equally large, whatever the number of units in them."""
+
+
+@dataclass(frozen=True)
+class ShardTimes:
+    """What a trial of a fan-out measured."""
+
+    start: float
+    """Seconds from the call until work began."""
+    unit: float
+    """Seconds per unit in one actor, while the others worked too."""
+    shard_bytes: float
+    shards: int
+    actors: int
+
+
+def plan_shards(
+    config: ShardsConfig,
+    work: Work,
+    trial: Trial,
+    known: Known,
+    *,
+    begun: float,
+    use_gpu: bool = False,
+    loads: Sequence[int] | None = None,
+    before: Callable[[Any], tuple[dict[str, float], int]] | None = None,
+) -> Plan:
+    """The plan of a fan-out; runs ``trial`` on the actors the job would have.
+
+    Args:
+        config: the job's.
+        work: what the job makes.
+        trial: a piece of it.
+        known: what needs no trial, and what the plan rests on where the cluster lacks the device.
+        begun: when starting began, in ``time.monotonic()``.
+        use_gpu: whether each actor has a GPU.
+        loads: how many units' time each shard takes; by default as many as it holds.
+        before: given Ray, tries what is done ahead of the shards: its seconds by name, and its bytes.
+    """
+    done = _done(config.output, len(work.sizes))
+    units, units_left = (
+        sum(work.sizes),
+        sum(size for shard, size in enumerate(work.sizes) if shard not in done),
+    )
+    shards_left = len(work.sizes) - len(done)
+    workers = min(config.actors, max(shards_left, 1))
+    common: dict[str, Any] = {
+        "stage": work.what,
+        "output": config.output,
+        "counts": {work.unit: units, "shards": len(work.sizes)},
+        "done": {work.unit: units - units_left, "shards": len(done)},
+        "network_evaluations": known.network_evaluations,
+        "bytes_in": known.bytes_in,
+        "workers": workers,
+    }
+    with ray_session(config) as ray:
+        if use_gpu and not _gpus(ray):
+            share = units_left / max(units, 1)
+            return assumed(common, known, share=share, workers=workers)
+        ready = time.monotonic()
+        earlier, earlier_bytes = before(ray) if before is not None else ({}, 0)
+        begun += 0 if before is None else time.monotonic() - ready
+        times = try_shards(ray, config, work, trial, begun=begun, gpus=1 if use_gpu else 0)
+    busiest = makespan(work.sizes if loads is None else loads, done, workers)
+    seconds = {"starting": times.start, **earlier, "shards": busiest * times.unit}
+    pieces = len(work.sizes) if trial.equal_bytes else units / trial.size
+    tried = f"{times.shards} shards of {trial.size} {work.unit} on {times.actors} actors"
+    basis = f"measured: {tried} of this cluster"
+    bytes_out = round(pieces * times.shard_bytes) + earlier_bytes + known.other_bytes
+    return summed(common, seconds, bytes_out=bytes_out, basis=basis)
+
+
+def plan_training(
+    config: TrainingConfig,
+    what: str,
+    make_task: Callable[[Any, Job], Task[Any]],
+    known: Known,
+    *,
+    begun: float,
+) -> Plan:
+    """The plan of a training.
+
+    Trains the task of ``make_task(config, job)`` for a few steps on the job's workers.
+    """
+    samples = config.steps * config.batch_size
+    checkpoints, steps_done = checkpoints_due(config, config.steps), _steps_done(config)
+    left = config.steps - steps_done
+    common: dict[str, Any] = {
+        "stage": what,
+        "output": config.output,
+        "counts": {"steps": config.steps, "samples": samples, "checkpoints": checkpoints},
+        "done": {
+            "steps": steps_done,
+            "samples": steps_done * config.batch_size,
+            "checkpoints": checkpoints_due(config, steps_done),
+        },
+        "network_evaluations": known.network_evaluations,
+        "bytes_in": known.bytes_in,
+        "workers": config.num_workers,
+    }
+    with ray_session(config) as ray:
+        if config.use_gpu and _gpus(ray) < config.num_workers:
+            return assumed(common, known, share=left / config.steps, workers=config.num_workers)
+        flops_per_step = known.flops / config.steps / config.num_workers
+        steps = min(max(round(STEP_SECONDS * CPU_FLOPS * config.threads / flops_per_step), 6), 60)
+        times, sizes, start = try_training(ray, config, what, make_task, steps=steps, begun=begun)
+    due = checkpoints - checkpoints_due(config, steps_done)
+    seconds = {
+        "starting": start,
+        "steps": left * times.step,
+        "checkpoints": due * times.checkpoint,
+        "finishing": times.finish,
+    }
+    kept = {"/checkpoints/": min(KEPT, checkpoints), "/samples/": checkpoints}
+    bytes_out = sum(
+        size * next((count for part, count in kept.items() if part in key), 1)
+        for key, size in sizes.items()
+        if "/_" not in key
+    )
+    basis = f"measured: {steps} steps, a checkpoint and the end on {config.num_workers} workers here"
+    return summed(common, seconds, bytes_out=bytes_out, basis=basis)
+
+
+def try_shards(
+    ray: Any, config: ShardsConfig, work: Work, trial: Trial, *, begun: float, gpus: int
+) -> ShardTimes:
+    """Makes the trial's shards as the job would and says how long they took.
+
+    ``begun`` is when starting began.
+    """
+    actors = min(config.actors, trial.shards, TRIAL_ACTORS, _gpus(ray) if gpus else TRIAL_ACTORS)
+    count = min(actors * SHARDS_PER_ACTOR, trial.shards)
+    tally = ray.remote(num_cpus=0)(_Tally).remote(actors)
+    small = config.model_copy(update={"actors": actors})
+    trial_work = Work(f"{work.what}, trial", work.unit, [trial.size] * count)
+    make_shards(ray, small, _scratch_job(work.what), _TimedBuild(trial.build, tally), trial_work, gpus=gpus)
+    whole = time.monotonic() - begun
+    taken: dict[str, list[tuple[float, int]]] = ray.get(tally.told.remote())
+    later = [seconds for shards in taken.values() for seconds, _ in shards[1:]]
+    first = [shards[0][0] for shards in taken.values()]
+    seconds = statistics.median(later or first)
+    busy = max(len(shards) for shards in taken.values()) * seconds
+    sizes = [size for shards in taken.values() for _, size in shards]
+    return ShardTimes(
+        start=max(whole - busy, 0.0),
+        unit=seconds / trial.size,
+        shard_bytes=statistics.fmean(sizes),
+        shards=count,
+        actors=len(taken),
+    )
+
+
+def try_training(
+    ray: Any,
+    config: TrainingConfig,
+    what: str,
+    make_task: Callable[[Any, Job], Task[Any]],
+    *,
+    steps: int,
+    begun: float,
+) -> tuple[TrainingTimes, Mapping[str, int], float]:
+    """Trains for ``steps`` steps; what the first worker measured, bytes by key, and seconds of starting."""
+    small = config.model_copy(update={"steps": steps, "checkpoint_every": steps, "tensorboard": None})
+    job = _scratch_job(what)
+    tally = ray.remote(num_cpus=0)(_Tally).remote(0)
+    task = TimedTask(make_task(small, job), tell=_Tell(tally))
+    run_training(ray, small, job, task, f"{what}, trial")
+    whole = time.monotonic() - begun
+    ((times, sizes),) = ray.get(tally.told.remote())["training"]
+    return times, sizes, max(whole - times.working, 0.0)
+
+
+class _Tally:
+    """What the processes of a trial tell what they measured, and by which its actors wait for each other."""
+
+    def __init__(self, expected: int) -> None:
+        self._expected = expected
+        self._ready: set[str] = set()
+        self._told: dict[str, list[Any]] = {}
+
+    def arrive(self, who: str) -> bool:
+        """Whether all are ready."""
+        self._ready.add(who)
+        return len(self._ready) >= self._expected
+
+    def tell(self, who: str, what: Any) -> None:
+        self._told.setdefault(who, []).append(what)
+
+    def told(self) -> dict[str, list[Any]]:
+        return self._told
+
+
+@dataclass(frozen=True)
+class _Tell:
+    """What a timed task calls."""
+
+    tally: Any
+
+    def __call__(self, times: TrainingTimes, sizes: Mapping[str, int]) -> None:
+        import ray
+
+        ray.get(self.tally.tell.remote("training", (times, dict(sizes))))
+
+
+@dataclass(frozen=True)
+class _TimedBuild:
+    """Makes the maker in its actor, then waits for the other actors."""
+
+    build: Callable[[], ShardMaker]
+    tally: Any
+
+    def __call__(self) -> ShardMaker:
+        import ray
+
+        maker, who = self.build(), uuid.uuid4().hex
+        end = time.monotonic() + READY_SECONDS
+        while not ray.get(self.tally.arrive.remote(who)) and time.monotonic() < end:
+            time.sleep(0.05)
+        return _TimedMaker(maker, self.tally, who)
+
+
+@dataclass
+class _TimedMaker:
+    """Does what its maker does and tells how long each shard took and how large it is."""
+
+    maker: ShardMaker
+    tally: Any
+    who: str
+    _begun: float = field(default=0.0)
+
+    def prepare(self, shard: int) -> Any:
+        self._begun = time.monotonic()
+        return self.maker.prepare(shard)
+
+    def compute(self, inputs: Any) -> Any:
+        return self.maker.compute(inputs)
+
+    def finish(self, outputs: Any) -> Made:
+        made = self.maker.finish(outputs)
+        self.tally.tell.remote(self.who, (time.monotonic() - self._begun, len(made.data)))
+        return made
+
+
+def _scratch_job(stage: str) -> Job:
+    # Ray Train keeps its own notes where the job is: by this scheme in each process's memory
+    return Job.open(ScratchStore("memory://trial"), stage, {"made": "for a plan"})
+
+
+def checkpoints_due(config: TrainingConfig, steps: int) -> int:
+    """Checkpoints written by the time so many steps are done: every so many, and the last one."""
+    last = steps == config.steps and steps % config.checkpoint_every != 0
+    return steps // config.checkpoint_every + last
+
+
+def stored_bytes(store: Store) -> int:
+    """Bytes of all objects below a store."""
+    return sum(info.size for info in store.list())
+
+
+def _gpus(ray: Any) -> int:
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def _done(output: str, shards: int) -> set[int]:
+    """Numbers of the shards whose markers are there."""
+    there = set(Job(open_store(output), "", "").names())
+    return {shard for shard in range(shards) if shard_name(shard) in there}
+
+
+def _steps_done(config: TrainingConfig) -> int:
+    """Steps that the job would not do again."""
+    store = open_store(config.output)
+    return config.steps if Job(store, "", "").is_finished() else max(checkpoint_steps(store), default=0)
+
+
+def makespan(sizes: Sequence[int], done: set[int], workers: int) -> int:
+    """Units that the busiest of the workers makes, each taking the next shard when it is free."""
+    loads = [0] * workers
+    for shard, size in enumerate(sizes):
+        if shard not in done:
+            loads[loads.index(min(loads))] += size
+    return max(loads)
+
+
+def assumed(common: dict[str, Any], known: Known, *, share: float, workers: int) -> Plan:
+    """The plan where nothing can be measured; ``share`` of the job is left."""
+    speed = ACCELERATOR_FLOPS[known.precision]
+    seconds = {"work": share * known.flops / speed / workers}
+    note = f"; {known.left_out}" if known.left_out else ""
+    basis = (
+        f"assumed: the GPUs are not here, and one is taken to do {speed / 1e12:g} TFLOP/s in "
+        f"{known.precision}, which is 40 % of an H100's peak; starting is not counted{note}"
+    )
+    return summed(common, seconds, bytes_out=round(known.bytes_out) + known.other_bytes, basis=basis)
+
+
+def summed(common: dict[str, Any], seconds: dict[str, float], *, bytes_out: int, basis: str) -> Plan:
+    """The plan of these parts; a finished job takes no time."""
+    finished = all(common["done"][name] == count for name, count in common["counts"].items())
+    seconds = {name: 0.0 if finished else round(value, 3) for name, value in seconds.items()}
+    return Plan(
+        **common,
+        seconds=seconds,
+        total_seconds=round(sum(seconds.values()), 3),
+        bytes_out=bytes_out,
+        basis=basis,
+    )

@@ -1,0 +1,90 @@
+"""A task that is timed while it trains for a few steps: what `--plan` knows of a training.
+
+It writes to a ``ScratchStore``. Times are differences of one worker's clock, so clocks need not agree. Knows
+nothing of Ray.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ray_dit.config import OptimizerConfig
+from ray_dit.ledger.job import Job
+from ray_dit.runtime.training.task import Task
+from ray_dit.storage.scratch import ScratchStore
+
+WARM_UP = 2
+"""Steps that are not counted: memory is allocated, kernels are chosen."""
+
+
+@dataclass(frozen=True)
+class TrainingTimes:
+    """What the first worker of a trial measured, in seconds."""
+
+    step: float
+    """Median of the steps after the warm-up, their batches included."""
+    checkpoint: float
+    """Writing samples and a checkpoint, without the time that storage takes."""
+    finish: float
+    """Writing the result, likewise."""
+    working: float
+    """From the first step after the warm-up to the end; what came before was start-up."""
+
+
+@dataclass
+class TimedTask:
+    """Does what ``task`` does and tells how long it took, at the end and from the first worker only."""
+
+    task: Task[Any]
+    tell: Callable[[TrainingTimes, Mapping[str, int]], object]
+    """Given the times, and the bytes of each object that was written, by its full key."""
+    optimizer: OptimizerConfig = field(init=False)
+    ema_decay: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer, self.ema_decay = self.task.optimizer, self.task.ema_decay
+        self._steps: list[float] = []
+        self._checkpoint = 0.0
+
+    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+        """See ``Task``, as for all methods here."""
+        self._device = device
+        return self.task.setup(device, is_local_first)
+
+    def batch(self, positions: NDArray[np.int64]) -> Any:
+        self._steps.append(self._now())
+        return self.task.batch(positions)
+
+    def losses(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return self.task.losses(model, batch)
+
+    def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
+        self._checkpoint = self._now()
+        return self.task.at_checkpoint(model, step)
+
+    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
+        begun = self._now()
+        self.task.finish(model, log, job)
+        end = self._now()
+        # the step before the checkpoint ended where it began
+        marks = [*self._steps[WARM_UP:], self._checkpoint]
+        times = TrainingTimes(
+            step=statistics.median(np.diff(marks).tolist()),
+            checkpoint=begun - self._checkpoint,
+            finish=end - begun,
+            working=end - marks[0],
+        )
+        assert isinstance(job.store, ScratchStore)
+        self.tell(times, job.store.sizes)
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.monotonic()

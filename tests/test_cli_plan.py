@@ -1,0 +1,80 @@
+"""``--plan`` on the command line, without Ray: its options, its table, its JSON."""
+
+import json
+
+import pytest
+
+from ray_dit.cli.plan import PlanOptions, bytes_text, duration, shown, take_plan
+from ray_dit.errors import UserError
+from ray_dit.runtime.planning import Plan
+
+PLAN = Plan(
+    stage="generate",
+    output="dataset",
+    counts={"images": 50_000, "shards": 50},
+    done={"images": 1000, "shards": 1},
+    network_evaluations=1_000_000,
+    bytes_in=2_700_000_000,
+    bytes_out=5_900_000_000,
+    workers=8,
+    seconds={"starting": 30.0, "shards": 7170.0},
+    total_seconds=7200.0,
+    basis="measured: 32 shards of 50 images on 8 actors of this cluster",
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "rest"),
+    [
+        (["--a", "1"], None, ["--a", "1"]),
+        (["--plan", "--a", "1"], PlanOptions(False, None), ["--a", "1"]),
+        (["--a", "1", "--plan", "json"], PlanOptions(True, None), ["--a", "1"]),
+        (["--plan=json", "--price-per-hour", "2.5"], PlanOptions(True, 2.5), []),
+    ],
+)
+def test_the_options(words: list[str], options: PlanOptions | None, rest: list[str]) -> None:
+    assert take_plan(words) == options
+    assert words == rest
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--plan=xml"], "neither json nor table"),
+        (["--price-per-hour", "2"], "belongs to --plan"),
+        (["--plan", "--price-per-hour", "cheap"], "is no price"),
+        (["--plan", "--price-per-hour", "-1"], "is no price"),
+        (["--plan", "--price-per-hour"], "needs a price"),
+    ],
+)
+def test_what_is_refused(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        take_plan(words)
+
+
+def test_the_table() -> None:
+    lines = shown(PLAN, PlanOptions(False, 3.0)).splitlines()
+    assert lines[0] == "plan of generate to dataset (nothing was written)"
+    assert lines[-1] == PLAN.basis
+    cells = {line[:22].strip(): line[22:].split() for line in lines[1:-1]}
+    assert cells["images"] == ["50,000", "1,000", "there", "already"]
+    assert cells["bytes out"] == ["5.9", "GB"]
+    assert cells["time in all"] == ["2", "h", "00", "min"]
+    assert cells["cost"] == ["48.00"]
+
+
+def test_the_json() -> None:
+    assert json.loads(shown(PLAN, PlanOptions(True, 3.0))) == PLAN.priced(3.0).model_dump()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(3.21, "3.2 s"), (245, "4 min 05 s"), (11_520, "3 h 12 min"), (187_200, "2 d 4 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(999, "999 B"), (12_345, "12.3 kB"), (1.5e12, "1.5 TB")])
+def test_bytes(count: int, text: str) -> None:
+    assert bytes_text(count) == text
