@@ -9,8 +9,8 @@ from typing import Any
 from ray_dit.cli import options
 from ray_dit.cli.commands import COMMANDS
 from ray_dit.cli.help import command_help, overview
+from ray_dit.cli.near import near
 from ray_dit.cli.plan import HELP, shown, take_plan
-from ray_dit.cli.settings import near
 from ray_dit.config import Config
 from ray_dit.errors import UserError
 
