@@ -23,7 +23,7 @@ from ray_dit.errors import UserError
 from ray_dit.formats.deterministic import parquet_bytes, read_parquet
 from ray_dit.formats.image_format import Place
 from ray_dit.formats.registry import input_format
-from ray_dit.storage.open import open_store
+from ray_dit.storage.open import is_inside, open_store
 
 PLAN_KEY = "plan.parquet"
 """Where `encode` leaves its plan: its actors read it, and so does the report."""
@@ -98,6 +98,15 @@ class BadImage:
 
     key: str
     reason: str
+
+
+def refuse_output_inside(output: str, config: ImagesConfig) -> None:
+    """UserError for an output among the images, which would change what a rerun reads."""
+    if is_inside(output, config.uri):
+        raise UserError(
+            f"the output {output} lies in the image folder {config.uri}, where it would be read as images: "
+            "give an --output outside of it"
+        )
 
 
 def plan_images(config: ImagesConfig) -> ImagePlan:

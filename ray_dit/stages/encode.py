@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from ray_dit.config import EncodeConfig
 from ray_dit.core.latents import to_float
 from ray_dit.errors import UserError
-from ray_dit.folders.images import PLAN_KEY, BadImage, ImagePlan, check_bad, load_images, plan_images
+from ray_dit.folders.images import (
+    PLAN_KEY,
+    BadImage,
+    ImagePlan,
+    check_bad,
+    load_images,
+    plan_images,
+    refuse_output_inside,
+)
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.ledger.job import Job
@@ -103,6 +111,7 @@ def _inputs(config: EncodeConfig) -> tuple[ImagePlan, Any]:
     """The images and the VAE; UserError where one is not there or they do not fit."""
     from ray_dit.vae import VAE
 
+    refuse_output_inside(config.output, config.images)
     plan = plan_images(config.images)
     vae = VAE.load(config.vae)
     if config.images.size % vae.downsample:

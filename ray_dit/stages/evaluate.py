@@ -20,7 +20,7 @@ from safetensors.torch import save as bytes_of
 
 from ray_dit.config import EvaluateConfig
 from ray_dit.errors import UserError
-from ray_dit.folders.images import BadImage, check_bad, load_images, plan_images
+from ray_dit.folders.images import BadImage, check_bad, load_images, plan_images, refuse_output_inside
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
 from ray_dit.ledger.results import Manifest, Marker
@@ -128,6 +128,7 @@ def try_classifier(data: EvaluationData, name: str) -> tuple[str, float, int]:
 
 def _inputs(config: EvaluateConfig) -> EvaluationData:
     """The images and the dataset; UserError where they can't be compared."""
+    refuse_output_inside(config.output, config.images)
     data = EvaluationData(config, plan_images(config.images), read_manifest(config.dataset, DatasetResult))
     check(data)
     return data

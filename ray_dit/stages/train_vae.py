@@ -20,7 +20,7 @@ from ray_dit.core.media import psnr
 from ray_dit.core.order import rows_at
 from ray_dit.core.rng import Stream, normal
 from ray_dit.errors import UserError
-from ray_dit.folders.images import ImagePlan, load_images, plan_images
+from ray_dit.folders.images import ImagePlan, load_images, plan_images, refuse_output_inside
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
 from ray_dit.ledger.results import Facts, Manifest
@@ -78,6 +78,7 @@ def plan_train_vae(config: TrainVaeConfig, *, begun: float) -> Plan:
 
 def _inputs(config: TrainVaeConfig) -> ImagePlan:
     """The images; UserError where none is to be trained on or the VAE can't take them."""
+    refuse_output_inside(config.output, config.images)
     plan = plan_images(config.images)
     factor = 2 ** (len(config.vae.block_out_channels) - 1)
     if config.images.size % factor:
