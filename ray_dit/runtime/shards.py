@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ray_dit.config import EncodeConfig, GenerateConfig, ShardsConfig
-from ray_dit.errors import StoreFailure, UserError, first_message
+from ray_dit.errors import CredentialsExpired, StoreFailure, UserError, first_message
 from ray_dit.ledger.job import HashAlarm, Job, RunRecord
 from ray_dit.ledger.maintenance import repair
 from ray_dit.ledger.results import F, Facts, Marker
@@ -258,8 +258,8 @@ class _Actor:
             if self._job.marker(name, ShardFacts) is None:  # another try may have made it
                 made = make_shard(self._maker, shard)
                 self._job.put(name, made.key, made.data, made.facts)
-        except HashAlarm as alarm:
-            self._get(self._coordinator.stop.remote(str(alarm)))
+        except (HashAlarm, CredentialsExpired) as error:  # the other shards would end in the same
+            self._get(self._coordinator.stop.remote(str(error)))
             return False
         except Exception as error:
             self._get(self._coordinator.fail.remote(self._id, shard, _cause(error), traceback.format_exc()))
