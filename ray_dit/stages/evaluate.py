@@ -290,7 +290,7 @@ def _finish(data: EvaluationData, job: Job) -> Manifest[EvaluationResult]:
         bad += [BadImage(*entry) for entry in piece.bad]
         totals[piece.of].add(tensors_of(job.store.get(marker.key)), piece.rows)
     check_bad(len(bad), len(data.plan.keys), data.config.images.max_bad, data.plan.uri, bad)
-    result = _result(data, totals["train"], totals["heldout"], totals["generated"])
+    result = _result(data, totals["train"], totals["heldout"], totals["generated"], len(bad))
     job.put_plain("metrics.json", canonical(result.to_json()))
     return job.finish(result, objects=_objects(data, job))
 
@@ -301,7 +301,9 @@ def _objects(data: EvaluationData, job: Job) -> Iterator[Marker[Any]]:
     yield from all_markers(job, data.num_pieces, PieceFacts)
 
 
-def _result(data: EvaluationData, train: Total, heldout: Total, generated: Total) -> EvaluationResult:
+def _result(
+    data: EvaluationData, train: Total, heldout: Total, generated: Total, bad: int = 0
+) -> EvaluationResult:
     sets = Sets(
         train=train.tensors,
         heldout=heldout.tensors,
@@ -311,4 +313,4 @@ def _result(data: EvaluationData, train: Total, heldout: Total, generated: Total
     )
     values = {name: value for figure in FIGURES for name, value in figure.values(sets)}
     counts = {"num_images": generated.rows, "num_train": train.rows, "num_heldout": heldout.rows}
-    return EvaluationResult.model_validate(values | counts)
+    return EvaluationResult.model_validate(values | counts | ({"bad": bad} if bad else {}))

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,10 @@ def test_a_real_picture_nobody_can_read_is_counted_and_too_many_are_refused(fold
         put_piece(stage.Measurer(data, job), job, piece)
     with pytest.raises(UserError, match="1 of 80 images .*top/000.png"):
         stage._finish(data, job)
+    images = config.images.model_copy(update={"max_bad": 0.05})
+    lenient = replace(data, config=config.model_copy(update={"images": images}))
+    assert stage._finish(lenient, job).facts.bad == 1
+    assert json.loads((folder / "evaluation/metrics.json").read_bytes())["bad"] == 1
 
 
 @pytest.mark.parametrize(
