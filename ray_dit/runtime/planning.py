@@ -155,6 +155,8 @@ def plan_shards(
         "bytes_in": known.bytes_in,
         "workers": workers,
     }
+    if _is_finished(config.output):
+        return _finished(common, config.output)
     with ray_session(config) as ray:
         if use_gpu and not _gpus(ray):
             share = units_left / max(units, 1)
@@ -200,6 +202,8 @@ def plan_training(
         "bytes_in": known.bytes_in,
         "workers": config.num_workers,
     }
+    if _is_finished(config.output):
+        return _finished(common, config.output)
     with ray_session(config) as ray:
         if config.use_gpu and _gpus(ray) < config.num_workers:
             return assumed(common, known, share=left / config.steps, workers=config.num_workers)
@@ -371,8 +375,21 @@ def _done(output: str, shards: int) -> set[int]:
 
 def _steps_done(config: TrainingConfig) -> int:
     """Steps that the job would not do again."""
-    store = open_store(config.output)
-    return config.steps if Job(store, "", "").is_finished() else max(checkpoint_steps(store), default=0)
+    return (
+        config.steps
+        if _is_finished(config.output)
+        else max(checkpoint_steps(open_store(config.output)), default=0)
+    )
+
+
+def _is_finished(output: str) -> bool:
+    return Job(open_store(output), "", "").is_finished()
+
+
+def _finished(common: dict[str, Any], output: str) -> Plan:
+    return summed(
+        common, {}, bytes_out=stored_bytes(open_store(output)), basis="finished: nothing is left to be done"
+    )
 
 
 def makespan(sizes: Sequence[int], done: set[int], workers: int) -> int:
@@ -397,9 +414,8 @@ def assumed(common: dict[str, Any], known: Known, *, share: float, workers: int)
 
 
 def summed(common: dict[str, Any], seconds: dict[str, float], *, bytes_out: int, basis: str) -> Plan:
-    """The plan of these parts; a finished job takes no time."""
-    finished = all(common["done"][name] == count for name, count in common["counts"].items())
-    seconds = {name: 0.0 if finished else round(value, 3) for name, value in seconds.items()}
+    """The plan of these parts."""
+    seconds = {name: round(value, 3) for name, value in seconds.items()}
     return Plan(
         **common,
         seconds=seconds,

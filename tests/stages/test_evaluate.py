@@ -253,13 +253,13 @@ def test_training_loads_no_more_pictures_than_its_steps_look_at(folder: Path):
     config = settings(folder).model_copy(update={"classifier": ClassifierConfig(steps=2, batch_size=3)})
     data = data_of(config, 5000)
     assert {data.training_count(name) for name in (JUDGE, ON_GENERATED, ON_REAL)} == {6}
-    images, labels = data.training_pictures(JUDGE)
+    images, labels = data.training_images(JUDGE)
     assert (len(images), len(labels)) == (6, 6)
 
 
 def test_classifiers_never_see_held_out_pictures(folder: Path):
     data = data_of(settings(folder), 5000)
-    seen = {image.tobytes() for image in data.training_pictures(JUDGE)[0]}
+    seen = {image.tobytes() for image in data.training_images(JUDGE)[0]}
     heldout = [data.plan.keys[row] for row in data.plan.rows(heldout=True)]
     assert heldout
     assert len(seen) == NUM_REAL - len(heldout)
