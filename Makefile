@@ -25,7 +25,7 @@ check: .venv/dev ## format, lint, types, import rules
 ALONE := ray or s3 or browser or slow
 pytest: .venv/dev browser ## the tests, and which lines they reach
 	$(BIN)/coverage erase
-	COVERAGE_PROCESS_START=pyproject.toml $(BIN)/python -m pytest -n logical --dist loadfile -m "not ($(ALONE))"
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m pytest -n logical --dist loadfile -m "not ($(ALONE))"
 	$(BIN)/coverage run -m pytest -m "$(ALONE)" --durations=20
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
