@@ -59,7 +59,7 @@ class Plan(BaseModel):
     bytes_out: int
     """Of the objects there will be in the end."""
     workers: int
-    """Actors or training workers."""
+    """Actors, as many as the cluster has room for now, or training workers."""
     seconds: dict[str, float]
     """What each part of the rest of the job will take on this cluster, one after the other."""
     total_seconds: float
@@ -161,6 +161,7 @@ def plan_shards(
         if use_gpu and not _gpus(ray):
             share = units_left / max(units, 1)
             return assumed(common, known, share=share, workers=workers)
+        common["workers"] = workers = min(workers, _room(ray, config, use_gpu=use_gpu))
         ready = time.monotonic()
         earlier, earlier_bytes = before(ray) if before is not None else ({}, 0)
         begun += 0 if before is None else time.monotonic() - ready
@@ -234,7 +235,8 @@ def try_shards(
 
     ``begun`` is when starting began.
     """
-    actors = min(config.actors, trial.shards, TRIAL_ACTORS, _gpus(ray) if gpus else TRIAL_ACTORS)
+    room = _room(ray, config, use_gpu=gpus > 0)
+    actors = min(config.actors, trial.shards, TRIAL_ACTORS, room)
     count = min(actors * SHARDS_PER_ACTOR, trial.shards)
     tally = ray.remote(num_cpus=0)(_Tally).remote(actors)
     small = config.model_copy(update={"actors": actors})
@@ -367,6 +369,12 @@ def _gpus(ray: Any) -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def _room(ray: Any, config: ShardsConfig, *, use_gpu: bool) -> int:
+    """How many of the actors the cluster has room for now; at least one, whose start says what is missing."""
+    cpus = int(ray.cluster_resources().get("CPU", 0)) // config.threads
+    return max(min(cpus, _gpus(ray)) if use_gpu else cpus, 1)
+
+
 def _done(output: str, shards: int) -> set[int]:
     """Numbers of the shards whose markers are there."""
     there = set(Job(open_store(output), "", "").names())
@@ -387,9 +395,13 @@ def _is_finished(output: str) -> bool:
 
 
 def _finished(common: dict[str, Any], output: str) -> Plan:
-    return summed(
-        common, {}, bytes_out=stored_bytes(open_store(output)), basis="finished: nothing is left to be done"
+    own = ("_", "manifest")  # what the ledger writes is no result
+    there = sum(
+        info.size
+        for info in open_store(output).list()
+        if not any(part.startswith(own) for part in info.key.split("/"))
     )
+    return summed(common, {}, bytes_out=there, basis="finished: nothing is left to be done")
 
 
 def makespan(sizes: Sequence[int], done: set[int], workers: int) -> int:

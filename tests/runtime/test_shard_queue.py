@@ -33,6 +33,14 @@ def test_each_worker_gets_what_nobody_has_begun() -> None:
     assert shards.made == {"a": 2, "b": 1}
 
 
+def test_it_is_ready_once_a_worker_has_asked_for_work() -> None:
+    shards = ShardQueue(range(2))
+    shards.join("a", "first")
+    assert not shards.ready, "until then a model that is not there ends the job"
+    shards.take("a", 0)
+    assert shards.ready
+
+
 def test_a_worker_that_asks_again_holds_nothing() -> None:
     """The answer that gave it a shard was lost on the way, and is no failed try."""
     shards = queue(2)
