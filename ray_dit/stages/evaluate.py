@@ -116,9 +116,7 @@ def try_classifier(data: EvaluationData, name: str) -> tuple[str, float, int]:
     config = data.config
     few = config.classifier.model_copy(update={"steps": min(TRIAL_STEPS, config.classifier.steps)})
     begun = time.monotonic()
-    images, labels = replace(data, config=config.model_copy(update={"classifier": few})).training_pictures(
-        name
-    )
+    images, labels = replace(data, config=config.model_copy(update={"classifier": few})).training_images(name)
     read = time.monotonic()
     weights, _ = NETWORK.train(images, labels, data.num_classes, few, config.seed)
     done = time.monotonic()
@@ -148,7 +146,7 @@ def _train_classifiers(ray: Any, data: EvaluationData, job: Job) -> None:
 
 def train_one(data: EvaluationData, job: Job, name: str) -> None:
     """Trains and stores one classifier; UserError where none of its images can be read."""
-    images, labels = data.training_pictures(name)
+    images, labels = data.training_images(name)
     if not len(images):
         raise UserError(f"none of the training images in {data.plan.uri} can be read: repair them")
     assert NETWORK.train is not None
@@ -259,7 +257,7 @@ class Measurer:
 
     def _generated(self, number: int, shard: int) -> Decoded:
         rows = np.arange(self._data.shards[shard].rows)
-        images, labels = self._data.shard_pictures(shard, rows)
+        images, labels = self._data.shard_images(shard, rows)
         # As many as there are held-out ones: a Fréchet distance grows as samples get fewer.
         compared = np.isin(
             rows + self._data.shards[shard].before,
