@@ -5,7 +5,6 @@ import hashlib
 import io
 import os
 import pickle
-import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +23,7 @@ from botocore.exceptions import (
 import ray_dit.storage.s3 as s3
 from ray_dit.errors import Conflict, NotFound, StoreFailure, UserError
 from ray_dit.storage.local import TEMP, LocalStore
-from ray_dit.storage.open import is_inside, open_store
+from ray_dit.storage.open import open_store
 from ray_dit.storage.other import FsspecStore
 from ray_dit.storage.retry import Incomplete, Patience, attempts, kind_of, said
 from ray_dit.storage.store import CHUNK, Store, ahead
@@ -265,127 +264,6 @@ def test_a_file_where_a_folder_should_be_is_a_sentence(tmp_path: Path):
         store.child("c").put("d", b"x") and store.put("c", b"x")
     assert store.head("c") is None
     assert store.head("a/b") is None
-
-
-@pytest.mark.timeout(20)
-def test_what_is_no_file_is_not_listed_and_never_opened(tmp_path: Path):
-    """A FIFO without a writer would be waited for without end."""
-    store = open_store(str(tmp_path))
-    store.put("cat/0.png", b"x")
-    os.mkfifo(tmp_path / "cat/1.png")
-    (tmp_path / "cat/2.png").symlink_to("/dev/zero")
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(tmp_path / "cat/3.png"))
-    assert [info.key for info in store.list()] == ["cat/0.png"]
-    for key in ("cat/1.png", "cat/2.png", "cat/3.png"):
-        assert store.head(key) is None
-        for read in (store.get, store.sha256, store.open_file, lambda key: store.get_range(key, 0, 1)):
-            with pytest.raises(UserError, match=f"{key} is a FIFO, socket or device, not a file: remove"):
-                read(key)
-        with pytest.raises(Conflict, match="no file"):
-            store.put(key, b"x")
-
-
-def test_links_that_lead_in_circles_are_said_and_others_followed(tmp_path: Path):
-    store = open_store(str(tmp_path / "in"))
-    store.put("a/x", b"x")
-    (tmp_path / "in/b").symlink_to("a")
-    (tmp_path / "in/gone").symlink_to("nowhere")
-    assert [info.key for info in store.list()] == ["a/x", "b/x"]
-    (tmp_path / "in/a/up").symlink_to("../..")
-    with pytest.raises(UserError, match="is a symbolic link to a folder it lies in: remove the link"):
-        list(store.list())
-    (tmp_path / "in/loop").symlink_to("loop")
-    for access in (store.get, store.head, lambda key: list(store.child(key).list())):
-        with pytest.raises(UserError, match="in/loop/? leads through symbolic links that end nowhere"):
-            access("loop")
-
-
-def test_whether_a_place_lies_in_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "in/a").mkdir(parents=True)
-    (tmp_path / "link").symlink_to("in/a")
-    for inner in ("in", "in/", "in/a/new/er", "./in/../in", "link/b", f"file://{tmp_path}/in/x"):
-        assert is_inside(inner, "in"), inner
-    for other in ("inn", "out", "in/..", "s3://in", "link/../.."):
-        assert not is_inside(other, "in"), other
-    assert is_inside("s3a://bucket/a/", "s3://bucket/a")
-    assert is_inside("s3://bucket/a", "s3://bucket")
-    assert not is_inside("s3://bucket/ab", "s3://bucket/a")
-
-
-@pytest.mark.parametrize(
-    ("uri", "meant"),
-    [
-        ("s3:/x", "give s3://x"),
-        ("S3:x/y", "give s3://x/y"),
-        ("s3//x", "give s3://x"),
-        ("gs:/x", "give gs://x"),
-        ("file:/x", "give file:///x"),
-        ("s3://", "names no bucket"),
-        ("s3:///x", "names no bucket"),
-    ],
-)
-def test_a_misspelt_uri_is_no_folder(uri: str, meant: str):
-    with pytest.raises(UserError, match=meant):
-        open_store(uri)
-
-
-def test_a_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(tmp_path)
-    assert open_store("./s3:/x") == LocalStore(f"{tmp_path}/s3:/x")
-    (tmp_path / "s3:").mkdir()
-    for name in ("s3:", "run:1/x", "a//b", "https-images"):
-        assert open_store(name) == LocalStore(os.path.abspath(name))
-    assert open_store("S3A://bucket/x").uri == "s3://bucket/x"
-
-
-@pytest.mark.parametrize("scheme", ["http", "https"])
-def test_the_web_can_be_read_and_not_written(scheme: str):
-    store = open_store(f"{scheme}://127.0.0.1:9/x")
-    for write in (store.checked, lambda: store.put("a", b"x")):
-        with pytest.raises(UserError, match="can be read but not written: give a path, s3://"):
-            write()
-    with pytest.raises(UserError, match="127.0.0.1:9"):
-        store.get("a")
-
-
-class Refusing:
-    """A file system whose own client raises what it likes."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    def __getattr__(self, name: str) -> object:
-        def refuse(*_: object, **__: object) -> None:
-            raise self.error
-
-        return refuse
-
-
-@pytest.mark.parametrize(
-    ("error", "sentence"),
-    [
-        (KeyError("token"), "could not be read or written .KeyError"),
-        (OSError("reset"), "check the address, the credentials and the network"),
-        (PermissionError("no"), "is not permitted to this user: check the credentials"),
-        (NotImplementedError("create"), "is on storage that cannot do this"),
-    ],
-)
-def test_whatever_another_file_system_raises_is_a_sentence(error: Exception, sentence: str):
-    class Store(FsspecStore):
-        def _files(self, key: str | None = None) -> tuple[object, str]:
-            return Refusing(error), f"x/{key}"
-
-    store = Store("odd://x")
-    for access in (
-        lambda: store.get("a"),
-        lambda: store.put("a", b""),
-        lambda: list(store.list()),
-        lambda: store.delete("a"),
-    ):
-        with pytest.raises(UserError, match=sentence):
-            access()
 
 
 # S3
