@@ -32,6 +32,7 @@ from ray_dit.runtime.coordinator import Coordinator, News, Outcome
 from ray_dit.runtime.progress import Advance, progress
 from ray_dit.runtime.session import check_resources, debugging, ray_session
 from ray_dit.runtime.shard_queue import STARTS, TRIES, Turn
+from ray_dit.storage.proven import trust_settings
 from ray_dit.storage.store import Store
 
 ERRORS = 2
@@ -218,6 +219,7 @@ class _Actor:
         self._id = context.get_actor_id()
         self._errors_in_a_row = 0
         self._maker: ShardMaker | None = None
+        trust_settings()
         # First of all, so that whatever ends this process from now on is noticed when the next one joins.
         if not self._get(coordinator.join.remote(self._id, uuid.uuid4().hex, context.current_actor)):
             return
@@ -227,6 +229,9 @@ class _Actor:
         except Exception as error:
             # A storage that does not answer now may do so in a minute; other errors of users will not go
             # away.
+            if isinstance(error, CredentialsExpired):
+                self._get(coordinator.stop.remote(str(error)))
+                return
             for_all = isinstance(error, UserError) and not isinstance(error, StoreFailure)
             report = coordinator.fail_to_start.remote(_cause(error), traceback.format_exc(), for_all=for_all)
             if not self._get(report):

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec.asyn  # pyright: ignore[reportMissingTypeStubs]
 
 from ray_dit.errors import Conflict, NotFound, StoreFailure, UserError
+from ray_dit.storage.proven import is_proven, note_success
 from ray_dit.storage.retry import (
     Incomplete,
     Patience,
@@ -33,7 +34,7 @@ from ray_dit.storage.retry import (
     unsupported,
     with_fresh_credentials,
 )
-from ray_dit.storage.s3_client import ask_why, is_proven, note_success, renew, shared_client
+from ray_dit.storage.s3_client import ask_why, renew, shared_client
 from ray_dit.storage.store import CHUNK, ObjectInfo, Store, ahead, checked_key
 
 T = TypeVar("T")
@@ -61,11 +62,6 @@ class S3Store(Store):
     conditional: bool = field(default=True, kw_only=True)
     """Whether the service obeys If-None-Match and If-Match; without, the weaker mode looks, writes and looks
     again."""
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            object.__setattr__(self, name, value)
-        note_success()  # of the process it comes from: what fails here is an outage and worth waiting for
 
     def get(self, key: str) -> bytes:
         chunks, stored = self._chunks(key)

@@ -4,8 +4,7 @@ Knows nothing of objects. The client is the one s3fs makes, which finds credenti
 ``AWS_ENDPOINT_URL`` the usual ways; there is one per event loop and environment.
 
 A wrong setting fails at the first contact, within seconds. Once a request has succeeded, the settings are
-right, and what fails later is an outage that is worth waiting for. So it is where a store has come from
-another process, which has used it.
+right, and what fails later is an outage that is worth waiting for (``proven.py``).
 """
 
 import asyncio
@@ -18,9 +17,8 @@ import fsspec.asyn  # pyright: ignore[reportMissingTypeStubs]
 from botocore.exceptions import ClientError  # pyright: ignore[reportMissingTypeStubs]
 
 from ray_dit.errors import StoreFailure, UserError
+from ray_dit.storage.proven import Environment, environment, is_proven
 from ray_dit.storage.retry import Patience, attempts, code_of, kind_of, said
-
-Environment = tuple[tuple[str, str], ...]
 
 CONTACT_ATTEMPT = 3.0
 """Seconds for one try of the first contact; it moves no data."""
@@ -28,22 +26,6 @@ CLOSE_AFTER = 120.0
 """Seconds until a client that was given up is closed: others may still be using it."""
 
 _clients: dict[tuple[int, Environment], "asyncio.Task[Any]"] = {}
-_proven: set[Environment] = set()
-
-
-def environment() -> Environment:
-    """What decides where requests go and who makes them."""
-    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-
-
-def note_success() -> None:
-    """A request has succeeded with these settings, here or where a store comes from."""
-    _proven.add(environment())
-
-
-def is_proven() -> bool:
-    """Whether a request has ever succeeded with these settings."""
-    return environment() in _proven
 
 
 async def shared_client(bucket: str, patience: Patience) -> Any:

@@ -18,6 +18,7 @@ from ray_dit.runtime.training.board import Board, show_progress
 from ray_dit.runtime.training.parallel import make_parallel
 from ray_dit.runtime.training.task import Task
 from ray_dit.runtime.training.worker import train_worker
+from ray_dit.storage.proven import trust_settings
 
 MAX_WORKER_FAILURES = 3
 PERMANENT = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError, ImportError)
@@ -80,6 +81,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     config, board, context = arguments["config"], arguments["board"], get_context()
     if ray.get(board.is_over.remote()):
         return
+    trust_settings()
     make_deterministic(config.threads)
     try:
         train_worker(
