@@ -44,6 +44,22 @@ def stopped_by_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
+@contextlib.contextmanager
+def interrupted_as_ever() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt here too, and afterwards.
+
+    Ray Train sets a handler of its own, which aborts the training and exits with status 0, and leaves it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if _in_main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+
+
 def _take_sigterm() -> None:
     if _in_main_thread():
         signal.signal(signal.SIGTERM, _terminate)

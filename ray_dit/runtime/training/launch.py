@@ -13,7 +13,7 @@ from ray_dit.config import TrainingConfig
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import Job
-from ray_dit.runtime.session import check_resources
+from ray_dit.runtime.session import check_resources, interrupted_as_ever
 from ray_dit.runtime.training.board import Board, show_progress
 from ray_dit.runtime.training.parallel import make_parallel
 from ray_dit.runtime.training.task import Task
@@ -55,7 +55,8 @@ def run_training(ray: Any, config: TrainingConfig, job: Job, task: Task[Any], wh
     )
     with show_progress(lambda: ray.get(board.progress.remote()), what, config.steps, config.tensorboard):
         try:
-            trainer.fit()
+            with interrupted_as_ever():
+                trainer.fit()
         except Exception as error:
             _raise_final(ray, board)
             raise RuntimeError(
