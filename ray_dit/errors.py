@@ -4,7 +4,7 @@
   x NotFound           an object or folder that should be there is not
   x Conflict           something else is there already
   x StoreFailure       storage stayed unreachable or broken past the deadline
-  x CredentialsExpired those of the storage have, and no fresh ones came
+  x CredentialsExpired the credentials for storage have expired, and no fresh ones came
 
 The command line prints a ``UserError``'s message and exits with 1, without a traceback unless ``--debug``.
 Every other exception is a defect of ours.
@@ -30,7 +30,7 @@ class StoreFailure(UserError):
 
 
 class CredentialsExpired(UserError):
-    """Those of the storage have expired, and no fresh ones came in time: all that is left would fail."""
+    """The credentials for storage have expired and no fresh ones came: all that is left would fail."""
 
 
 def first_message(error: Exception) -> str:

@@ -155,18 +155,9 @@ def find_bad(
     plan: ImagePlan, rows: NDArray[np.int64], advance: Callable[[int], None] = lambda _: None
 ) -> list[BadImage]:
     """The unreadable ones among these images, by trying each; ``advance`` is told how many were tried."""
-    store, reader = open_store(plan.uri), input_format(plan.format)
-
-    def attempt(row: int) -> BadImage | None:
-        try:
-            decode(reader.read_image(store, plan.keys[row], plan.place(row)), plan.size)
-        except UnreadableImage as error:
-            return BadImage(plan.keys[row], str(error))
-        return None
-
     bad: list[BadImage] = []
-    for done, found in enumerate(ahead(attempt, rows.tolist()), start=1):
-        bad += [found] if found else []
+    for done, found in enumerate(ahead(lambda row: load_images(plan, [row])[2], rows.tolist()), start=1):
+        bad += found
         advance(done)
     return bad
 

@@ -227,11 +227,11 @@ class _Actor:
             set_up(threads)
             self._maker = build()
         except Exception as error:
-            # A storage that does not answer now may do so in a minute; other errors of users will not go
-            # away.
             if isinstance(error, CredentialsExpired):
                 self._get(coordinator.stop.remote(str(error)))
                 return
+            # A storage that does not answer now may do so in a minute; other errors of users will not go
+            # away.
             for_all = isinstance(error, UserError) and not isinstance(error, StoreFailure)
             report = coordinator.fail_to_start.remote(_cause(error), traceback.format_exc(), for_all=for_all)
             if not self._get(report):
