@@ -1,7 +1,6 @@
 """A command that is told to stop, by Ctrl-C or SIGTERM: it says so in a line and leaves nothing running."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -43,10 +42,10 @@ def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return psutil.Process(process.pid).children(recursive=True)
 
 
-def stop(process: "subprocess.Popen[str]", number: signal.Signals) -> str:
-    """What it says after the signal; nothing that it had started may be left a moment later."""
+def stop(process: "subprocess.Popen[str]") -> str:
+    """What it says after SIGTERM; nothing that it had started may be left a moment later."""
     started = family(process)
-    process.send_signal(number)
+    process.terminate()
     _, said = process.communicate(timeout=60)
     assert psutil.wait_procs(started, timeout=10)[1] == []
     return said
@@ -61,22 +60,12 @@ def await_result(folder: Path, process: "subprocess.Popen[str]") -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(
-    ("name", "number", "status"),
-    [
-        ("encode", signal.SIGTERM, 143),
-        ("train-vae", signal.SIGTERM, 143),
-        ("train-vae", signal.SIGINT, 130),  # Ray Train has a handler of its own
-    ],
-)
-def test_a_stage_that_is_stopped_says_so_in_a_line(
-    name: str, number: signal.Signals, status: int, place: Path
-) -> None:
-    output = f"{name}-{status}"
-    process = start(place, name, output)
-    await_result(place / output, process)
-    said = stop(process, number)
-    assert process.returncode == status, said
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_stage_that_is_stopped_says_so_in_a_line(name: str, place: Path) -> None:
+    process = start(place, name, name)
+    await_result(place / name, process)
+    said = stop(process)
+    assert process.returncode == 143, said
     *progress, last = said.strip().splitlines()
     assert last == "stopped; run the same command again, it goes on where it stopped"
     assert [line for line in progress if line and not line.startswith(f"{name}: ")] == []
@@ -88,19 +77,20 @@ def test_while_ray_starts_it_stops_as_well(place: Path) -> None:
     latest = time.monotonic() + 60
     while not any("gcs_server" in child.name() for child in family(process)) and time.monotonic() < latest:
         time.sleep(0.02)
-    said = stop(process, signal.SIGTERM)
+    said = stop(process)
     assert (process.returncode, said.strip().splitlines()[-1][:8]) == (143, "stopped;"), said
     assert "Traceback" not in said
     assert "***" not in said
 
 
-def test_a_command_without_ray_stops_as_well() -> None:
+@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_command_without_ray_stops_as_well(number: str, status: int) -> None:
     wait = (
         "import os, signal\n"
         "from ray_dit.cli import commands, main\n"
         "commands.COMMANDS['info'] = commands.Command('', commands.settings.InfoConfig,"
-        " lambda _: os.kill(os.getpid(), signal.SIGTERM), 'uri')\n"
+        f" lambda _: os.kill(os.getpid(), signal.{number}), 'uri')\n"
         "main(['info', 'x'])"
     )
     ran = subprocess.run([sys.executable, "-c", wait], capture_output=True, text=True, cwd=ROOT)
-    assert (ran.returncode, ran.stderr.strip()[:8]) == (143, "stopped;")
+    assert (ran.returncode, ran.stderr.strip()[:8]) == (status, "stopped;")

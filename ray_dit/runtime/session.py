@@ -39,6 +39,11 @@ def stopped_by_sigterm() -> Iterator[None]:
     _take_sigterm()
     try:
         yield
+    except KeyboardInterrupt as error:
+        # Where Ray waits, it raises a KeyboardInterrupt of its own in place of what the handler raised.
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN and not isinstance(error, Terminated):
+            raise Terminated from error
+        raise
     finally:
         if _in_main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -20,7 +20,7 @@ from ray_dit.errors import StoreFailure, UserError
 from ray_dit.storage.proven import Environment, environment, is_proven
 from ray_dit.storage.retry import Patience, attempts, code_of, kind_of, said
 
-CONTACT_ATTEMPT = 3.0
+CONTACT_ATTEMPT = 2.5
 """Seconds for one try of the first contact; it moves no data."""
 CLOSE_AFTER = 120.0
 """Seconds until a client that was given up is closed: others may still be using it."""

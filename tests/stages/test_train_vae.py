@@ -5,12 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from ray_dit.cli.commands import COMMANDS
 from ray_dit.config import ImagesConfig, OptimizerConfig, TrainVaeConfig
 from ray_dit.errors import UserError
 from ray_dit.folders.images import BadImage, plan_images, quarantine_bytes, read_quarantine
+from ray_dit.runtime.training.parallel import Alone
+from ray_dit.runtime.training.worker import train_worker
 from ray_dit.stages import train_vae as stage
-from ray_dit.stages.train_vae import judged_rows, train_vae
+from ray_dit.stages.train_vae import VAETask, judged_rows, train_vae
 from tests.support.tiny import SIZE, VAE_SIZE, write_pictures
 
 HELDOUT = 0.3
@@ -91,14 +95,17 @@ def test_what_was_set_aside_is_read_back() -> None:
     assert read_quarantine(quarantine_bytes(bad)) == bad
 
 
-@pytest.mark.ray
 def test_some_unreadable_images_are_left_out_and_counted(
-    one_ray: Any, place: Path, capsys: pytest.CaptureFixture[str]
+    place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ray_dit.cli.commands import COMMANDS
-
     keys = spoil(place, heldout=False, count=1) + spoil(place, heldout=True, count=1)
-    config = settings(place, max_bad=0.1)
+    config = settings(place, max_bad=0.1, address="127.0.0.1:1")
+    refused(place, "nothing answers at the Ray address", max_bad=0.1)  # begun, as a run that was stopped
+    plan = plan_images(config.images)
+    job = stage.open_job(config, stage.STAGE, {"images": plan.sha256})
+    bad = stage._set_aside(config, plan, job)  # pyright: ignore[reportPrivateUsage]
+    task = VAETask(config, plan, config.optimizer, bad=bad)
+    train_worker(task, config, job, device=torch.device("cpu"), parallel=Alone(), show=lambda _: None)
     COMMANDS["train-vae"].run(config)
     assert (
         "(2 images could not be read and were left out, listed in quarantine.tsv)" in capsys.readouterr().out

@@ -85,9 +85,8 @@ def test_what_the_user_must_change_is_said_and_not_tried_again(ray: Any, tmp_pat
     assert len(list(tmp_path.glob("start-*"))) == 1
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_that_would_come_again_is_not_tried_again(ray: Any, tmp_path: Path, workers: int) -> None:
-    two = CONFIG.model_copy(update={"num_workers": workers})
+def test_an_error_that_would_come_again_is_not_tried_again(ray: Any, tmp_path: Path) -> None:
+    two = CONFIG.model_copy(update={"num_workers": 2})
     with pytest.raises(RuntimeError, match=r"would come again:\n(.|\n)*ValueError: need at least one array"):
         train(ray, tmp_path / "run", Mistaken(folder=tmp_path), two)
-    assert len(list(tmp_path.glob("start-*"))) <= workers
+    assert len(list(tmp_path.glob("start-*"))) <= 2
