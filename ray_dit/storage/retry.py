@@ -208,7 +208,7 @@ def _said_of_settings(error: BotoCoreError) -> str:
         case InvalidRegionError():
             return f"cannot be in the region {given.get('region_name')!r}: check AWS_DEFAULT_REGION"
         case ParamValidationError():
-            return f"has a bucket or key that is not valid ({first_message(error)}): check the URI"
+            return "has a bucket or key that is not valid: check the URI"
         case _ if isinstance(error, _NO_LOGIN):
             return f"needs credentials that could not be had ({first_message(error)}): log in again"
         case _:
