@@ -107,9 +107,14 @@ def test_shards_whose_process_is_lost_once_are_made(one_ray: Any, tmp_path: Path
 
 
 @pytest.mark.ray
-def test_a_hash_alarm_ends_the_job_at_once(one_ray: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="^other bytes came out$"):
-        run(one_ray, tmp_path, 200, actors=2, seconds=0.1, poison={5: "alarm"})
+@pytest.mark.parametrize(
+    ("what", "said"), [("alarm", "other bytes came out"), ("expire", "no fresh ones came")]
+)
+def test_what_ends_every_shard_ends_the_job_at_once(
+    one_ray: Any, tmp_path: Path, what: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{said}$"):
+        run(one_ray, tmp_path, 200, actors=2, seconds=0.1, poison={5: what})
     assert len(made(tmp_path)) < 100
 
 

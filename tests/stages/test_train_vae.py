@@ -81,7 +81,7 @@ def test_a_worker_that_would_have_none_in_a_step_is_said_before_training(place: 
     refused(place, "nothing answers at the Ray address", max_bad=0.9, output="other")
 
 
-def test_nothing_is_looked_at_that_is_not_needed(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_looked_at_that_is_not_needed(place: Path) -> None:
     config, plan = settings(place, steps=1, batch_size=2), plan_images(settings(place).images)
     needed = stage._needed(config, plan)  # pyright: ignore[reportPrivateUsage]
     train = plan.rows(heldout=False)
