@@ -20,8 +20,6 @@ from ray_dit.errors import StoreFailure, UserError
 from ray_dit.storage.proven import Environment, environment, is_proven
 from ray_dit.storage.retry import Patience, attempts, code_of, kind_of, said
 
-CONTACT_ATTEMPT = 2.5
-"""Seconds for one try of the first contact; it moves no data."""
 CLOSE_AFTER = 120.0
 """Seconds until a client that was given up is closed: others may still be using it."""
 
@@ -104,7 +102,9 @@ async def _contact(client: Any, bucket: str, patience: Patience) -> None:
             if code_of(error).isdigit():  # S3 gives a code of its own to all but HEAD
                 raise
 
-    quick = Patience(deadline=min(patience.contact, patience.deadline), attempt=CONTACT_ATTEMPT)
+    # One try may take all of it: where the first of two name servers is dead, a look-up takes five seconds.
+    seconds = min(patience.contact, patience.deadline)
+    quick = Patience(deadline=seconds, attempt=seconds)
     try:
         await attempts(ask, where=f"s3://{bucket}", patience=quick)
     except Exception as error:
