@@ -75,7 +75,7 @@ def _fill(store: Store, shards: list[Marker[LatentShardFacts]], folder: Path) ->
     labels, heldout = np.empty(total, np.int64), np.empty(total, np.bool_)
     first = 0
     for entry in shards:
-        shard = read_latent_shard(store.get(entry.key))
+        shard = read_latent_shard(store.get(entry.key), store.where(entry.key))
         views = [shard.moments] if shard.moments_mirror is None else [shard.moments, shard.moments_mirror]
         if moments is None:
             shape = (total, len(views), *shard.moments.shape[1:])
