@@ -16,7 +16,8 @@ from ray_dit.formats.image_format import natural_key
 @given(st.lists(st.text(min_size=1, max_size=20), min_size=1, max_size=8))
 def test_any_names_have_an_order(names: list[str]) -> None:
     ordered = sorted(names, key=natural_key)
-    assert sorted(reversed(ordered), key=natural_key) == ordered or len(set(names)) < len(names)
+    keys = [natural_key(name) for name in ordered]
+    assert keys == sorted(keys)
 
 
 @pytest.mark.parametrize("name", ["²", "x²/1", "٣", "a/" * 20, "\u0301"])
