@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from tests.fuzz.readers import READERS, torch_files
+from tests.fuzz.readers import LISTING, READERS, dataset_job, torch_files
 from tests.fuzz.sandbox import Sandbox, Verdict
 
 
@@ -115,3 +115,13 @@ def test_lying_lengths_in_safetensors_are_refused(length: int) -> None:
     for name in ("safetensors", "checkpoint"):
         data = READERS[name].good()[0]
         assert read(name, length.to_bytes(8, "little") + data[8:]).kind == "refused"
+
+
+@pytest.mark.parametrize("key", ["", "../outside", "/etc/passwd", "a//b", "."])
+@pytest.mark.parametrize("name", ["manifest.json", LISTING, "_markers/00000.json"])
+def test_keys_that_leave_the_folder_are_refused(name: str, key: str) -> None:
+    data = dataset_job()[name]
+    for there in (LISTING, "data/00000.bin"):
+        data = data.replace(f'"{there}"'.encode(), f'"{key}"'.encode())
+    assert data != dataset_job()[name]
+    assert read(f"job {name}", data).kind == "refused"

@@ -6,6 +6,7 @@ Knows the published parameter names and nothing of networks or folders.
 """
 
 import argparse
+import errno
 import math
 import pickle
 import re
@@ -44,9 +45,11 @@ def _load(path: Path) -> Any:
             return torch.load(path, mmap=_is_zip(path), **options)
         except pickle.UnpicklingError as error:
             raise UserError(_refusal(path, error)) from error
-        except OSError:
-            raise
         except Exception as error:  # whatever a damaged file makes torch stumble over
+            if (
+                isinstance(error, OSError) and error.errno != errno.EINVAL
+            ):  # a lying offset is no place to seek
+                raise
             reason = first_message(error).rstrip(".")
             raise UserError(
                 f"{path} is no torch checkpoint ({reason}): give the .pt file as published"
