@@ -22,6 +22,7 @@ from torch import Tensor
 from ray_dit.config import VAESizeConfig
 from ray_dit.core.flops import count_flops
 from ray_dit.errors import NotFound, UserError, first_message
+from ray_dit.formats.json_text import parse_json
 from ray_dit.storage.local_file import local_folder
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
@@ -164,12 +165,13 @@ def find_vae(source: str) -> Store | None:
 
 def _check_class(config: bytes, uri: str) -> None:
     try:
-        name = json.loads(config).get("_class_name")
+        name = parse_json(config).get("_class_name")
     except (ValueError, AttributeError):
         name = None
     if name != "AutoencoderKL":
         raise UserError(
-            f"{uri} holds {name or 'no diffusers model'}, not an AutoencoderKL; give the folder of a VAE"
+            f"{uri} holds {str(name or 'no diffusers model')[:100]}, not an AutoencoderKL; give the folder "
+            "of a VAE"
         )
 
 

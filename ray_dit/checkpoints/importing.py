@@ -29,6 +29,7 @@ from ray_dit.formats.foreign.diffusers_layout import (
     without_padding,
 )
 from ray_dit.formats.foreign.official import config_of, plain_names, read_torch_file
+from ray_dit.formats.json_text import parse_json
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import (
     CONFIG_KEY,
@@ -184,7 +185,7 @@ def _pipeline_around(pipeline: Store, found: ModelConfig) -> tuple[ModelConfig, 
 def _json(store: Store, key: str) -> dict[str, Any] | None:
     """A JSON object, None where there is none."""
     try:
-        value = json.loads(store.get(key))
+        value = parse_json(store.get(key))
     except NotFound:
         return None
     except ValueError as error:

@@ -9,13 +9,14 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
 from ray_dit.errors import NotFound, UserError, first_message
+from ray_dit.formats.json_text import parse_json
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import (
     CONFIG_KEY,
@@ -69,7 +70,7 @@ class ModelFolder:
         It is empty for a folder of another kind or made by hand.
         """
         job = read_json(self.store, job_key(0), absent=None)
-        if job is None or job["stage"] != MODEL_STAGE:
+        if job is None or job.get("stage") != MODEL_STAGE:
             return {}
         manifest = read_manifest(self.store, ModelResult)
         return {marker.key: marker.sha256 for marker in manifest_objects(self.store, manifest, Facts)}
@@ -82,7 +83,7 @@ def read_model(uri: str) -> ModelFolder:
     """
     store = open_store(uri)
     try:
-        data: Any = json.loads(store.get(CONFIG_KEY))
+        data: Any = parse_json(store.get(CONFIG_KEY))
         if not isinstance(data, dict) or "format" not in data:
             raise UserError(f"{store.uri} holds {_kind(store)}, not a model: {_ADVICE}")
         config = ModelConfig.model_validate_json(json.dumps(data))
@@ -108,10 +109,11 @@ def _kind(store: Store) -> str:
     """What a folder without a model's config.json holds, in words for an error."""
     for key, words in (("model_index.json", "a diffusers pipeline, to be imported first"), ("_job.json", "")):
         try:
-            data: Any = json.loads(store.get(key))
+            data: Any = parse_json(store.get(key))
         except (NotFound, ValueError):
             continue
-        return words or f"the result of `{data.get('stage', 'another stage')}`"
+        stage = cast("dict[str, Any]", data).get("stage") if isinstance(data, dict) else None
+        return words or f"the result of `{stage or 'another stage'}`"
     return "something else" if any(True for _ in store.list("")) else "nothing is there"
 
 

@@ -5,14 +5,13 @@ per object, which is read as a stream. An extended job has a manifest and a list
 manifest counts.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from ray_dit.errors import NotFound, UserError
 from ray_dit.ledger.results import F, Manifest, Marker, R, parse_manifest, parse_marker
-from ray_dit.ledger.stored_json import read_json
+from ray_dit.ledger.stored_json import parse_line, read_json
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
@@ -72,6 +71,8 @@ def check_finished(store: Store, stage: str) -> None:
             f"{store.uri} holds no job of ray-dit, where {wanted} ({stage}) should be: check the path, or run"
             f" ray-dit {made_by} first"
         )
+    if not isinstance(job.get("stage"), str) or len(job["stage"]) > 100:
+        raise UserError(f"{store.where(job_key(0))} is damaged: restore it, or make the folder again")
     if job["stage"] != stage:
         holds = HOLDS.get(job["stage"], job["stage"])
         raise UserError(
@@ -99,4 +100,4 @@ def manifest_objects(store: Store, manifest: Manifest[Any], facts: type[F]) -> I
         where = store.where(listing.key)
         with store.open_file(listing.key) as lines:
             for line in lines:
-                yield parse_marker(json.loads(line), facts, where)
+                yield parse_marker(parse_line(line, where), facts, where)

@@ -6,12 +6,16 @@ here come from another version of ray-dit; they are kept, and written again as t
 
 import hashlib
 from collections.abc import Mapping
-from typing import ClassVar, Generic, TypeVar
+from typing import Annotated, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from ray_dit.errors import UserError, first_message
 from ray_dit.ledger.stored_json import Json, canonical
+from ray_dit.storage.store import checked_key
+
+Key = Annotated[str, AfterValidator(checked_key)]
+"""Of an object in the job's folder: a damaged one must not lead out of it."""
 
 
 class Facts(BaseModel):
@@ -44,7 +48,7 @@ class Marker(BaseModel, Generic[F]):
 
     model_config = ConfigDict(frozen=True)
 
-    key: str
+    key: Key
     bytes: int
     sha256: str
     fingerprint: str | None = None
@@ -62,7 +66,7 @@ class Listing(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    key: str
+    key: Key
     sha256: str
     count: int
     bytes: int

@@ -227,7 +227,7 @@ class DiTTask:
         rows = self._rows[rows_at(self.config.seed, positions, len(self._rows))]
         at = torch.from_numpy(positions)
         view = mirror_choice(self.config.seed, at, self._data.moments.shape[1]).numpy()
-        moments = torch.from_numpy(self._data.moments[rows, view].astype(np.float32))
+        moments = torch.from_numpy(self._data.take(rows, view).astype(np.float32))
         model = self.model_config.model
         return training_batch(
             self.config.seed,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ray_dit.errors import NotFound
-from ray_dit.folders.latents import cache_folder, open_latent_rows
+from ray_dit.folders.latents import DamagedCopy, cache_folder, open_latent_rows
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.ledger.results import Marker
 from ray_dit.results import LatentShardFacts
@@ -52,6 +52,44 @@ def test_they_are_copied_once(tmp_path: Path) -> None:
         store.delete(entry.key)
     again = open_latent_rows(store, entries, "name", tmp_path / "cache")
     np.testing.assert_array_equal(again.moments, first.moments)
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_in_the_copy_is_found_when_its_row_is_used(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "latents"))
+    entries = write(store, [3, 2], mirror=True)
+    rows = open_latent_rows(store, entries, "name", tmp_path / "cache")
+    at, views = np.arange(5), np.array([0, 1, 0, 1, 0])
+    good = rows.take(at, views)
+    np.testing.assert_array_equal(good, rows.moments[at, views])
+    flip(tmp_path / "cache/latents/name/moments.npy", -1)  # of the last row's mirror image
+    np.testing.assert_array_equal(rows.take(at, views), good)
+    with pytest.raises(DamagedCopy, match="made anew"):
+        rows.take(np.array([4]), np.array([1]))
+    again = open_latent_rows(store, entries, "name", tmp_path / "cache")
+    assert again.take(np.array([4]), np.array([1]))[0, 0, 0, 0] == -4
+
+
+def test_a_copy_that_is_damaged_or_of_before_is_made_anew(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "latents"))
+    entries = write(store, [3, 2], mirror=False)
+    good = open_latent_rows(store, entries, "name", tmp_path / "cache")
+    copy = tmp_path / "cache/latents/name"
+    for place in range(0, (copy / "rows.npz").stat().st_size, 7):
+        flip(copy / "rows.npz", place)
+        again = open_latent_rows(store, entries, "name", tmp_path / "cache")
+        assert again.labels.tolist() == good.labels.tolist()
+        assert again.heldout.tolist() == good.heldout.tolist()
+        assert again.checks.tolist() == good.checks.tolist()
+    (copy / "rows.npz").unlink()
+    assert (
+        open_latent_rows(store, entries, "name", tmp_path / "cache").labels.tolist() == good.labels.tolist()
+    )
 
 
 def test_a_copy_that_failed_leaves_nothing(tmp_path: Path) -> None:
