@@ -21,10 +21,13 @@ TRIALS = Path("bench")
 """Results of ``--quick`` runs, which only show that everything works."""
 
 
-def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser that shows the module's docstring as it is written."""
+def argument_parser(description: str | None, *, prog: str | None = None) -> argparse.ArgumentParser:
+    """A parser that shows the module's docstring as it is written.
+
+    ``prog`` is what one types, for a package: its file, ``__main__.py``, does not say it.
+    """
     return argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
 

@@ -23,8 +23,12 @@ PORTS = (
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "local", "AWS_SECRET_ACCESS_KEY": "local", "AWS_REGION": "us-east-1"}
 
 
-def start_seaweed(folder: Path, *, seconds: float = 60.0) -> tuple[str, Callable[[], None]]:
+def start_seaweed(
+    folder: Path, *, seconds: float = 60.0, options: Iterable[str] = ()
+) -> tuple[str, Callable[[], None]]:
     """Starts a server whose data lie in ``folder``; returns its endpoint and the function that stops it.
+
+    ``options`` are further ones of ``weed server``.
 
     Raises RuntimeError, with the end of its log, if it is not ready in time.
     """
@@ -37,7 +41,7 @@ def start_seaweed(folder: Path, *, seconds: float = 60.0) -> tuple[str, Callable
                 _weed(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3",
                 "-volume.max=20", "-volume.minFreeSpace=0", "-s3.port.iceberg=0", "-s3.port.lance=0",
                 "-master.telemetry=false",
-                *(f"-{name}={port}" for name, port in ports.items()),
+                *(f"-{name}={port}" for name, port in ports.items()), *options,
             ],
             stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         )  # fmt: skip

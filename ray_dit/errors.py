@@ -4,6 +4,7 @@
   x NotFound           an object or folder that should be there is not
   x Conflict           something else is there already
   x StoreFailure       storage stayed unreachable or broken past the deadline
+  x CredentialsExpired the credentials for storage have expired, and no fresh ones came
 
 The command line prints a ``UserError``'s message and exits with 1, without a traceback unless ``--debug``.
 Every other exception is a defect of ours.
@@ -26,6 +27,10 @@ class Conflict(UserError):
 
 class StoreFailure(UserError):
     """Object storage stayed unreachable or answered wrongly until the deadline."""
+
+
+class CredentialsExpired(UserError):
+    """The credentials for storage have expired and no fresh ones came: all that is left would fail."""
 
 
 def first_message(error: Exception) -> str:

@@ -37,6 +37,8 @@ class VAEResult(Result):
     steps: int
     loss: float
     """Mean of the last steps."""
+    bad: int = 0
+    """Images that could not be read, listed in quarantine.tsv; written where there are any."""
 
 
 class LatentShardFacts(ShardFacts):
@@ -179,6 +181,8 @@ class EvaluationResult(Result):
     """Generated ones."""
     num_train: int
     num_heldout: int
+    bad: int = 0
+    """Real images that could not be read; written where there are any."""
 
     @property
     def figures(self) -> Mapping[str, Value]:

@@ -5,7 +5,12 @@ imported, so it must come before the first import of ray_dit.core. Processes tha
 there the annotations cost nothing.
 """
 
+import os
+
 from jaxtyping import install_import_hook
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # this process is measured already; those it starts shall not be
+    os.environ.pop("COVERAGE_PROCESS_START", None)
 
 install_import_hook("ray_dit.core", "beartype.beartype")
 

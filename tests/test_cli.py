@@ -59,6 +59,20 @@ def write_model(folder: Path, vae_files: dict[str, bytes]) -> None:
     job.finish(ModelResult())
 
 
+def write_links(folder: Path) -> None:
+    """Symbolic links that lead nowhere, or in circles."""
+    (folder / "linked").symlink_to("images")
+    (folder / "itself").symlink_to("itself")
+    (folder / "dangling").symlink_to("not/there")
+    for name in ("endless", "looping"):
+        write_pictures(folder / name)
+    (folder / "endless/left/again").symlink_to("..")
+    (folder / "looping/left/x.png").symlink_to("x.png")
+    write_pictures(folder / "mutual")
+    (folder / "mutual/left/other").symlink_to("../right")
+    (folder / "mutual/right/other").symlink_to("../left")
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with something of every kind in it; the tests change nothing there but what they make."""
@@ -70,6 +84,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "gap/void").mkdir()
     (folder / "empty").mkdir()
     (folder / "file").write_text("x")
+    write_links(folder)
     for name, result in LEFT.items():
         Job.open(open_store(str(folder / name)), result.stage_name, {"made": "by a test"}).finish(result)
     Job.open(open_store(str(folder / "unfinished")), "encode", {"made": "by a test"})
@@ -261,6 +276,28 @@ WRONG_PLACES = {
     "file for the output": ([*ENCODE, "--output", "file"], "/file cannot be made .File exists.: take another"),
     "file above the output": ([*ENCODE, "--output", "file/in"], "/file/in cannot be made .*take another"),
     "output of another stage": ([*ENCODE, "--output", "run"], "/run belongs to train, not encode: take another"),
+    "output that is the images": ([*ENCODE, "--output", "images"], "output .*/images lies in the image folder"),
+    "output in the images": ([*ENCODE, "--output", "./images/../images/new"], "lies in the image folder .*outside"),
+    "a VAE in the images": (["train-vae", *IMAGES, "--output", "images/vae"], "lies in the image folder .*outside"),
+    "an evaluation in the images": (
+        ["evaluate", *IMAGES, "--dataset", "dataset", "--output", "images/e"], "lies in the image folder"
+    ),
+    "output by a link to the images": ([*ENCODE, "--output", "linked/new"], "lies in the image folder .*outside"),
+    "images in a bucket, and the output too": (
+        [*encode_of("s3://bucket/a"), "--output", "s3a://bucket/a/out"], "s3a://bucket/a/out lies in the image folder"
+    ),
+    "one slash": ([*ENCODE, "--output", "s3:/x"], "--output: 's3:/x' is neither a path nor a URI: give s3://x, or"),
+    "no colon": (encode_of("s3//b/x"), "--images.uri: 's3//b/x' is neither a path .*give s3://b/x"),
+    "no bucket": ([*ENCODE, "--output", "s3://"], "'s3://' names no bucket: give s3://BUCKET/FOLDER"),
+    "a key without a bucket": (generate_with("s3:///model"), "'s3:///model' names no bucket"),
+    "output on the web": ([*ENCODE, "--output", "https://127.0.0.1:9/x"], "https://127.0.0.1:9/x can be read but not"),
+    "no such scheme": ([*ENCODE, "--output", "foo://x"], "foo://x cannot be opened .*give a path, s3://"),
+    "output by a link to itself": ([*ENCODE, "--output", "itself"], "/itself/.* leads through symbolic links that"),
+    "output by a dangling link": ([*ENCODE, "--output", "dangling/o"], "link .*/dangling ends nowhere: remove"),
+    "images by a link to itself": (encode_of("itself"), "/itself/? leads through symbolic links that end nowhere"),
+    "a folder that holds itself": (encode_of("endless"), "endless/left/again is a symbolic link to a folder it lies in"),
+    "two folders that hold each other": (encode_of("mutual"), "is a symbolic link to a folder it lies in: remove"),
+    "an image that is a link to itself": (encode_of("looping"), "looping/left/x.png leads through symbolic links"),
     "no Ray there": ([*ENCODE, "--output", "ray1", "--address", "127.0.0.1:1"], "nothing answers at .*check host"),
     "no address": ([*ENCODE, "--output", "ray2", "--address", "nowhere"], "no Ray cluster .*'nowhere'.*ray start"),
 }  # fmt: skip

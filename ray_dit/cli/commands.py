@@ -31,12 +31,18 @@ def _said(result: str, where: str, next_command: str | None) -> None:
         print(f"next: {next_command}")
 
 
+def _skipped(bad: int, *, listed: bool = True) -> str:
+    """What a stage says of images that it could not read."""
+    where = ", listed in quarantine.tsv" if listed else ""
+    return f" ({bad} images could not be read and were left out{where})" if bad else ""
+
+
 def _train_vae(config: settings.TrainVaeConfig) -> None:
     from ray_dit.stages.train_vae import train_vae
 
     result = train_vae(config).facts
     _said(
-        f"VAE, {result.psnr_heldout:.1f} dB on {result.num_heldout} held-out images",
+        f"VAE, {result.psnr_heldout:.1f} dB on {result.num_heldout} held-out images{_skipped(result.bad)}",
         config.output,
         f"ray-dit encode --images.uri {config.images.uri} --images.size {config.images.size} --vae "
         f"{config.output} --output latents",
@@ -47,9 +53,8 @@ def _encode(config: settings.EncodeConfig) -> None:
     from ray_dit.stages.encode import encode
 
     result = encode(config).facts
-    bad = f", {result.bad} unreadable ones listed in quarantine.tsv" if result.bad else ""
     _said(
-        f"latents of {result.rows} images in {len(result.classes)} classes{bad}",
+        f"latents of {result.rows} images in {len(result.classes)} classes{_skipped(result.bad)}",
         config.output,
         f"ray-dit train --latents {config.output} --output run",
     )
@@ -88,7 +93,8 @@ def _evaluate(config: settings.EvaluateConfig) -> None:
     from ray_dit.stages.evaluate import evaluate
 
     result = evaluate(config).facts
-    _said(f"class accuracy {result.figures['class_accuracy']:.1%}", f"{config.output}/metrics.json", None)
+    accuracy = f"class accuracy {result.figures['class_accuracy']:.1%}"
+    _said(f"{accuracy}{_skipped(result.bad, listed=False)}", f"{config.output}/metrics.json", None)
 
 
 def _report(config: settings.ReportConfig) -> None:

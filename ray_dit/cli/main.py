@@ -9,10 +9,11 @@ from typing import Any
 from ray_dit.cli import options
 from ray_dit.cli.commands import COMMANDS
 from ray_dit.cli.help import command_help, overview
+from ray_dit.cli.near import near
 from ray_dit.cli.plan import HELP, shown, take_plan
-from ray_dit.cli.settings import near
 from ray_dit.config import Config
 from ray_dit.errors import UserError
+from ray_dit.runtime.session import Terminated, stopped_by_sigterm
 
 BEGUN = time.monotonic()
 """When the command began: what it loads is part of what it takes."""
@@ -21,7 +22,7 @@ BEGUN = time.monotonic()
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `ray-dit` command.
 
-    Exits with 0, 1 (a user's error, said in a sentence) or 130 (Ctrl-C).
+    Exits with 0, 1 (a user's error, said in a sentence), 130 (Ctrl-C) or 143 (SIGTERM).
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -29,13 +30,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.remove("--debug")
         os.environ["RAY_DIT_DEBUG"] = "1"
     try:
-        _dispatch(arguments)
+        with stopped_by_sigterm():
+            _dispatch(arguments)
         sys.stdout.flush()
     except UserError as error:
         _fail(str(error), error, debug)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("\nstopped; run the same command again, it goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(143 if isinstance(stop, Terminated) else 130)
     except BrokenPipeError:  # `ray-dit info X | head`: who reads has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:

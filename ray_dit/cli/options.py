@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from ray_dit.cli.near import near
 from ray_dit.cli.recipe import read_recipe
 from ray_dit.cli.refusals import refusal
-from ray_dit.cli.settings import Path, Setting, near, settings_of
+from ray_dit.cli.settings import Path, Setting, settings_of
 from ray_dit.config import Config
 from ray_dit.config.base import over_defaults
 from ray_dit.errors import UserError
@@ -117,7 +118,7 @@ def _is_number(word: str) -> bool:
 
 def _no_option(name: str, before: Setting | None, known: Sequence[str]) -> UserError:
     if name.startswith("-"):
-        return UserError(f"unknown option {name}{near(name.replace('_', '-'), known)}")
+        return UserError(f"unknown option {name}{near(name, known)}")
     if before is None:
         return UserError(f"{name!r} belongs to no option")
     takes = "one value" if before.length == 1 else f"{before.length} values"

@@ -6,7 +6,8 @@ Knows settings classes, and no command.
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, cast
 
-from ray_dit.cli.settings import Path, Setting, near, settings_of
+from ray_dit.cli.near import near
+from ray_dit.cli.settings import Path, Setting, settings_of
 from ray_dit.config import Config
 from ray_dit.errors import UserError, first_message
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ray_dit.cli.settings import Path, Setting, near
+from ray_dit.cli.near import near
+from ray_dit.cli.settings import Path, Setting
 
 WANTED = {
     "int_parsing": "a whole number",

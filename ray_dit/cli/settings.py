@@ -3,8 +3,7 @@
 Reads no words.
 """
 
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from types import NoneType, UnionType
@@ -104,14 +103,6 @@ def settings_of(
             yield from settings_of(
                 section, path=(*path, name), required=must, defaults=default, over=over_of(field) or over
             )
-
-
-def near(word: str, words: Iterable[str]) -> str:
-    """``(did you mean ...?)`` after a space, or nothing; a dash is as good as an underscore."""
-    known = [*words]
-    close = difflib.get_close_matches(word.replace("-", "_"), known, n=1)
-    close = close or difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def members(annotation: Any) -> Iterator[Any]:

@@ -25,17 +25,31 @@ Seconds = Annotated[float, Field(gt=0)]
 Precision = Literal["float32", "bfloat16"]
 
 
-def _absolute(uri: str) -> str:
-    """A local path made absolute where it is given: Ray's workers have working folders of their own."""
+_SCHEMES = "s3|s3a|gs|gcs|az|abfs|abfss|hdfs|http|https|file|local|memory|ftp|sftp"
+_MISSPELT = re.compile(rf"({_SCHEMES})(:/?(?!/)|//)(.*)", re.IGNORECASE)
+
+
+def absolute(uri: str) -> str:
+    """A local path made absolute where it is given: Ray's workers have working folders of their own.
+
+    ValueError for what would be a path by a typing error alone, such as ``s3:/bucket``.
+    """
+    wrong = _MISSPELT.fullmatch(uri)
+    if wrong and not os.path.exists(uri):
+        scheme, root = wrong[1].lower(), "/" if wrong[1].lower() in ("file", "local") else ""
+        raise ValueError(
+            f"{uri!r} is neither a path nor a URI: give {scheme}://{root}{wrong[3]}, or ./{uri} for a folder "
+            "of that name"
+        )
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
 def _folder_or_hub_id(source: str) -> str:
-    path = _absolute(source)
+    path = absolute(source)
     return source if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not os.path.exists(path) else path
 
 
-Uri = Annotated[str, AfterValidator(_absolute)]
+Uri = Annotated[str, AfterValidator(absolute)]
 VaeSource = Annotated[str, AfterValidator(_folder_or_hub_id)]
 
 

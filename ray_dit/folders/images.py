@@ -8,7 +8,7 @@ it.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,8 +24,11 @@ from ray_dit.errors import UserError
 from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
 from ray_dit.formats.image_format import Place
 from ray_dit.formats.registry import input_format
-from ray_dit.storage.open import open_store
+from ray_dit.storage.open import is_inside, open_store
+from ray_dit.storage.store import ahead
 
+QUARANTINE_KEY = "quarantine.tsv"
+"""Where a stage lists the images it has set aside."""
 PLAN_KEY = "plan.parquet"
 """Where `encode` leaves its plan: its actors read it, and so does the report."""
 FOLDER = "folder"
@@ -121,6 +124,15 @@ class BadImage:
     reason: str
 
 
+def refuse_output_inside(output: str, config: ImagesConfig) -> None:
+    """UserError for an output among the images, which would change what a rerun reads."""
+    if is_inside(output, config.uri):
+        raise UserError(
+            f"the output {output} lies in the image folder {config.uri}, where it would be read as images: "
+            "give an --output outside of it"
+        )
+
+
 def plan_images(config: ImagesConfig) -> ImagePlan:
     """Lists the images; UserError for a missing or empty folder and for a class without images."""
     listing = input_format(FOLDER).list_images(open_store(config.uri))
@@ -158,6 +170,28 @@ def load_images(
     shape = (len(images), plan.size, plan.size, 3)
     stacked = np.stack(images) if images else np.zeros(shape, np.uint8)
     return stacked, np.array(kept, dtype=np.int64), bad
+
+
+def find_bad(
+    plan: ImagePlan, rows: NDArray[np.int64], advance: Callable[[int], None] = lambda _: None
+) -> list[BadImage]:
+    """The unreadable ones among these images, by trying each; ``advance`` is told how many were tried."""
+    bad: list[BadImage] = []
+    for done, found in enumerate(ahead(lambda row: load_images(plan, [row])[2], rows.tolist()), start=1):
+        bad += found
+        advance(done)
+    return bad
+
+
+def quarantine_bytes(bad: Iterable[BadImage]) -> bytes:
+    """The list of the images that were set aside, as the stages leave it."""
+    return ("key\treason\n" + "".join(f"{entry.key}\t{entry.reason}\n" for entry in bad)).encode()
+
+
+def read_quarantine(data: bytes) -> list[BadImage]:
+    """What ``quarantine_bytes`` was given."""
+    lines = [line.partition("\t") for line in data.decode().splitlines()[1:]]
+    return [BadImage(key, reason) for key, _, reason in lines]
 
 
 def check_bad(bad: int, total: int, max_bad: float, where: str, first: Sequence[BadImage]) -> None:

@@ -228,7 +228,7 @@ def _reconstructions(contents: Contents) -> str:
         "What the VAE keeps",
         f"Held-out images and what is left of them after encoding and decoding: {shown}"
         f"{vae.facts.psnr_heldout:.1f} dB (PSNR) over all {vae.facts.num_heldout:,}. No generated "
-        "picture can be sharper than this.",
+        "image can be sharper than this.",
         f'<div class="pair">{_figure(contents.originals, columns, "Original", "held-out images")}'
         f"{_figure(contents.reconstructed, columns, 'Reconstruction', 'their reconstructions')}</div>",
     )

@@ -59,7 +59,7 @@ class Plan(BaseModel):
     bytes_out: int
     """Of the objects there will be in the end."""
     workers: int
-    """Actors or training workers."""
+    """Actors, as many as the cluster has room for now, or training workers."""
     seconds: dict[str, float]
     """What each part of the rest of the job will take on this cluster, one after the other."""
     total_seconds: float
@@ -155,10 +155,13 @@ def plan_shards(
         "bytes_in": known.bytes_in,
         "workers": workers,
     }
+    if _is_finished(config.output):
+        return _finished(common, config.output)
     with ray_session(config) as ray:
         if use_gpu and not _gpus(ray):
             share = units_left / max(units, 1)
             return assumed(common, known, share=share, workers=workers)
+        common["workers"] = workers = min(workers, _room(ray, config, use_gpu=use_gpu))
         ready = time.monotonic()
         earlier, earlier_bytes = before(ray) if before is not None else ({}, 0)
         begun += 0 if before is None else time.monotonic() - ready
@@ -200,6 +203,8 @@ def plan_training(
         "bytes_in": known.bytes_in,
         "workers": config.num_workers,
     }
+    if _is_finished(config.output):
+        return _finished(common, config.output)
     with ray_session(config) as ray:
         if config.use_gpu and _gpus(ray) < config.num_workers:
             return assumed(common, known, share=left / config.steps, workers=config.num_workers)
@@ -230,7 +235,8 @@ def try_shards(
 
     ``begun`` is when starting began.
     """
-    actors = min(config.actors, trial.shards, TRIAL_ACTORS, _gpus(ray) if gpus else TRIAL_ACTORS)
+    room = _room(ray, config, use_gpu=gpus > 0)
+    actors = min(config.actors, trial.shards, TRIAL_ACTORS, room)
     count = min(actors * SHARDS_PER_ACTOR, trial.shards)
     tally = ray.remote(num_cpus=0)(_Tally).remote(actors)
     small = config.model_copy(update={"actors": actors})
@@ -363,6 +369,12 @@ def _gpus(ray: Any) -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def _room(ray: Any, config: ShardsConfig, *, use_gpu: bool) -> int:
+    """How many of the actors the cluster has room for now; at least one, whose start says what is missing."""
+    cpus = int(ray.cluster_resources().get("CPU", 0)) // config.threads
+    return max(min(cpus, _gpus(ray)) if use_gpu else cpus, 1)
+
+
 def _done(output: str, shards: int) -> set[int]:
     """Numbers of the shards whose markers are there."""
     there = set(Job(open_store(output), "", "").names())
@@ -371,8 +383,25 @@ def _done(output: str, shards: int) -> set[int]:
 
 def _steps_done(config: TrainingConfig) -> int:
     """Steps that the job would not do again."""
-    store = open_store(config.output)
-    return config.steps if Job(store, "", "").is_finished() else max(checkpoint_steps(store), default=0)
+    return (
+        config.steps
+        if _is_finished(config.output)
+        else max(checkpoint_steps(open_store(config.output)), default=0)
+    )
+
+
+def _is_finished(output: str) -> bool:
+    return Job(open_store(output), "", "").is_finished()
+
+
+def _finished(common: dict[str, Any], output: str) -> Plan:
+    own = ("_", "manifest")  # what the ledger writes is no result
+    there = sum(
+        info.size
+        for info in open_store(output).list()
+        if not any(part.startswith(own) for part in info.key.split("/"))
+    )
+    return summed(common, {}, bytes_out=there, basis="finished: nothing is left to be done")
 
 
 def makespan(sizes: Sequence[int], done: set[int], workers: int) -> int:
@@ -397,9 +426,8 @@ def assumed(common: dict[str, Any], known: Known, *, share: float, workers: int)
 
 
 def summed(common: dict[str, Any], seconds: dict[str, float], *, bytes_out: int, basis: str) -> Plan:
-    """The plan of these parts; a finished job takes no time."""
-    finished = all(common["done"][name] == count for name, count in common["counts"].items())
-    seconds = {name: 0.0 if finished else round(value, 3) for name, value in seconds.items()}
+    """The plan of these parts."""
+    seconds = {name: round(value, 3) for name, value in seconds.items()}
     return Plan(
         **common,
         seconds=seconds,

@@ -4,7 +4,9 @@ import contextlib
 import gc
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -23,6 +25,60 @@ class Placed(Protocol):
     def num_cpus(self) -> int | None: ...
 
 
+class Terminated(KeyboardInterrupt):
+    """This process was sent SIGTERM, which stops it as Ctrl-C does."""
+
+
+@contextlib.contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """While it lasts SIGTERM raises ``Terminated``, so that what was begun is ended and nothing left behind.
+
+    Only a process's main thread gets signals; elsewhere nothing changes.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    _take_sigterm()
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        # Where Ray waits, it raises a KeyboardInterrupt of its own in place of what the handler raised.
+        if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN and not isinstance(error, Terminated):
+            raise Terminated from error
+        raise
+    finally:
+        if _in_main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+@contextlib.contextmanager
+def interrupted_as_ever() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt here too, and afterwards.
+
+    Ray Train sets a handler of its own, which aborts the training and exits with status 0, and leaves it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if _in_main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+
+
+def _take_sigterm() -> None:
+    if _in_main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def _terminate(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: a second one would disturb the ending
+    raise Terminated
+
+
 @contextlib.contextmanager
 def ray_session(config: Placed, *, logs: bool = False) -> Iterator[Any]:
     """Connects to Ray as ``config`` says and disconnects at the end; yields the ray module.
@@ -37,15 +93,17 @@ def ray_session(config: Placed, *, logs: bool = False) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
-    with _without_greeting():
-        _connect(ray, config, logs)
-    try:
-        yield ray
-    finally:
-        # A later session of this process numbers its actors alike: a handle still in some reference cycle
-        # would, once collected, take the new actor of its number down with it.
-        gc.collect()
-        ray.shutdown()
+    with stopped_by_sigterm():
+        try:
+            with _without_greeting():
+                _connect(ray, config, logs)
+            _take_sigterm()  # again: Ray has taken it, and its C++ part would print stack traces
+            yield ray
+        finally:
+            # A later session of this process numbers its actors alike: a handle still in some reference cycle
+            # would, once collected, take the new actor of its number down with it.
+            gc.collect()
+            ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -68,6 +126,13 @@ def _without_greeting() -> Iterator[None]:
 
 
 def _connect(ray: Any, config: Placed, logs: bool) -> None:
+    try:
+        _init(ray, config, logs)
+    except SystemExit as error:  # what Ray makes of SIGTERM while it starts
+        raise Terminated from error
+
+
+def _init(ray: Any, config: Placed, logs: bool) -> None:
     common: dict[str, Any] = {
         "log_to_driver": logs or debugging(),
         "logging_level": logging.ERROR,

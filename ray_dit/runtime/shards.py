@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ray_dit.config import EncodeConfig, GenerateConfig, ShardsConfig
-from ray_dit.errors import StoreFailure, UserError, first_message
+from ray_dit.errors import CredentialsExpired, StoreFailure, UserError, first_message
 from ray_dit.ledger.job import HashAlarm, Job, RunRecord
 from ray_dit.ledger.maintenance import repair
 from ray_dit.ledger.results import F, Facts, Marker
@@ -32,6 +32,7 @@ from ray_dit.runtime.coordinator import Coordinator, News, Outcome
 from ray_dit.runtime.progress import Advance, progress
 from ray_dit.runtime.session import check_resources, debugging, ray_session
 from ray_dit.runtime.shard_queue import STARTS, TRIES, Turn
+from ray_dit.storage.proven import trust_settings
 from ray_dit.storage.store import Store
 
 ERRORS = 2
@@ -218,6 +219,7 @@ class _Actor:
         self._id = context.get_actor_id()
         self._errors_in_a_row = 0
         self._maker: ShardMaker | None = None
+        trust_settings()
         # First of all, so that whatever ends this process from now on is noticed when the next one joins.
         if not self._get(coordinator.join.remote(self._id, uuid.uuid4().hex, context.current_actor)):
             return
@@ -225,6 +227,9 @@ class _Actor:
             set_up(threads)
             self._maker = build()
         except Exception as error:
+            if isinstance(error, CredentialsExpired):
+                self._get(coordinator.stop.remote(str(error)))
+                return
             # A storage that does not answer now may do so in a minute; other errors of users will not go
             # away.
             for_all = isinstance(error, UserError) and not isinstance(error, StoreFailure)
@@ -258,8 +263,8 @@ class _Actor:
             if self._job.marker(name, ShardFacts) is None:  # another try may have made it
                 made = make_shard(self._maker, shard)
                 self._job.put(name, made.key, made.data, made.facts)
-        except HashAlarm as alarm:
-            self._get(self._coordinator.stop.remote(str(alarm)))
+        except (HashAlarm, CredentialsExpired) as error:  # the other shards would end in the same
+            self._get(self._coordinator.stop.remote(str(error)))
             return False
         except Exception as error:
             self._get(self._coordinator.fail.remote(self._id, shard, _cause(error), traceback.format_exc()))

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.errors import UserError
+from ray_dit.storage.proven import trust_settings
 
 T = TypeVar("T")
 
@@ -31,6 +32,7 @@ def run_tasks(
 
 def _attempt(work: Callable[..., T], threads: int, item: Any, *shared: Any) -> tuple[T | None, str | None]:
     """The result, or the message of a user's error, which Ray would wrap if it were raised."""
+    trust_settings()
     make_deterministic(threads)
     try:
         return work(*shared, item), None

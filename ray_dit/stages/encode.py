@@ -14,7 +14,17 @@ from numpy.typing import NDArray
 from ray_dit.config import EncodeConfig
 from ray_dit.core.latents import to_float
 from ray_dit.errors import UserError
-from ray_dit.folders.images import PLAN_KEY, BadImage, ImagePlan, check_bad, load_images, plan_images
+from ray_dit.folders.images import (
+    PLAN_KEY,
+    QUARANTINE_KEY,
+    BadImage,
+    ImagePlan,
+    check_bad,
+    load_images,
+    plan_images,
+    quarantine_bytes,
+    refuse_output_inside,
+)
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.ledger.job import Job
@@ -103,6 +113,7 @@ def _inputs(config: EncodeConfig) -> tuple[ImagePlan, Any]:
     """The images and the VAE; UserError where one is not there or they do not fit."""
     from ray_dit.vae import VAE
 
+    refuse_output_inside(config.output, config.images)
     plan = plan_images(config.images)
     vae = VAE.load(config.vae)
     if config.images.size % vae.downsample:
@@ -228,8 +239,7 @@ def _finish(
     shards = [marker.facts for marker in markers]
     bad = [BadImage(*entry) for shard in shards for entry in shard.bad]
     check_bad(len(bad), len(plan.keys), config.images.max_bad, plan.uri, bad)
-    lines = "".join(f"{entry.key}\t{entry.reason}\n" for entry in bad)
-    job.put_plain("quarantine.tsv", ("key\treason\n" + lines).encode())
+    job.put_plain(QUARANTINE_KEY, quarantine_bytes(bad))
     side = config.images.size // vae.downsample
     train_rows = sum(shard.train_rows for shard in shards)
     mean, std = _statistics(shards, train_rows * side * side)

@@ -20,7 +20,7 @@ from safetensors.torch import save as bytes_of
 
 from ray_dit.config import EvaluateConfig
 from ray_dit.errors import UserError
-from ray_dit.folders.images import BadImage, check_bad, load_images, plan_images
+from ray_dit.folders.images import BadImage, check_bad, load_images, plan_images, refuse_output_inside
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
 from ray_dit.ledger.results import Manifest, Marker
@@ -116,9 +116,7 @@ def try_classifier(data: EvaluationData, name: str) -> tuple[str, float, int]:
     config = data.config
     few = config.classifier.model_copy(update={"steps": min(TRIAL_STEPS, config.classifier.steps)})
     begun = time.monotonic()
-    images, labels = replace(data, config=config.model_copy(update={"classifier": few})).training_pictures(
-        name
-    )
+    images, labels = replace(data, config=config.model_copy(update={"classifier": few})).training_images(name)
     read = time.monotonic()
     weights, _ = NETWORK.train(images, labels, data.num_classes, few, config.seed)
     done = time.monotonic()
@@ -128,6 +126,7 @@ def try_classifier(data: EvaluationData, name: str) -> tuple[str, float, int]:
 
 def _inputs(config: EvaluateConfig) -> EvaluationData:
     """The images and the dataset; UserError where they can't be compared."""
+    refuse_output_inside(config.output, config.images)
     data = EvaluationData(config, plan_images(config.images), read_manifest(config.dataset, DatasetResult))
     check(data)
     return data
@@ -147,7 +146,7 @@ def _train_classifiers(ray: Any, data: EvaluationData, job: Job) -> None:
 
 def train_one(data: EvaluationData, job: Job, name: str) -> None:
     """Trains and stores one classifier; UserError where none of its images can be read."""
-    images, labels = data.training_pictures(name)
+    images, labels = data.training_images(name)
     if not len(images):
         raise UserError(f"none of the training images in {data.plan.uri} can be read: repair them")
     assert NETWORK.train is not None
@@ -258,7 +257,7 @@ class Measurer:
 
     def _generated(self, number: int, shard: int) -> Decoded:
         rows = np.arange(self._data.shards[shard].rows)
-        images, labels = self._data.shard_pictures(shard, rows)
+        images, labels = self._data.shard_images(shard, rows)
         # As many as there are held-out ones: a Fréchet distance grows as samples get fewer.
         compared = np.isin(
             rows + self._data.shards[shard].before,
@@ -289,7 +288,7 @@ def _finish(data: EvaluationData, job: Job) -> Manifest[EvaluationResult]:
         bad += [BadImage(*entry) for entry in piece.bad]
         totals[piece.of].add(tensors_of(job.store.get(marker.key)), piece.rows)
     check_bad(len(bad), len(data.plan.keys), data.config.images.max_bad, data.plan.uri, bad)
-    result = _result(data, totals["train"], totals["heldout"], totals["generated"])
+    result = _result(data, totals["train"], totals["heldout"], totals["generated"], len(bad))
     job.put_plain("metrics.json", canonical(result.to_json()))
     return job.finish(result, objects=_objects(data, job))
 
@@ -300,7 +299,9 @@ def _objects(data: EvaluationData, job: Job) -> Iterator[Marker[Any]]:
     yield from all_markers(job, data.num_pieces, PieceFacts)
 
 
-def _result(data: EvaluationData, train: Total, heldout: Total, generated: Total) -> EvaluationResult:
+def _result(
+    data: EvaluationData, train: Total, heldout: Total, generated: Total, bad: int = 0
+) -> EvaluationResult:
     sets = Sets(
         train=train.tensors,
         heldout=heldout.tensors,
@@ -310,4 +311,4 @@ def _result(data: EvaluationData, train: Total, heldout: Total, generated: Total
     )
     values = {name: value for figure in FIGURES for name, value in figure.values(sets)}
     counts = {"num_images": generated.rows, "num_train": train.rows, "num_heldout": heldout.rows}
-    return EvaluationResult.model_validate(values | counts)
+    return EvaluationResult.model_validate(values | counts | ({"bad": bad} if bad else {}))

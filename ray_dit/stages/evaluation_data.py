@@ -26,7 +26,7 @@ REAL_PIECE = 1000
 """Real images per piece; generated ones come by the shard."""
 SUBSET_EPOCH = 0
 
-Pictures = tuple[NDArray[np.uint8], NDArray[np.int64]]
+Labelled = tuple[NDArray[np.uint8], NDArray[np.int64]]
 """Images uint8 [N, S, S, 3] and their labels."""
 
 
@@ -117,7 +117,7 @@ class EvaluationData:
         same = self.training_count(ON_REAL) == self.training_count(JUDGE)
         return (JUDGE, ON_GENERATED) if same else (JUDGE, ON_GENERATED, ON_REAL)
 
-    def training_pictures(self, classifier: str) -> Pictures:
+    def training_images(self, classifier: str) -> Labelled:
         """What a classifier is trained on."""
         count = self.training_count(classifier)
         if classifier == ON_GENERATED:
@@ -126,19 +126,19 @@ class EvaluationData:
         images, kept, _ = load_images(self.plan, rows[self.subset(len(rows), count)])
         return images, self.plan.labels[kept]
 
-    def generated(self, wanted: NDArray[np.int64]) -> Pictures:
+    def generated(self, wanted: NDArray[np.int64]) -> Labelled:
         """Generated images by their place in the dataset, rising; shard by shard, decoding only those."""
         images: list[NDArray[np.uint8]] = [np.zeros((0, self.plan.size, self.plan.size, 3), np.uint8)]
         labels: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
         for number, shard in enumerate(self.shards):
             low, high = np.searchsorted(wanted, [shard.before, shard.before + shard.rows])
             if low < high:
-                part = self.shard_pictures(number, wanted[low:high] - shard.before)
+                part = self.shard_images(number, wanted[low:high] - shard.before)
                 images.append(part[0])
                 labels.append(part[1])
         return np.concatenate(images), np.concatenate(labels)
 
-    def shard_pictures(self, number: int, rows: NDArray[np.int64]) -> Pictures:
+    def shard_images(self, number: int, rows: NDArray[np.int64]) -> Labelled:
         """These rows of a generated shard; UserError where they do not fit the real images."""
         key = self.shards[number].key
         shard = read_shard(open_store(self.config.dataset), key)
@@ -182,4 +182,4 @@ def check(data: EvaluationData) -> None:
             f"{int(data.plan.heldout.sum())} held-out and {data.num_generated} generated images are too "
             "few to compare: give the same --images.heldout as to encode, and generate at least 2"
         )
-    data.shard_pictures(0, np.zeros(1, dtype=np.int64))  # says so if the pictures are of another size
+    data.shard_images(0, np.zeros(1, dtype=np.int64))  # says so if the images are of another size

@@ -104,7 +104,10 @@ def plan_train(config: TrainConfig, *, begun: float) -> Plan:
 def _settled(config: TrainConfig) -> tuple[Manifest[LatentsResult], ModelConfig]:
     """The latents and what the model will be; UserError where they do not fit together."""
     latents = read_manifest(config.latents, LatentsResult)
-    source = read_model(config.init_from) if config.init_from is not None else None
+    source = None
+    if config.init_from is not None:
+        read_manifest(config.init_from, ModelResult)  # says best what lies there if it is no model
+        source = read_model(config.init_from)
     return latents, model_config_of(config, latents.facts, source)
 
 

@@ -20,12 +20,25 @@ from ray_dit.core.media import psnr
 from ray_dit.core.order import rows_at
 from ray_dit.core.rng import Stream, normal
 from ray_dit.errors import UserError
-from ray_dit.folders.images import ImagePlan, load_images, plan_images
+from ray_dit.folders.checkpoints import checkpoint_steps
+from ray_dit.folders.images import (
+    QUARANTINE_KEY,
+    BadImage,
+    ImagePlan,
+    check_bad,
+    find_bad,
+    load_images,
+    plan_images,
+    quarantine_bytes,
+    read_quarantine,
+    refuse_output_inside,
+)
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
 from ray_dit.ledger.results import Facts, Manifest
 from ray_dit.results import VAEResult
 from ray_dit.runtime.planning import Known, Plan, checkpoints_due, plan_training, stored_bytes
+from ray_dit.runtime.progress import progress
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.training.checkpointer import KEPT
 from ray_dit.runtime.training.launch import run_training
@@ -35,6 +48,10 @@ from ray_dit.storage.open import open_store
 STAGE = VAEResult.stage_name
 MAX_JUDGED = 1000
 """Held-out images the PSNR is taken over, at most."""
+AT_ONCE = 1 << 18
+"""Samples whose rows are looked up at once."""
+MANY = 1000
+"""Images from which on it is shown how many have been looked at."""
 SHOWN = 16
 """Held-out images kept as reconstructions.npz for the report."""
 
@@ -46,8 +63,9 @@ def train_vae(config: TrainVaeConfig) -> Manifest[VAEResult]:
     manifest = job.finished(VAEResult)
     if manifest is not None:
         return manifest
+    bad = _set_aside(config, plan, job)
     with ray_session(config) as ray:
-        run_training(ray, config, job, VAETask(config, plan, config.optimizer), "train-vae")
+        run_training(ray, config, job, VAETask(config, plan, config.optimizer, bad=bad), "train-vae")
     return read_manifest(job.store, VAEResult)
 
 
@@ -59,7 +77,7 @@ def plan_train_vae(config: TrainVaeConfig, *, begun: float) -> Plan:
     samples = config.steps * config.batch_size
     vae = VAE.create(config.vae, seed=config.seed)
     parameters = sum(parameter.numel() for parameter in vae.module.parameters())
-    judged = min(MAX_JUDGED, len(plan.rows(heldout=True)) or len(plan.keys))
+    judged = len(judged_rows(plan))
     return plan_training(
         config,
         STAGE,
@@ -78,6 +96,7 @@ def plan_train_vae(config: TrainVaeConfig, *, begun: float) -> Plan:
 
 def _inputs(config: TrainVaeConfig) -> ImagePlan:
     """The images; UserError where none is to be trained on or the VAE can't take them."""
+    refuse_output_inside(config.output, config.images)
     plan = plan_images(config.images)
     factor = 2 ** (len(config.vae.block_out_channels) - 1)
     if config.images.size % factor:
@@ -88,6 +107,67 @@ def _inputs(config: TrainVaeConfig) -> ImagePlan:
     if not len(plan.rows(heldout=False)):
         raise UserError(f"every image in {plan.uri} is held out: lower --images.heldout or add images")
     return plan
+
+
+def _set_aside(config: TrainVaeConfig, plan: ImagePlan, job: Job) -> tuple[BadImage, ...]:
+    """The images of this training that can't be read, found before it begins and listed in its folder.
+
+    UserError if they are more than allowed, or if a step or the judging would have none that can.
+    """
+    rows = _needed(config, plan)
+    if job.store.head(QUARANTINE_KEY) is not None:
+        bad = read_quarantine(job.store.get(QUARANTINE_KEY))
+    elif checkpoint_steps(job.store):
+        return ()  # each was tried before the training began, and none was set aside
+    elif len(rows) < MANY:
+        bad = find_bad(plan, rows)
+    else:
+        with progress("train-vae: looking at images", len(rows), "images") as advance:
+            bad = find_bad(plan, rows, advance)
+    check_bad(len(bad), len(rows), config.images.max_bad, plan.uri, bad)
+    if bad:
+        _check_left(config, plan, {entry.key for entry in bad})
+        job.put_plain(QUARANTINE_KEY, quarantine_bytes(bad))
+    return tuple(bad)
+
+
+def _needed(config: TrainVaeConfig, plan: ImagePlan) -> NDArray[np.int64]:
+    """The rows that all steps and the judging will read."""
+    rows = plan.rows(heldout=False)
+    samples = config.steps * config.batch_size
+    if samples < len(rows):  # else the first epoch has them all
+        rows = rows[rows_at(config.seed, np.arange(samples), len(rows))]
+    return np.union1d(rows, judged_rows(plan))
+
+
+def _check_left(config: TrainVaeConfig, plan: ImagePlan, bad_keys: set[str]) -> None:
+    """UserError where every image of some step's share, or every one to be judged, can't be read."""
+    bad = np.array([key in bad_keys for key in plan.keys])
+    judged = judged_rows(plan)
+    if bad[judged].all():
+        raise UserError(
+            f"none of the {len(judged)} images in {plan.uri} that the VAE would be judged by can be read, "
+            f"first {plan.keys[judged[0]]!r}: repair them, or hold out others by another --images.heldout"
+        )
+    train, share = plan.rows(heldout=False), config.batch_size // config.num_workers
+    samples = config.steps * config.batch_size
+    at_once = AT_ONCE // config.batch_size * config.batch_size or config.batch_size
+    for first in range(0, samples, at_once):
+        at = train[rows_at(config.seed, np.arange(first, min(first + at_once, samples)), len(train))]
+        lost = np.flatnonzero(bad[at].reshape(-1, share).all(axis=1))
+        if len(lost):
+            position = int(lost[0]) * share
+            raise UserError(
+                f"none of the {share} images in {plan.uri} that a worker has in step "
+                f"{(first + position) // config.batch_size} can be read, first "
+                f"{plan.keys[at[position]]!r}: repair them or raise --batch-size"
+            )
+
+
+def judged_rows(plan: ImagePlan) -> NDArray[np.int64]:
+    """The images the PSNR is taken over: held-out ones, training ones where none are held out."""
+    rows = plan.rows(heldout=True)
+    return _spread(rows if len(rows) else plan.rows(heldout=False), MAX_JUDGED)
 
 
 class VAELoss(nn.Module):
@@ -116,6 +196,8 @@ class VAETask:
     plan: ImagePlan
     optimizer: OptimizerConfig
     ema_decay: float | None = None
+    bad: tuple[BadImage, ...] = ()
+    """Images that were set aside before the training began."""
 
     def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
         from ray_dit.vae import VAE
@@ -157,24 +239,21 @@ class VAETask:
         decibels, judged, originals, reconstructed = self._judge(vae)
         job.put_plain("reconstructions.npz", npz_bytes(original=originals, reconstructed=reconstructed))
         job.put_plain("log.npz", npz_bytes(log=log))
-        job.finish(
-            VAEResult(
-                psnr_heldout=decibels,
-                num_heldout=judged,
-                steps=self.config.steps,
-                loss=float(log[-1, 1]),
-            )
-        )
+        facts: dict[str, Any] = {"psnr_heldout": decibels, "num_heldout": judged}
+        facts |= {"steps": self.config.steps, "loss": float(log[-1, 1])}
+        job.finish(VAEResult(**facts | ({"bad": len(self.bad)} if self.bad else {})))
 
     def _latent_size(self) -> int:
         return self.config.images.size // 2 ** (len(self.config.vae.block_out_channels) - 1)
 
     def _judge(self, vae: Any) -> tuple[float, int, NDArray[np.uint8], NDArray[np.uint8]]:
         """Mean PSNR over held-out images (training ones where none are held out), and a few of both."""
-        rows = self.plan.rows(heldout=True)
-        rows = rows if len(rows) else self.plan.rows(heldout=False)
-        rows = _spread(rows, MAX_JUDGED)
-        images, _, _ = load_images(self.plan, rows)
+        images, _, bad = load_images(self.plan, judged_rows(self.plan))
+        if not len(images):  # they could be read when the training began
+            raise UserError(
+                f"none of the images in {self.plan.uri} that the VAE is judged by can be read any more, "
+                f"first {bad[0].key!r}: bring them back and run the same command again"
+            )
         decoded = np.concatenate(
             [
                 self._reconstruct(vae, images[first : first + self.config.batch_size])

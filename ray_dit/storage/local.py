@@ -2,11 +2,15 @@
 
 A key becomes visible by ``link(2)``, which fails if the name is taken, so it is put-if-absent with whole
 content. What a killed writer leaves is a temp file, which no listing shows and ``clean`` removes.
+
+Objects are regular files. A FIFO, socket or device, which might be waited for without end when it is opened,
+is none: it is not listed and never opened.
 """
 
 import errno
 import fcntl
 import os
+import stat
 import time
 import uuid
 from collections.abc import Generator, Iterator
@@ -39,17 +43,22 @@ class LocalStore(Store):
             return file.read(length)
 
     def open_file(self, key: str) -> BinaryIO:
+        path = self._path(key)
         try:
             with self._saying(key):
-                return open(self._path(key), "rb")
+                if _is_special(os.stat(path)):
+                    raise UserError(
+                        f"{path} is a FIFO, socket or device, not a file: remove it or take another"
+                    )
+                return open(path, "rb")
         except _ABSENT as error:
             raise NotFound(f"{self.where(key)} does not exist") from error
 
     def head(self, key: str) -> ObjectInfo | None:
         try:
             with self._saying(key):
-                path = self._path(key)
-                return None if path.is_dir() else _info(key, path.stat())
+                found = os.stat(self._path(key))
+                return _info(key, found) if stat.S_ISREG(found.st_mode) else None
         except _ABSENT:
             return None
 
@@ -86,7 +95,7 @@ class LocalStore(Store):
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         folder, _, name = prefix.rpartition("/")
-        return self._walk(Path(self.uri) / folder, f"{folder}/" if folder else "", name)
+        return self._walk(Path(self.uri) / folder, f"{folder}/" if folder else "", name, ())
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -108,12 +117,23 @@ class LocalStore(Store):
     def _path(self, key: str) -> Path:
         return Path(self.uri) / checked_key(key)
 
-    def _walk(self, folder: Path, prefix: str, start: str) -> Iterator[ObjectInfo]:
-        """A folder's objects in the order of whole keys: a sub-folder sorts as its name and a slash."""
+    def _walk(
+        self, folder: Path, prefix: str, start: str, above: tuple[os.stat_result, ...]
+    ) -> Iterator[ObjectInfo]:
+        """A folder's objects in the order of whole keys: a sub-folder sorts as its name and a slash.
+
+        UserError for a symbolic link to one of the folders ``above``, in which the walk would never end.
+        """
         try:
             with self._saying(prefix), os.scandir(folder) as entries:
+                here = os.stat(folder)
+                if any(os.path.samestat(here, other) for other in above):
+                    raise UserError(
+                        f"{folder} is a symbolic link to a folder it lies in: remove the link, as what is "
+                        "below it has no end"
+                    )
                 names = sorted(
-                    entry.name + "/" * entry.is_dir()
+                    entry.name + "/" * _is_folder(entry)
                     for entry in entries
                     if entry.name.startswith(start) and not entry.name.startswith(TEMP)
                 )
@@ -121,7 +141,7 @@ class LocalStore(Store):
             return
         for name in names:
             if name.endswith("/"):
-                yield from self._walk(folder / name, prefix + name, "")
+                yield from self._walk(folder / name, prefix + name, "", (*above, here))
             elif (info := self.head(prefix + name)) is not None:
                 yield info
 
@@ -144,15 +164,29 @@ def _said(where: str, error: OSError) -> UserError:
             )
         case errno.ENOSPC | errno.EDQUOT:
             return UserError(f"{where} does not fit on its disk: free some space or take another folder")
+        case errno.ELOOP:
+            return UserError(f"{where} leads through symbolic links that end nowhere: remove or repair them")
         case errno.ENAMETOOLONG:
             return UserError(f"{where} is too long a path for this file system: take a shorter folder")
         case _:
             return StoreFailure(f"{where} could not be read or written: {error.strerror or error}")
 
 
-def _info(key: str, stat: os.stat_result) -> ObjectInfo:
-    etag = f"{stat.st_ino:x}-{stat.st_mtime_ns:x}-{stat.st_size:x}"
-    return ObjectInfo(key, stat.st_size, etag, None)
+def _info(key: str, found: os.stat_result) -> ObjectInfo:
+    etag = f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
+    return ObjectInfo(key, found.st_size, etag, None)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a symbolic link that leads to itself: whoever looks at the object says so
+        return False
+
+
+def _is_special(found: os.stat_result) -> bool:
+    """Whether it is neither a file nor a folder."""
+    return not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
 
 
 def _write_temp(path: Path, data: bytes) -> Path:
@@ -160,6 +194,12 @@ def _write_temp(path: Path, data: bytes) -> Path:
     try:
         _make_folder(path.parent)
     except (*_ABSENT, FileExistsError) as error:
+        for link in (path.parent, *path.parent.parents):
+            if link.is_symlink() and not link.exists():
+                raise UserError(
+                    f"{path.parent} cannot be made, as the symbolic link {link} ends nowhere: remove it or "
+                    "take another folder"
+                ) from error
         raise UserError(f"{path.parent} cannot be made ({error.strerror}): take another folder") from error
     temp = path.with_name(f"{TEMP}{uuid.uuid4().hex}")
     with open(temp, "xb") as file:

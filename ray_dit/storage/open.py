@@ -1,7 +1,10 @@
 """Which kind of storage a URI means; the one place that knows all of them."""
 
+import os
 from pathlib import Path
 
+from ray_dit.config.base import absolute
+from ray_dit.errors import UserError
 from ray_dit.storage.local import LocalStore
 from ray_dit.storage.store import Store
 
@@ -9,17 +12,30 @@ from ray_dit.storage.store import Store
 def open_store(uri: str) -> Store:
     """The store at a local path, ``file://``, ``s3://bucket/prefix`` or any URI fsspec knows.
 
-    Nothing is read.
+    Nothing is read. UserError for an S3 URI without a bucket, and for a misspelt URI.
     """
     scheme, separator, rest = uri.partition("://")
-    if not separator or scheme in ("file", "local"):
-        path = rest if separator else uri
-        return LocalStore(str(Path(path).expanduser().absolute()))
+    scheme = scheme.lower() if separator else ""
+    if scheme in ("", "file", "local"):
+        try:
+            return LocalStore(absolute(rest if separator else uri))
+        except ValueError as error:
+            raise UserError(str(error)) from error
     # Both bring fsspec and a client of their own, which a run on local folders does without.
     if scheme in ("s3", "s3a"):
         from ray_dit.storage.s3 import S3Store
 
+        if not rest.partition("/")[0]:
+            raise UserError(f"{uri!r} names no bucket: give s3://BUCKET/FOLDER")
         return S3Store(f"s3://{rest.rstrip('/')}")
     from ray_dit.storage.other import FsspecStore
 
-    return FsspecStore(uri.rstrip("/"))
+    return FsspecStore(f"{scheme}://{rest.rstrip('/')}")
+
+
+def is_inside(uri: str, folder: str) -> bool:
+    """Whether ``uri`` is ``folder`` or lies in it, with symbolic links followed."""
+    inner, outer = open_store(uri), open_store(folder)
+    if isinstance(inner, LocalStore) and isinstance(outer, LocalStore):
+        return Path(os.path.realpath(inner.uri)).is_relative_to(os.path.realpath(outer.uri))
+    return f"{inner.uri}/".startswith(f"{outer.uri}/")

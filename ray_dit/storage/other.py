@@ -5,14 +5,18 @@
 writer of a key writes the same bytes, so that this mode loses the alarm, not the data.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
 from ray_dit.errors import Conflict, NotFound, StoreFailure, UserError, first_message
 from ray_dit.storage.store import ObjectInfo, Store, checked_key
+
+READ_ONLY = ("http", "https", "github", "git", "zip", "tar", "data")
+"""Schemes under which nothing can be written, or not an object at a time."""
 
 
 @dataclass(frozen=True)
@@ -36,34 +40,49 @@ class FsspecStore(Store):
         return None if info["type"] == "directory" else self._info(info)
 
     def put(self, key: str, data: bytes) -> bool:
+        self._refuse_read_only()
         files, path = self._files(key)
-        files.makedirs(path.rpartition("/")[0], exist_ok=True)
         try:
-            if files.exists(path):
-                return self._same_or_conflict(key, data)
-            files.pipe_file(path, data, mode="create")
+            with self._saying(key):
+                files.makedirs(path.rpartition("/")[0], exist_ok=True)
+                if not files.exists(path):
+                    files.pipe_file(path, data, mode="create")
+                    return True
         except FileExistsError:
-            return self._same_or_conflict(key, data)
-        return True
+            pass
+        return self._same_or_conflict(key, data)
 
     def replace(self, key: str, data: bytes, *, if_match: str) -> None:
         info = self.head(key)
         if info is None or info.etag != if_match:
             raise Conflict(f"{self.where(key)} was changed by another writer; look again before replacing it")
+        self._refuse_read_only()
         files, path = self._files(key)
-        files.pipe_file(path, data)
+        with self._saying(key):
+            files.pipe_file(path, data)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         files, root = self._files()
         folder = prefix.rpartition("/")[0]
-        found = files.find(f"{root}/{folder}".rstrip("/"), detail=True)
+        with self._saying(prefix):
+            found = files.find(f"{root}/{folder}".rstrip("/"), detail=True)
         infos = (self._info(info) for _, info in sorted(found.items()))
         yield from (info for info in infos if info.key.startswith(prefix))
 
     def delete(self, key: str) -> None:
         files, path = self._files(key)
-        if files.exists(path):
-            files.rm_file(path)
+        with self._saying(key):
+            if files.exists(path):
+                files.rm_file(path)
+
+    def checked(self) -> Self:
+        self._refuse_read_only()
+        return self
+
+    def _refuse_read_only(self) -> None:
+        """UserError for what can only be read, before anything is asked of it."""
+        if self.uri.partition("://")[0] in READ_ONLY:
+            raise UserError(f"{self.uri} can be read but not written: give a path, s3://... or other storage")
 
     def _files(self, key: str | None = None) -> tuple[Any, str]:
         """The file system, and the object's path in it or the root's."""
@@ -86,8 +105,30 @@ class FsspecStore(Store):
             cause = error.__cause__
             reason = f" ({first_message(cause)})" if isinstance(cause, Exception) else ""
             raise NotFound(f"{self.where(key)} does not exist{reason}") from error
-        except OSError as error:
-            raise StoreFailure(f"{self.where(key)} could not be read: {error}") from error
+        except Exception as error:
+            raise self._said(key, error) from error
+
+    @contextmanager
+    def _saying(self, key: str) -> Generator[None]:
+        """Turns what the file system refuses into a sentence; absence and presence are left to the caller."""
+        try:
+            yield
+        except (FileNotFoundError, FileExistsError, UserError):
+            raise
+        except Exception as error:
+            raise self._said(key, error) from error
+
+    def _said(self, key: str, error: Exception) -> UserError:
+        """The sentence for an error of the file system's own client, which may be of any class."""
+        where = self.where(key).rstrip("/")
+        if isinstance(error, NotImplementedError):
+            return UserError(f"{where} is on storage that cannot do this ({error}): take other storage")
+        if isinstance(error, PermissionError):
+            return UserError(f"{where} is not permitted to this user: check the credentials or take another")
+        return StoreFailure(
+            f"{where} could not be read or written ({type(error).__name__}: {first_message(error)}): check "
+            "the address, the credentials and the network, then run again"
+        )
 
     def _info(self, info: dict[str, Any]) -> ObjectInfo:
         files, root = self._files()

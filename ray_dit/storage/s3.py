@@ -2,19 +2,16 @@
 
 Knows nothing of jobs.
 
-Requests go through the client s3fs makes (it finds credentials, profiles and ``AWS_ENDPOINT_URL`` the usual
-ways), not through s3fs's own methods: those retry five times above botocore's retries and hide which
-condition failed.
+Requests go through the client s3fs makes (``s3_client.py``), not through s3fs's own methods: those retry five
+times above botocore's retries and hide which condition failed.
 """
 
 import asyncio
-import atexit
 import base64
 import hashlib
 import io
 import itertools
 import logging
-import os
 import re
 import time
 import uuid
@@ -27,7 +24,19 @@ from typing import Any, BinaryIO, TypeVar, cast
 import fsspec.asyn  # pyright: ignore[reportMissingTypeStubs]
 
 from ray_dit.errors import Conflict, NotFound, StoreFailure, UserError
-from ray_dit.storage.retry import Incomplete, Patience, attempts, code_of, kind_of, said, unsupported
+from ray_dit.storage.proven import is_proven, note_success
+from ray_dit.storage.retry import (
+    Incomplete,
+    Patience,
+    attempts,
+    code_of,
+    kind_of,
+    said,
+    says_nothing,
+    unsupported,
+    with_fresh_credentials,
+)
+from ray_dit.storage.s3_client import ask_why, renew, shared_client
 from ray_dit.storage.store import CHUNK, ObjectInfo, Store, ahead, checked_key
 
 T = TypeVar("T")
@@ -288,16 +297,31 @@ class S3Store(Store):
     def _run(self, once: Callable[[Any], Awaitable[T]], key: str, *, size: int) -> T:
         """Runs a request with retries in the process's I/O loop and raises what a caller can understand."""
 
+        used: Any = None
+
         async def call() -> T:
-            return await once(await _client())
+            nonlocal used
+            used = await shared_client(self._bucket, self.patience)
+            try:
+                return await once(used)
+            except Exception as error:
+                if says_nothing(error):
+                    await ask_why(used, self._bucket)
+                raise
+
+        async def called() -> T:
+            return await attempts(call, where=where, patience=self.patience, size=size)
 
         where = self.where(key).rstrip("/")
-        loop = fsspec.asyn.get_loop()
-        future = asyncio.run_coroutine_threadsafe(
-            attempts(call, where=where, patience=self.patience, size=size), loop
-        )
+        if is_proven():
+            work = with_fresh_credentials(called, lambda: renew(used), where=where, patience=self.patience)
+        else:  # credentials that have never worked are not waited for
+            work = called()
+        future = asyncio.run_coroutine_threadsafe(work, fsspec.asyn.get_loop())
         try:
-            return future.result()
+            result = future.result()
+            note_success()
+            return result
         except UserError:
             raise
         except Exception as error:
@@ -379,49 +403,3 @@ def _info(key: str, reply: Reply) -> ObjectInfo:
     span = reply.get("ContentRange")
     size = int(span.rpartition("/")[2]) if span else reply["ContentLength"]
     return ObjectInfo(key, size, reply["ETag"], reply.get("Metadata", {}).get("sha256"))
-
-
-_clients: dict[object, "asyncio.Task[Any]"] = {}
-
-
-@atexit.register
-def _close_clients() -> None:
-    """Closes connections while the loop's thread still runs; aiohttp complains of open ones otherwise."""
-
-    async def close() -> None:
-        for task in _clients.values():
-            if task.done() and not task.cancelled() and task.exception() is None:
-                await task.result().close()
-
-    with suppress(Exception):
-        asyncio.run_coroutine_threadsafe(close(), fsspec.asyn.get_loop()).result(2)
-
-
-async def _client() -> Any:
-    """The client of this process, loop and environment (who changes ``AWS_*`` gets another)."""
-    loop = asyncio.get_running_loop()
-    environment = tuple(
-        sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
-    )
-    task = _clients.get((id(loop), environment))
-    if task is None or task.done() and (task.cancelled() or task.exception()):
-        task = _clients[id(loop), environment] = loop.create_task(_connect(loop))
-    return await asyncio.shield(task)
-
-
-async def _connect(loop: asyncio.AbstractEventLoop) -> Any:
-    import s3fs  # pyright: ignore[reportMissingTypeStubs]
-
-    config = {
-        "retries": {"total_max_attempts": 1},
-        "connect_timeout": 10,
-        "read_timeout": 60,
-        "max_pool_connections": 64,
-        "s3": {"payload_signing_enabled": True},  # the server then checks the body against its signed sha256
-        "request_checksum_calculation": "when_required",
-        "response_checksum_validation": "when_required",
-    }
-    files = cast(
-        Any, s3fs.S3FileSystem(asynchronous=True, loop=loop, skip_instance_cache=True, config_kwargs=config)
-    )
-    return await files.set_session()

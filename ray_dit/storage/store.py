@@ -129,7 +129,8 @@ class Store(ABC):
         info = self.head(key)
         if info is None:
             raise Conflict(
-                f"{self.where(key)} cannot be written: a folder has that name, or it was removed just now"
+                f"{self.where(key)} cannot be written: a folder has that name, or something else that is no "
+                "file, or it was removed just now"
             )
         stored = info.sha256 or self.sha256(key)
         ours = hashlib.sha256(data).hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.common import in_turns, machine, timed, write_json
+from benchmarks.common import argument_parser, in_turns, machine, timed, write_json
 
 
 def test_facts_of_the_machine_are_json(tmp_path: Path) -> None:
@@ -49,3 +49,9 @@ def test_measurements_take_turns(capsys: pytest.CaptureFixture[str]) -> None:
 def test_it_imports_neither_torch_nor_ray() -> None:
     seen = "import sys, benchmarks.common; sys.exit(bool({'torch', 'ray'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", seen], cwd=Path(__file__).parents[2]).returncode == 0
+
+
+def test_a_parser_says_what_one_types() -> None:
+    parser = argument_parser("What it is.\n\n    kept as it is", prog="python -m benchmarks.some")
+    assert parser.format_usage().startswith("usage: python -m benchmarks.some ")
+    assert "    kept as it is" in parser.format_help()

@@ -1,6 +1,7 @@
 """The image folder as stages see it: order, labels, split, and pictures that cannot be read."""
 
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,6 +107,15 @@ def test_too_many_bad_ones_fail_with_an_example() -> None:
     check_bad(1, 100, 0.01, "here", [])
     with pytest.raises(UserError, match="2 of 100 images in here"):
         check_bad(2, 100, 0.01, "here", [])
+
+
+@pytest.mark.timeout(20)
+def test_what_is_no_file_is_no_picture(folder: Path) -> None:
+    os.mkfifo(folder / "cat" / "waits.png")
+    (folder / "cat" / "endless.png").symlink_to("/dev/zero")
+    plan = plan_of(folder)
+    assert len(plan.keys) == 9
+    assert len(load_images(plan, range(9))[0]) == 9
 
 
 def test_wrong_places_are_told_apart(tmp_path: Path, folder: Path) -> None:

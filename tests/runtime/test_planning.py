@@ -31,15 +31,6 @@ def test_the_busiest_worker_decides(sizes: list[int], done: set[int], workers: i
     assert planning.makespan(sizes, done, workers) == longest
 
 
-def test_a_finished_job_takes_no_time() -> None:
-    common: dict[str, Any] = {
-        "stage": "generate", "output": "there", "counts": {"images": 10, "shards": 1},
-        "done": {"images": 10, "shards": 1}, "network_evaluations": 100, "bytes_in": 1, "workers": 2,
-    }  # fmt: skip
-    plan = planning.summed(common, {"starting": 3.0, "shards": 0.0}, bytes_out=5, basis="measured")
-    assert plan.total_seconds == 0
-
-
 def test_the_cost_is_that_of_all_workers() -> None:
     plan = Plan(
         stage="generate", output="there", counts={}, done={}, network_evaluations=0, bytes_in=0, bytes_out=0,

@@ -1,6 +1,9 @@
 """Ray entered and left: a private one, one that is there already, and addresses nobody answers at."""
 
 import os
+import signal
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,14 @@ import pytest
 
 from ray_dit.config import StageConfig
 from ray_dit.errors import UserError
-from ray_dit.runtime.session import MIN_CPUS, check_resources, ray_session
+from ray_dit.runtime.session import (
+    MIN_CPUS,
+    Terminated,
+    check_resources,
+    interrupted_as_ever,
+    ray_session,
+    stopped_by_sigterm,
+)
 
 
 class Resources:
@@ -37,6 +47,52 @@ def test_a_private_ray_is_joined_by_inner_sessions_and_gone_afterwards(
             assert inner.get_runtime_context().get_node_id() == node
         assert ray.is_initialized()
     assert not ray.is_initialized()
+
+
+def test_sigterm_stops_as_an_interrupt_does_and_only_meanwhile() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Terminated), stopped_by_sigterm():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_is_told_from_an_interrupt_whatever_was_raised_for_it() -> None:
+    def wait_as_ray_does() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), signal.SIGTERM)  # once is enough
+            raise KeyboardInterrupt from None
+
+    with pytest.raises(Terminated), stopped_by_sigterm():
+        wait_as_ray_does()
+    with pytest.raises(KeyboardInterrupt) as stop, stopped_by_sigterm():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert type(stop.value) is KeyboardInterrupt
+
+
+def test_signals_are_the_main_threads_business() -> None:
+    said: list[str] = []
+
+    def work() -> None:
+        with stopped_by_sigterm(), interrupted_as_ever():
+            said.append("done")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert said == ["done"]
+
+
+def test_an_interrupt_stays_one_where_another_handler_exits() -> None:
+    def train_as_ray_does() -> None:
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interrupted_as_ever():
+        train_as_ray_does()
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])

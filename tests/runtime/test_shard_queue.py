@@ -33,6 +33,14 @@ def test_each_worker_gets_what_nobody_has_begun() -> None:
     assert shards.made == {"a": 2, "b": 1}
 
 
+def test_it_is_ready_once_a_worker_has_asked_for_work() -> None:
+    shards = ShardQueue(range(2))
+    shards.join("a", "first")
+    assert not shards.ready, "until then a model that is not there ends the job"
+    shards.take("a", 0)
+    assert shards.ready
+
+
 def test_a_worker_that_asks_again_holds_nothing() -> None:
     """The answer that gave it a shard was lost on the way, and is no failed try."""
     shards = queue(2)
@@ -358,9 +366,11 @@ def test_whatever_happens_each_shard_is_finished_once_or_lost(steps: list[str], 
     shards = ShardQueue(range(6), deadline=1)
     held: dict[str, int] = {}
     finished: list[int] = []
+    loading: set[str] = set()  # none dies there: after a few such deaths in a row the queue rightly gives up
     for now, step in enumerate(steps):
         worker = random.choice("abc")  # type: ignore[attr-defined]
         if step == "take":
+            loading.discard(worker)
             held.pop(worker, None)
             turn = shards.take(worker, 10.0 * now)
             if turn.shard is not None:
@@ -372,7 +382,8 @@ def test_whatever_happens_each_shard_is_finished_once_or_lost(steps: list[str], 
                 finished.append(shard)
         elif step == "fail" and worker in held:
             shards.fail(worker, held.pop(worker), "raised", 10.0 * now)
-        elif step == "die":
+        elif step == "die" and worker not in loading:
+            loading.add(worker)
             held.pop(worker, None)
             shards.join(worker, f"{now}")
         elif step == "late":

@@ -16,8 +16,8 @@ from ray_dit.runtime.shards import Work, make_shards, shard_name, shard_sizes
 from ray_dit.storage.local import LocalStore
 from tests.support.shard_makers import SIZE, run
 
-DEADLINE = {"stop": 3.0, "hang": 3.0}
-"""Seconds; what raises or dies is noticed without."""
+DEADLINE = 3.0
+"""Seconds, for shards that take a moment; what raises or dies is noticed without it."""
 
 
 def records(folder: Path) -> dict[str, Any]:
@@ -63,57 +63,58 @@ def test_few_shards_reach_every_actor(one_ray: Any, tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-# fmt: skip
 @pytest.mark.parametrize(
-    ("what", "cause"),
+    ("poison", "causes", "deadline"),
     [
-        ("raise", "ValueError: not a number"),
-        ("kill", "died"),
-        ("stop", "not finished"),
-        ("hang", "not finished"),
+        ({2: "raise", 5: "kill"}, {2: "ValueError: not a number", 5: "died"}, None),
+        ({2: "stop", 5: "hang"}, {2: "not finished", 5: "not finished"}, DEADLINE),
     ],
 )
 def test_poison_is_tried_three_times_while_the_rest_is_made(
-    one_ray: Any, tmp_path: Path, what: str, cause: str, capsys: pytest.CaptureFixture[str]
+    one_ray: Any,
+    tmp_path: Path,
+    poison: dict[int, str],
+    causes: dict[int, str],
+    deadline: float | None,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(UserError, match=rf"1 of 12 shards failed in all 3 tries \(shard 5: .*{cause}"):
-        run(one_ray, tmp_path, 12, actors=2, seconds=0.05, poison={5: what}, deadline=DEADLINE.get(what))
-    assert made(tmp_path) == expected(set(range(12)) - {5})
-    assert records(tmp_path)["failed"] == [5]
-    assert records(tmp_path)["images"] == 11 * SIZE
-    told = [event for event in failures(tmp_path) if event.get("shard") == 5]
-    assert [event["try"] for event in told] == list(range(1, TRIES + 1))
-    assert all(cause in event["cause"] for event in told)
-    assert f"shard 5 failed (try {TRIES} of {TRIES})" in capsys.readouterr().err
-    job = run(one_ray, tmp_path, 12, actors=2)  # the cause is gone
-    assert made(tmp_path) == expected(range(12))
-    assert records(tmp_path)["shards"] == 1
-    assert set(job.names()) == {shard_name(shard) for shard in range(12)}
+    listed = rf"2 of 14 shards failed in all 3 tries \(shard 2: .*{causes[2]}.*; shard 5: .*{causes[5]}"
+    with pytest.raises(UserError, match=listed):
+        run(one_ray, tmp_path, 14, actors=3, seconds=0.05, poison=poison, deadline=deadline)
+    said = capsys.readouterr().err
+    assert made(tmp_path) == expected(set(range(14)) - poison.keys())
+    assert records(tmp_path)["failed"] == sorted(poison)
+    assert records(tmp_path)["images"] == 12 * SIZE
+    for shard, cause in causes.items():
+        told = [event for event in failures(tmp_path) if event.get("shard") == shard]
+        assert [event["try"] for event in told] == list(range(1, TRIES + 1))
+        assert all(cause in event["cause"] for event in told)
+        assert f"shard {shard} failed (try {TRIES} of {TRIES})" in said
+    job = run(one_ray, tmp_path, 14, actors=2)  # the cause is gone
+    assert made(tmp_path) == expected(range(14))
+    assert records(tmp_path)["shards"] == len(poison)
+    assert set(job.names()) == {shard_name(shard) for shard in range(14)}
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["kill", "stop"])
-def test_a_shard_whose_process_is_lost_once_is_made(one_ray: Any, tmp_path: Path, what: str) -> None:
-    run(
-        one_ray,
-        tmp_path,
-        12,
-        actors=1,
-        seconds=0.05,
-        poison={5: what},
-        once=True,
-        deadline=DEADLINE.get(what),
-    )
+def test_shards_whose_process_is_lost_once_are_made(one_ray: Any, tmp_path: Path) -> None:
+    lost = {5: "kill", 8: "stop"}
+    run(one_ray, tmp_path, 12, actors=1, seconds=0.05, poison=lost, once=True, deadline=DEADLINE)
     assert made(tmp_path) == expected(range(12))
     assert records(tmp_path)["failed"] == []
     assert records(tmp_path)["images"] == 12 * SIZE, "progress must not come from rows, which Ray drops"
 
 
 @pytest.mark.ray
-def test_a_hash_alarm_ends_the_job_at_once(one_ray: Any, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="^other bytes came out$"):
-        run(one_ray, tmp_path, 200, actors=2, seconds=0.1, poison={5: "alarm"})
+@pytest.mark.parametrize(
+    ("what", "said"), [("alarm", "other bytes came out"), ("expire", "no fresh ones came")]
+)
+def test_what_ends_every_shard_ends_the_job_at_once(
+    one_ray: Any, tmp_path: Path, what: str, said: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{said}$"):
+        run(one_ray, tmp_path, 200, actors=2, seconds=0.1, poison={5: what})
     assert len(made(tmp_path)) < 100
 
 

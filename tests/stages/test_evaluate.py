@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,10 @@ def data_of(config: EvaluateConfig, num_generated: int) -> EvaluationData:
     return EvaluationData(config, plan_images(config.images), manifest_of(result))
 
 
+def measurer_of(data: EvaluationData, job: Job) -> stage.Measurer:
+    return stage.Measurer(data, {name: stage.load_classifier(job, name) for name in data.classifiers})
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """All files but the records of runs."""
     paths = [path for path in folder.rglob("*") if path.is_file() and "_runs" not in path.parts]
@@ -174,10 +179,10 @@ def test_measures_of_pieces_add_up_to_those_of_the_whole(folder: Path):
     job = Job.open(open_store(config.output), "evaluate", {})
     for name in data.classifiers:
         stage.train_one(data, job, name)
-    measurer = stage.Measurer(data, job)
+    measurer = measurer_of(data, job)
     markers = [put_piece(measurer, job, piece) for piece in range(data.num_pieces)]
     assert [marker.facts.of for marker in markers] == ["train", "heldout", "generated", "generated"]
-    assert make_shard(stage.Measurer(data, job), 0) == make_shard(measurer, 0)
+    assert make_shard(measurer_of(data, job), 0) == make_shard(measurer, 0)
     compared = {marker.key: int(load(job.store.get(marker.key))["count"]) for marker in markers[1:]}
     assert list(compared.values()) == [13, 8, 5]  # held out, and the two generated shards
     manifest = stage._finish(data, job)
@@ -230,9 +235,13 @@ def test_a_real_picture_nobody_can_read_is_counted_and_too_many_are_refused(fold
     for name in data.classifiers:
         stage.train_one(data, job, name)
     for piece in range(data.num_pieces):
-        put_piece(stage.Measurer(data, job), job, piece)
+        put_piece(measurer_of(data, job), job, piece)
     with pytest.raises(UserError, match="1 of 80 images .*top/000.png"):
         stage._finish(data, job)
+    images = config.images.model_copy(update={"max_bad": 0.05})
+    lenient = replace(data, config=config.model_copy(update={"images": images}))
+    assert stage._finish(lenient, job).facts.bad == 1
+    assert json.loads((folder / "evaluation/metrics.json").read_bytes())["bad"] == 1
 
 
 @pytest.mark.parametrize(
@@ -253,13 +262,13 @@ def test_training_loads_no_more_pictures_than_its_steps_look_at(folder: Path):
     config = settings(folder).model_copy(update={"classifier": ClassifierConfig(steps=2, batch_size=3)})
     data = data_of(config, 5000)
     assert {data.training_count(name) for name in (JUDGE, ON_GENERATED, ON_REAL)} == {6}
-    images, labels = data.training_pictures(JUDGE)
+    images, labels = data.training_images(JUDGE)
     assert (len(images), len(labels)) == (6, 6)
 
 
 def test_classifiers_never_see_held_out_pictures(folder: Path):
     data = data_of(settings(folder), 5000)
-    seen = {image.tobytes() for image in data.training_pictures(JUDGE)[0]}
+    seen = {image.tobytes() for image in data.training_images(JUDGE)[0]}
     heldout = [data.plan.keys[row] for row in data.plan.rows(heldout=True)]
     assert heldout
     assert len(seen) == NUM_REAL - len(heldout)

@@ -11,7 +11,14 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
+from botocore.exceptions import (
+    ClientError,
+    EndpointConnectionError,
+    InvalidRegionError,
+    NoCredentialsError,
+    ProfileNotFound,
+    TokenRetrievalError,
+)
 
 import ray_dit.storage.s3 as s3
 from ray_dit.errors import Conflict, NotFound, StoreFailure, UserError
@@ -280,20 +287,27 @@ def client_error(code: str, status: int) -> ClientError:
         (client_error("AccessDenied", 403), "user"),
         (client_error("MalformedXML", 400), "broken"),
         (client_error("NotImplemented", 501), "broken"),
+        (client_error("ExpiredToken", 400), "expired"),
+        (TokenRetrievalError(provider="sso", error_msg="log in"), "expired"),
         (NoCredentialsError(), "user"),
+        (ProfileNotFound(profile="nobody"), "user"),
+        (InvalidRegionError(region_name="eu west"), "user"),
         (EndpointConnectionError(endpoint_url="http://x"), "retry"),
         (TimeoutError(), "retry"),
         (Incomplete("no ETag"), "retry"),
         (KeyError("ours"), "broken"),
     ],
 )
-def test_errors_are_of_three_kinds_by_their_code(error: Exception, kind: str):
+def test_errors_are_of_four_kinds_by_their_code(error: Exception, kind: str):
     assert kind_of(error) == kind
 
 
 def test_user_errors_say_what_to_change():
     assert "AWS_SECRET_ACCESS_KEY" in str(said("s3://b/k", client_error("SignatureDoesNotMatch", 403)))
     assert "AWS_PROFILE" in str(said("s3://b/k", NoCredentialsError()))
+    assert "'nobody'" in str(said("s3://b/k", ProfileNotFound(profile="nobody")))
+    assert "log in again" in str(said("s3://b/k", TokenRetrievalError(provider="sso", error_msg="late")))
+    assert "AWS_DEFAULT_REGION" in str(said("s3://b/k", client_error("AuthorizationHeaderMalformed", 400)))
     assert type(said("s3://b/k", client_error("MalformedXML", 400))) is StoreFailure
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_dit.config import ShardsConfig
-from ray_dit.errors import UserError
+from ray_dit.errors import CredentialsExpired, UserError
 from ray_dit.ledger.job import HashAlarm, Job
 from ray_dit.results import ShardFacts
 from ray_dit.runtime.shards import Made, ShardMaker, Work, make_shards
@@ -36,7 +36,7 @@ class Build:
     together: int = 1
     """Actors that must have started before any of them makes a shard."""
     poison: dict[int, str] = field(default_factory=lambda: {})
-    """What happens in these shards: raise, alarm, kill, stop or hang."""
+    """What happens in these shards: raise, alarm, expire, kill, stop or hang."""
     once: bool = False
     """Poison works in the first try only."""
     start: str = ""
@@ -76,6 +76,8 @@ class Maker:
                 raise ValueError("not a number")
             if what == "alarm":
                 raise HashAlarm("other bytes came out")
+            if what == "expire":
+                raise CredentialsExpired("no fresh ones came")
             if what == "hang":
                 time.sleep(1000)
             os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGSTOP)

@@ -36,20 +36,32 @@ class Board:
     def __init__(self) -> None:
         self._progress = Progress()
         self._error: str | None = None
+        self._trace: str | None = None
 
     def show(self, progress: Progress) -> None:
         """The first worker is so far."""
         self._progress = progress
 
     def fail(self, error: str) -> None:
-        """The user must change something; ``error`` says what."""
-        self._error = error
+        """The user must change something; ``error`` says what, and the first one stays."""
+        self._error = self._error or error
+
+    def crash(self, trace: str) -> None:
+        """A worker met an error that another try would meet again; the first one stays."""
+        self._trace = self._trace or trace
 
     def progress(self) -> Progress:
         return self._progress
 
     def error(self) -> str | None:
         return self._error
+
+    def trace(self) -> str | None:
+        return self._trace
+
+    def is_over(self) -> bool:
+        """Whether no further try would help."""
+        return self._error is not None or self._trace is not None
 
 
 @dataclass

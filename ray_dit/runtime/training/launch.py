@@ -4,6 +4,7 @@ It is the only part of training that imports ray. Ray is told nothing of checkpo
 folder, and every start of the workers, Ray's or the user's, goes on from the newest there.
 """
 
+import traceback
 from typing import Any
 
 import torch
@@ -12,20 +13,24 @@ from ray_dit.config import TrainingConfig
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import Job
-from ray_dit.runtime.session import check_resources
+from ray_dit.runtime.session import check_resources, interrupted_as_ever
 from ray_dit.runtime.training.board import Board, show_progress
 from ray_dit.runtime.training.parallel import make_parallel
 from ray_dit.runtime.training.task import Task
 from ray_dit.runtime.training.worker import train_worker
+from ray_dit.storage.proven import trust_settings
 
 MAX_WORKER_FAILURES = 3
+PERMANENT = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError, ImportError)
+"""What code raises about its data. Kills, networks and accelerators raise others, which may pass."""
 
 
 def run_training(ray: Any, config: TrainingConfig, job: Job, task: Task[Any], what: str) -> None:
     """Trains ``task`` to ``config.steps`` on Ray Train workers.
 
     It goes on from the newest checkpoint in the job's folder. ``what`` names the training in progress and in
-    the run's record. UserError for what the user must change, RuntimeError when the workers failed too often.
+    the run's record. UserError for what the user must change, RuntimeError when the workers failed too often
+    or met an error that another try would meet again.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -50,25 +55,34 @@ def run_training(ray: Any, config: TrainingConfig, job: Job, task: Task[Any], wh
     )
     with show_progress(lambda: ray.get(board.progress.remote()), what, config.steps, config.tensorboard):
         try:
-            trainer.fit()
+            with interrupted_as_ever():
+                trainer.fit()
         except Exception as error:
-            _raise_user_error(ray, board)
+            _raise_final(ray, board)
             raise RuntimeError(
                 f"training failed after {MAX_WORKER_FAILURES} restarts of its workers"
             ) from error
-    _raise_user_error(ray, board)
+    _raise_final(ray, board)
     progress = ray.get(board.progress.remote())
     steps = progress.done - progress.begin
     run.end(steps=steps, samples=steps * config.batch_size)
 
 
 def _worker(arguments: dict[str, Any]) -> None:
-    """What Ray Train runs on each worker. A user's error goes to the board: trying again would not help."""
+    """What Ray Train runs on each worker.
+
+    An error that is a function of data or settings goes to the board: trying again would not help. Where
+    others wait for this worker it is raised as well, so that Ray Train ends them; what it then starts again
+    finds the board's word and ends.
+    """
     import ray
     from ray.train import get_context
     from ray.train.torch import get_device
 
     config, board, context = arguments["config"], arguments["board"], get_context()
+    if ray.get(board.is_over.remote()):
+        return
+    trust_settings()
     make_deterministic(config.threads)
     try:
         train_worker(
@@ -83,12 +97,21 @@ def _worker(arguments: dict[str, Any]) -> None:
         )
     except UserError as error:
         ray.get(board.fail.remote(str(error)))
+        if context.get_world_size() > 1:
+            raise
+    except PERMANENT:
+        ray.get(board.crash.remote(traceback.format_exc()))
+        if context.get_world_size() > 1:
+            raise
 
 
-def _raise_user_error(ray: Any, board: Any) -> None:
-    error = ray.get(board.error.remote())
+def _raise_final(ray: Any, board: Any) -> None:
+    """Raises what a worker has met that another try would meet again."""
+    error, trace = ray.get([board.error.remote(), board.trace.remote()])
     if error:
         raise UserError(error)
+    if trace:
+        raise RuntimeError(f"a worker of the training met an error that would come again:\n{trace}")
 
 
 def _ray_storage(job: Job) -> dict[str, Any]:

@@ -16,11 +16,20 @@ from tests.runtime.training.regression import CPU, Regression
 
 def test_the_board_keeps_what_was_written_last() -> None:
     board = Board()
-    assert (board.progress(), board.error()) == (Progress(0, 0, None), None)
+    assert (board.progress(), board.error(), board.is_over()) == (Progress(0, 0, None), None, False)
     board.show(Progress(4, 5))
     board.show(Progress(4, 6, (6.0, 0.5)))
     board.fail("the latents are gone")
+    board.fail("and then that")
     assert (board.progress(), board.error()) == (Progress(4, 6, (6.0, 0.5)), "the latents are gone")
+    assert board.is_over()
+
+
+def test_the_board_keeps_the_first_error_that_would_come_again() -> None:
+    board = Board()
+    board.crash("ValueError in step 3")
+    board.crash("ValueError in step 4")
+    assert (board.trace(), board.error(), board.is_over()) == ("ValueError in step 3", None, True)
 
 
 def test_it_is_written_on_seldom_or_when_it_matters() -> None:

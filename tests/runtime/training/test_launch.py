@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ray_dit.config import TrainingConfig
 from ray_dit.errors import UserError
 from ray_dit.folders.checkpoints import checkpoint_key
 from ray_dit.ledger.job import Job
@@ -48,6 +49,16 @@ class Refusing(Dying):
         raise UserError("none of the pictures can be read: mount the disk")
 
 
+@dataclass
+class Mistaken(Dying):
+    """Meets data that its code was not made for; the first of two workers, whom the other waits for."""
+
+    def batch(self, positions: np.ndarray) -> torch.Tensor:
+        if 5 * CONFIG.batch_size in positions:
+            raise ValueError("need at least one array to concatenate")
+        return super().batch(positions)
+
+
 @pytest.fixture(scope="module")
 def ray(one_ray: Any) -> Any:
     """A Ray whose workers, which cannot import the tests, are sent the tasks' code."""
@@ -56,8 +67,8 @@ def ray(one_ray: Any) -> Any:
     return one_ray
 
 
-def train(ray: Any, folder: Path, task: Regression) -> None:
-    run_training(ray, CONFIG, Job.open(open_store(str(folder)), "train", {"test": True}), task, "train")
+def train(ray: Any, folder: Path, task: Regression, config: TrainingConfig = CONFIG) -> None:
+    run_training(ray, config, Job.open(open_store(str(folder)), "train", {"test": True}), task, "train")
 
 
 def test_workers_that_die_are_started_again_and_go_on_from_the_checkpoint(ray: Any, tmp_path: Path) -> None:
@@ -72,3 +83,10 @@ def test_what_the_user_must_change_is_said_and_not_tried_again(ray: Any, tmp_pat
     with pytest.raises(UserError, match="mount the disk"):
         train(ray, tmp_path / "run", Refusing(folder=tmp_path))
     assert len(list(tmp_path.glob("start-*"))) == 1
+
+
+def test_an_error_that_would_come_again_is_not_tried_again(ray: Any, tmp_path: Path) -> None:
+    two = CONFIG.model_copy(update={"num_workers": 2})
+    with pytest.raises(RuntimeError, match=r"would come again:\n(.|\n)*ValueError: need at least one array"):
+        train(ray, tmp_path / "run", Mistaken(folder=tmp_path), two)
+    assert len(list(tmp_path.glob("start-*"))) <= 2

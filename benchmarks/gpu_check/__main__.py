@@ -1,0 +1,113 @@
+"""What only an accelerator can show: that it computes the same as a CPU does, and how fast.
+
+``python -m benchmarks.gpu_check`` (`make gpu-check`), a few minutes on one GPU; from the repository's root,
+since it reads tests/golden. It prints a line for each check and figure, writes them to
+``benchmarks/results/gpu-NAME.json`` (after every part, so that a run that is cut short leaves what it found),
+and ends with exit code 1 if a check fails. A part that raises is a failed check, and the others still run.
+
+*Checks* have a bound, all in float32 without TF32 unless their name says otherwise. *Figures* are throughput,
+peak memory and MFU: 2 FLOPs per multiply-accumulate (`core.dit.macs`), three times that in training, over the
+rate of a large bfloat16 matrix product measured in the same run on the same device, and not over a data
+sheet's.
+
+``--device cpu --quick`` runs everything at tiny sizes, to try the script itself.
+"""
+
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.cuda.nccl
+
+from benchmarks import common
+from benchmarks.common import RESULTS, argument_parser, write_json
+from benchmarks.gpu_check.bench import FULL, QUICK, Bench, Report
+from benchmarks.gpu_check.checks import CHECKS
+from benchmarks.gpu_check.figures import FIGURES, peak_rate
+
+
+def run(
+    bench: Bench,
+    checks: Sequence[Callable[[Bench], None]] = CHECKS,
+    figures: Sequence[Callable[[Bench, float], None]] = FIGURES,
+    save: Callable[[], None] = lambda: None,
+) -> None:
+    """These parts, ``save`` after each; one that raises is a failed check of its name."""
+    for part in checks:
+        _guarded(bench, part.__name__, lambda part=part: part(bench))
+        save()
+    peak = peak_rate(bench) if figures else math.nan
+    for part in figures:
+        _guarded(bench, part.__name__, lambda part=part: part(bench, peak))
+        save()
+
+
+def _guarded(bench: Bench, name: str, part: Callable[[], None]) -> None:
+    started = time.perf_counter()
+    try:
+        part()
+    except Exception as error:  # whatever it is, it is a finding
+        bench.report.failed(name, error)
+    bench.report.seconds[name] = round(time.perf_counter() - started, 1)
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Facts of the machine and of its GPU."""
+    found = common.machine()
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "gpu": properties.name,
+            "gib": round(properties.total_memory / 2**30),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        }
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the parts asked for; 1 if a check fails, else 0."""
+    parser = argument_parser(__doc__, prog="python -m benchmarks.gpu_check")
+    names = [part.__name__ for part in (*CHECKS, *FIGURES)]
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes; no results file unless --output")
+    parser.add_argument("--parts", nargs="+", choices=names, default=names)
+    parser.add_argument("--output", type=Path, help="where to write the results")
+    arguments = parser.parse_args(argv)
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print(
+            "gpu-check: torch sees no GPU here; run it where there is one, or try the script with --device "
+            "cpu --quick",
+            file=sys.stderr,
+        )
+        return 2
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as training has it
+    found, report = machine(device), Report()
+    name = re.sub(r"[^a-z0-9]+", "-", str(found.get("gpu", device.type)).lower()).strip("-")
+    path = arguments.output or (None if arguments.quick else RESULTS / f"gpu-{name}.json")
+
+    def save() -> None:
+        if path is not None:
+            write_json(path, {"machine": found, **asdict(report)})
+
+    bench = Bench(device, QUICK if arguments.quick else FULL, report)
+    checks = [part for part in CHECKS if part.__name__ in arguments.parts]
+    run(bench, checks, [part for part in FIGURES if part.__name__ in arguments.parts], save)
+    failed = sum(not check["holds"] for check in report.checks)
+    print(f"{len(report.checks)} checks, {failed} failed; {len(report.figures)} figures")
+    if path is not None:
+        print(f"written to {path}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Other file systems as stores: what can only be read, and errors of any class."""
+
+import pytest
+
+from ray_dit.errors import UserError
+from ray_dit.storage.open import open_store
+from ray_dit.storage.other import FsspecStore
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_the_web_can_be_read_and_not_written(scheme: str):
+    store = open_store(f"{scheme}://127.0.0.1:9/x")
+    for write in (store.checked, lambda: store.put("a", b"x")):
+        with pytest.raises(UserError, match="can be read but not written: give a path, s3://"):
+            write()
+    with pytest.raises(UserError, match="127.0.0.1:9"):
+        store.get("a")
+
+
+class Refusing:
+    """A file system whose own client raises what it likes."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __getattr__(self, name: str) -> object:
+        def refuse(*_: object, **__: object) -> None:
+            raise self.error
+
+        return refuse
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (KeyError("token"), "could not be read or written .KeyError"),
+        (OSError("reset"), "check the address, the credentials and the network"),
+        (PermissionError("no"), "is not permitted to this user: check the credentials"),
+        (NotImplementedError("create"), "is on storage that cannot do this"),
+    ],
+)
+def test_whatever_another_file_system_raises_is_a_sentence(error: Exception, sentence: str):
+    class Store(FsspecStore):
+        def _files(self, key: str | None = None) -> tuple[object, str]:
+            return Refusing(error), f"x/{key}"
+
+    store = Store("odd://x")
+    for access in (
+        lambda: store.get("a"),
+        lambda: store.put("a", b""),
+        lambda: list(store.list()),
+        lambda: store.delete("a"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            access()

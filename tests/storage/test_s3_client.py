@@ -1,0 +1,162 @@
+"""The client of S3: first contact, refusals without a reason, and credentials that expire."""
+
+import asyncio
+import pickle
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from botocore.exceptions import ClientError
+
+from ray_dit.errors import CredentialsExpired, StoreFailure, UserError
+from ray_dit.storage.retry import Patience, with_fresh_credentials
+from ray_dit.storage.s3 import S3Store
+
+QUICK = Patience(deadline=3.0, contact=0.5, renewal=10.0, renewal_pause=0.05, first_pause=0.02)
+
+
+@dataclass
+class Service:
+    """As much of S3 as it takes to read an object, for whoever has a key that is valid."""
+
+    valid: set[str]
+    refusal: str = "ExpiredToken"
+    asked: list[tuple[str, str]] = field(default_factory=lambda: [])
+    """Method and key of every request."""
+
+    @property
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        service = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                key = self.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
+                service.asked.append((self.command, key))
+                status, body = 200, b"content"
+                if key not in service.valid:
+                    status, body = 403, f"<Error><Code>{service.refusal}</Code></Error>".encode()
+                elif "list-type" in self.path:
+                    body = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+                self.send_response(status)
+                self.send_header("ETag", '"1"')
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body)
+
+            do_HEAD = do_GET
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        return Handler
+
+
+@pytest.fixture
+def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    """The service, in the environment, with a file of credentials that names the valid key ``old``."""
+    service = Service({"old"})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), service.handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    write_key(tmp_path, "old")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    yield service
+    server.shutdown()
+    server.server_close()
+
+
+def write_key(folder: Path, key: str) -> None:
+    text = f"[default]\naws_access_key_id={key}\naws_secret_access_key=x\naws_session_token=x\n"
+    (folder / "new").write_text(text)
+    (folder / "new").replace(folder / "credentials")
+
+
+def test_fresh_credentials_are_waited_for_and_taken(service: Service, tmp_path: Path) -> None:
+    store = S3Store("s3://bucket", patience=QUICK)
+    assert store.get("a") == b"content"
+    service.valid = {"new"}
+    timer = threading.Timer(0.5, write_key, (tmp_path, "new"))
+    timer.start()
+    assert store.get("a") == b"content"
+    assert store.head("a") is not None, "a HEAD, whose refusal says no reason"
+    service.valid = {"newer"}
+    write_key(tmp_path, "newer")
+    assert store.head("a") is not None
+    assert {key for _, key in service.asked} == {"old", "new", "newer"}
+
+
+def test_when_none_come_it_is_said_what_to_do(service: Service) -> None:
+    store = S3Store("s3://bucket", patience=Patience(renewal=0.3, renewal_pause=0.05))
+    store.get("a")
+    service.valid = set()
+    with pytest.raises(CredentialsExpired, match="no fresh ones came in 0 s: renew them and run the same"):
+        store.head("a")
+
+
+def test_credentials_that_never_worked_are_not_waited_for(service: Service) -> None:
+    service.valid = set()
+    begun = time.monotonic()
+    with pytest.raises(UserError, match="expired .ExpiredToken.: get new ones") as raised:
+        S3Store("s3://bucket", patience=QUICK).head("a")
+    assert not isinstance(raised.value, CredentialsExpired)
+    assert time.monotonic() - begun < QUICK.renewal
+
+
+@pytest.mark.parametrize(
+    ("refusal", "sentence"),
+    [
+        ("InvalidAccessKeyId", "does not know this access key"),
+        ("SignatureDoesNotMatch", "refuses the secret key"),
+        ("AccessDenied", "is not permitted to these credentials"),
+        ("RequestTimeTooSkewed", "clock is wrong"),
+    ],
+)
+def test_a_refusal_without_a_reason_is_asked_for_it_once(
+    service: Service, refusal: str, sentence: str
+) -> None:
+    service.valid, service.refusal = set(), refusal
+    store = S3Store("s3://bucket", patience=QUICK)
+    with pytest.raises(UserError, match=sentence):
+        store.head("a")
+    contact, *asked = [method for method, _ in service.asked]
+    assert (contact, asked) == ("GET", ["HEAD", "GET"])
+
+
+def test_only_the_first_contact_is_short(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has worked, here or where a store comes from, is waited for until the deadline."""
+    patience = Patience(deadline=2.0, contact=0.3, first_pause=0.02, longest_pause=0.1)
+    store = S3Store("s3://bucket", patience=patience)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(
+        StoreFailure, match="no S3 service answers at http://127.0.0.1:9 .*: check AWS_ENDPOINT"
+    ):
+        store.head("a")
+    worker = (
+        "import pickle, sys\n"
+        "from ray_dit.storage.proven import trust_settings\n"
+        "trust_settings()\n"
+        "pickle.loads(sys.stdin.buffer.read()).head('a')"
+    )
+    ran = subprocess.run([sys.executable, "-c", worker], input=pickle.dumps(store), capture_output=True)
+    assert re.search(r"StoreFailure: .* was tried \d+ times in 2 s", ran.stderr.decode())
+
+
+def test_other_errors_than_expired_ones_do_not_wait() -> None:
+    async def refused() -> None:
+        raise ClientError(
+            {"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}},  # type: ignore[typeddict-item]
+            "GetObject",
+        )
+
+    with pytest.raises(ClientError):
+        asyncio.run(with_fresh_credentials(refused, pytest.fail, where="s3://b", patience=QUICK))  # type: ignore[arg-type]
