@@ -4,13 +4,14 @@ import os
 
 from hypothesis import HealthCheck, Phase, settings
 
-EXAMPLES = int(os.environ.get("RAY_DIT_FUZZ", "40"))
+SHORT = 30
+EXAMPLES = int(os.environ.get("RAY_DIT_FUZZ", SHORT))
 """Per reader. The short set is the same in every run."""
 
 settings.register_profile(
     "readers",
     max_examples=EXAMPLES,
-    derandomize=EXAMPLES <= 40,
+    derandomize=EXAMPLES <= SHORT,
     deadline=None,  # the sandbox has one
     database=None,
     suppress_health_check=list(HealthCheck),

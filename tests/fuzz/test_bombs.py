@@ -102,7 +102,8 @@ def test_recipes_that_grow_are_refused(text: str) -> None:
 
 def test_a_tensor_that_repeats_one_number_is_refused() -> None:
     good = torch.load(io.BytesIO(torch_files()[0]))
-    for name, weight in good["ema"].items():
+    for name in ("x_embedder.proj.weight", "y_embedder.embedding_table.weight", "pos_embed"):
+        weight = good["ema"][name]
         with io.BytesIO() as sink:
             shape = [side * (1 << 16) if place < 2 else side for place, side in enumerate(weight.shape)]
             torch.save({"ema": good["ema"] | {name: torch.ones(1).expand(shape)}}, sink)

@@ -5,6 +5,7 @@
 
 import argparse
 import itertools
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--only", help="these runs, such as encode-kills-1003,train-kills-1006")
     parser.add_argument("--stages", default=",".join(jobs.STAGES), help="of these stages only")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended all the same
     stages = [stage for stage in jobs.STAGES if stage in arguments.stages.split(",")]
     wanted = plans(arguments.seed)
     if arguments.only:

@@ -6,8 +6,10 @@ decides.
 
 import os
 import random
+import re
 import signal
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -232,8 +234,6 @@ def read_only(run: Run) -> None:
 
 def refused(run: Run, output: str, pattern: str) -> None:
     """Runs a command that must fail with a sentence of which ``pattern`` is a part."""
-    import re
-
     command = run.command(*run.words(output))
     code = await_end(run, command)
     if code == 0 or not re.search(pattern, command.printed()):
@@ -285,8 +285,6 @@ def flipped_checkpoint(run: Run) -> None:
 
 def damage_object(store: S3Store, key: str, chance: random.Random) -> None:
     """Flips a bit of an object in storage, where its metadata goes on saying what was written."""
-    import urllib.request
-
     info = store.head(key)
     data = bytearray(store.get(key))
     data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
