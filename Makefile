@@ -43,9 +43,14 @@ BASE ?= HEAD
 same-bytes: .venv/dev ## do BASE (a commit) and the working tree make the same bytes? (about 4 minutes on 2 cores)
 	$(BIN)/python -m tests.support.same_bytes --base $(BASE)
 
-faults: .venv/dev ## long fault tests: 10,000 store operations under faults, kills of every stage with five seeds
-	$(BIN)/python -m pytest tests/faults
-	for seed in 1 2 3 4 5; do RAY_DIT_KILL_SEED=$$seed $(BIN)/python -m pytest tests/stages/test_pipeline_kills.py || exit 1; done
+# Examples of fuzzing per reader grow with the minutes: 20 for each take about a sixth of them.
+SEED ?= 1
+MINUTES ?= 30
+faults: .venv/dev ## fuzzing, store faults, then MINUTES (30) of seeded runs that are disturbed, from SEED (1)
+	RAY_DIT_FUZZ=$$((20 * $(MINUTES))) $(BIN)/python -m pytest -q tests/fuzz
+	$(BIN)/python -m pytest -q tests/faults --ignore tests/faults/test_harness.py
+	RAY_DIT_KILL_SEED=$(SEED) $(BIN)/python -m pytest -q tests/stages/test_pipeline_kills.py
+	$(BIN)/python -m tests.faults.harness --seed $(SEED) --minutes $(MINUTES)
 
 bench: .venv/dev ## benchmarks; results in benchmarks/results/ (hours: see each script's --quick)
 	$(BIN)/python -m benchmarks.store_listing

@@ -8,7 +8,7 @@ does.
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from ray_dit.formats.foreign.diffusers_layout import (
     without_padding,
 )
 from ray_dit.formats.foreign.official import config_of, plain_names, read_torch_file
+from ray_dit.formats.json_text import parse_json
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import (
     CONFIG_KEY,
@@ -88,9 +89,12 @@ def import_checkpoint(config: ImportConfig) -> Manifest[ModelResult]:
         "vae": files_sha256(vae_files) if vae_files else model_config.vae,
         "labels": hashlib.sha256(labels.to_json()).hexdigest(),
     }
-    job = open_job(config, MODEL_STAGE, inputs, resolved={"model": model_config})
+    job = replace(open_job(config, MODEL_STAGE, inputs, resolved={"model": model_config}), repairing=True)
     markers = [job.put(key.replace("/", "-"), key, data, Facts()) for key, data in objects.items()]
-    return job.finished(ModelResult) or job.finish(ModelResult(origin=model_config.origin), objects=markers)
+    if manifest := job.whole(ModelResult):
+        job.restore_markers(manifest)
+        return manifest
+    return job.finish(ModelResult(origin=model_config.origin), objects=markers)
 
 
 def _read(config: ImportConfig) -> Checkpoint:
@@ -184,7 +188,7 @@ def _pipeline_around(pipeline: Store, found: ModelConfig) -> tuple[ModelConfig, 
 def _json(store: Store, key: str) -> dict[str, Any] | None:
     """A JSON object, None where there is none."""
     try:
-        value = json.loads(store.get(key))
+        value = parse_json(store.get(key))
     except NotFound:
         return None
     except ValueError as error:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from ray_dit.cli.near import near
 from ray_dit.cli.settings import Path, Setting, settings_of
 from ray_dit.config import Config
-from ray_dit.errors import UserError
+from ray_dit.errors import UserError, first_message
 
 
 def read_recipe(file: str, section: str, config: type[Config], sections: Collection[str]) -> dict[Path, Any]:
@@ -25,12 +25,22 @@ def read_recipe(file: str, section: str, config: type[Config], sections: Collect
     return dict(_Section(file, section, config).read(document.get(section) or {}))
 
 
+LONGEST = 200_000
+"""Letters of a file; PyYAML reads about 100,000 per second."""
+MOST_VALUES = 20_000
+"""Values in a file, those of an alias counted wherever it stands."""
+
+
 def _load(file: str) -> Any:
     import yaml
 
     try:
-        with open(file, encoding="utf-8") as text:
-            return yaml.safe_load(text) or {}
+        with open(file, encoding="utf-8") as source:
+            text = source.read(LONGEST + 1)
+        if len(text) > LONGEST:
+            raise UserError(f"the configuration {file} has more than {LONGEST} letters: check --config")
+        _check_size(yaml.compose(text, Loader=yaml.SafeLoader))
+        return yaml.safe_load(text) or {}
     except OSError as error:
         raise UserError(
             f"the configuration {file} cannot be read ({error.strerror}): check --config"
@@ -40,8 +50,25 @@ def _load(file: str) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"the configuration {file} is not valid YAML{line}: fix it there") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"the configuration {file} is not valid YAML ({error}): fix it there") from error
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:  # PyYAML's own
+        reason = first_message(error)[:200]
+        raise UserError(f"the configuration {file} is not valid YAML ({reason}): fix it there") from error
+    except RecursionError as error:
+        raise UserError(f"the configuration {file} is nested too deeply: check --config") from error
+
+
+def _check_size(root: Any) -> None:
+    """ValueError where aliases make much of little: a few lines can stand for billions of values."""
+    waiting, seen = [root], 0
+    while waiting:
+        node = waiting.pop()
+        seen += 1
+        if seen > MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {MOST_VALUES} values")
+        inside: Any = getattr(node, "value", None)
+        if isinstance(inside, list):
+            for item in cast("list[Any]", inside):
+                waiting.extend(cast("tuple[Any, ...]", item) if isinstance(item, tuple) else (item,))
 
 
 class _Section:

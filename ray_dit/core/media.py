@@ -42,9 +42,13 @@ def decode(data: bytes, size: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """
     try:
         with PIL.Image.open(io.BytesIO(data), formats=CODECS) as image:
-            if image.width * image.height > (PIL.Image.MAX_IMAGE_PIXELS or 89_478_485):
+            if image.width * image.height > _most_pixels():
                 raise UnreadableImage(
                     f"{image.width}x{image.height} pixels are more than Pillow's safety limit"
+                )
+            if size is not None and _is_strip(image.size, size):
+                raise UnreadableImage(
+                    f"{image.width}x{image.height} pixels are too long a strip to be brought to {size}"
                 )
             image.load()
             rgb = image.convert("RGB")
@@ -58,13 +62,27 @@ def decode(data: bytes, size: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
+def _most_pixels() -> int:
+    """Pillow's safety limit."""
+    return PIL.Image.MAX_IMAGE_PIXELS or 89_478_485
+
+
+def _is_strip(shape: tuple[int, int], size: int) -> bool:
+    """Whether an image is so long that enlarging its shorter side to ``size`` could exhaust the memory.
+
+    It is brought to that size before its middle is cut out: a file of a few KB may become many GB.
+    """
+    ratio = max(shape) / max(1, min(shape))
+    return ratio > 16 and ratio * size * size > _most_pixels()
+
+
 def center_crop(image: PIL.Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """The middle square of an image at ``size`` pixels, RGB, as in ADM (Dhariwal & Nichol 2021).
 
     Halved by box averages while the shorter side is at least twice ``size``, then bicubic to it exactly, then
     cut.
     """
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), resample=PIL.Image.Resampling.BOX)
     scale = size / min(image.size)

@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from ray_dit.config import ImagesConfig
 from ray_dit.core.media import UnreadableImage, decode
 from ray_dit.core.order import is_heldout
 from ray_dit.errors import UserError
-from ray_dit.formats.deterministic import parquet_bytes, read_parquet
+from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
 from ray_dit.formats.image_format import Place
 from ray_dit.formats.registry import input_format
 from ray_dit.storage.open import is_inside, open_store
@@ -32,6 +33,18 @@ PLAN_KEY = "plan.parquet"
 """Where `encode` leaves its plan: its actors read it, and so does the report."""
 FOLDER = "folder"
 """The format images are read in."""
+
+
+_COLUMNS = {"key": pa.string(), "label": pa.int64(), "heldout": pa.bool_()}
+
+
+class _PlanFacts(BaseModel):
+    """What a plan says beside its rows."""
+
+    classes: tuple[str, ...]
+    size: int
+    sha256: str
+    format: str = FOLDER
 
 
 @dataclass(frozen=True)
@@ -79,20 +92,28 @@ class ImagePlan:
 
     @classmethod
     def from_bytes(cls, data: bytes, uri: str) -> "ImagePlan":
-        """The plan ``to_bytes`` wrote, of the images at ``uri``."""
-        table, facts = read_parquet(data)
-        own = ("key", "label", "heldout")
-        return cls(
-            uri=uri,
-            size=facts["size"],
-            classes=tuple(facts["classes"]),
-            keys=tuple(table["key"].to_pylist()),
-            labels=table["label"].to_numpy(),
-            heldout=table["heldout"].to_numpy(),
-            sha256=facts["sha256"],
-            format=facts.get("format", FOLDER),
-            places={name: table[name].to_numpy() for name in table.column_names if name not in own},
-        )
+        """The plan ``to_bytes`` wrote, of the images at ``uri``; UserError if it did not."""
+        where = f"the {PLAN_KEY} of the images in {uri}"
+        table, facts = read_parquet(data, _COLUMNS, where=where)
+        places = [name for name in table.column_names if name not in _COLUMNS]
+        try:
+            known = _PlanFacts.model_validate(facts)
+            labels = table["label"].to_numpy()
+            if len(labels) and not 0 <= labels.min() <= labels.max() < len(known.classes):
+                raise ValueError("a label is no class")
+            return cls(
+                uri=uri,
+                size=known.size,
+                classes=known.classes,
+                keys=tuple(table["key"].to_pylist()),
+                labels=labels,
+                heldout=table["heldout"].to_numpy(),
+                sha256=known.sha256,
+                format=known.format,
+                places={name: table[name].to_numpy() for name in places},
+            )
+        except (pa.ArrowException, ValueError) as error:
+            raise damaged(where, error) from error
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,16 @@ Its shards are laid out once as memory-mapped arrays on the local disk.
 
 Training visits rows in a permuted order, a few KB each; reading them from Parquet objects one by one would
 wait for storage at every step. The copy is keyed by the manifest's hash and appears by one rename, so it is
-whole or not there.
+whole or not there. Disks forget: each row has a checksum, which is compared when it is used.
 """
 
+import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +22,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_dit.formats.latents import read_latent_shard
-from ray_dit.ledger.results import Marker
-from ray_dit.results import LatentShardFacts
+from ray_dit.ledger.restore import damaged, hash_of, read_whole
+from ray_dit.ledger.results import Manifest, Marker
+from ray_dit.results import LatentShardFacts, LatentsResult
 from ray_dit.storage.store import Store
+
+VAE_FOLDER = "vae"
+"""Where the VAE that made the latents lies in their folder."""
+VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+"""Its files, in the order of their names."""
+
+
+class DamagedCopy(RuntimeError):
+    """The local copy was not what had been copied; it has been removed, and the next opening copies anew.
+
+    No user's error: workers that are started again go on by themselves.
+    """
 
 
 @dataclass(frozen=True)
@@ -30,9 +47,20 @@ class LatentRows:
     ``moments`` is a float16 memory map [N, V, 2C, H, W], V = 2 with mirror images.
     """
 
+    folder: Path
     moments: NDArray[np.float16]
     labels: NDArray[np.int64]
     heldout: NDArray[np.bool_]
+    checks: NDArray[np.uint32]
+    """Of each row and view of ``moments`` [N, V]: CRC-32 of its bytes."""
+
+    def take(self, rows: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Moments [B, 2C, H, W] of some rows, each in one view; DamagedCopy if they are not as copied."""
+        taken = self.moments[rows, views]
+        if _checks(taken) != self.checks[rows, views].tolist():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise DamagedCopy(f"the local copy of the latents in {self.folder} was damaged: it is made anew")
+        return taken
 
 
 def cache_folder() -> Path:
@@ -41,18 +69,45 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RAY_DIT_CACHE") or default)
 
 
+def check_latents_vae(store: Store, manifest: Manifest[LatentsResult]) -> None:
+    """Damaged unless the VAE in the folder is the one whose hash the job's fingerprint has.
+
+    The hash is that of the hashes of its files in the order of their names.
+    """
+    wanted = manifest.parts.get("inputs", {}).get("vae")
+    digests = [bytes.fromhex(hash_of(store, f"{VAE_FOLDER}/{name}") or "") for name in VAE_FILES]
+    if wanted is not None and hashlib.sha256(b"".join(digests)).hexdigest() != wanted:
+        raise damaged(store, VAE_FOLDER)
+
+
 def open_latent_rows(
     store: Store, shards: Iterable[Marker[LatentShardFacts]], name: str, cache: Path
 ) -> LatentRows:
-    """Opens the rows of ``shards``, given by their markers, copying them to ``cache/name`` if need be."""
+    """Opens the rows of ``shards``, given by their markers, copying them to ``cache/name`` if need be.
+
+    Damaged if a shard that is copied is not what its marker says.
+    """
     folder = cache / "latents" / name
-    if not folder.is_dir():
-        _copy(store, list(shards), folder)
-    return LatentRows(
-        moments=np.load(folder / "moments.npy", mmap_mode="r"),
-        labels=np.load(folder / "labels.npy"),
-        heldout=np.load(folder / "heldout.npy"),
-    )
+    with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return _opened(folder)
+    # Not there, damaged, or copied by a version that wrote no checksums.
+    shutil.rmtree(folder, ignore_errors=True)
+    _copy(store, list(shards), folder)
+    return _opened(folder)
+
+
+def _opened(folder: Path) -> LatentRows:
+    """A copy; any of several exceptions if it is damaged, as far as that shows before rows are read."""
+    with np.load(folder / "rows.npz") as rows:  # whose parts have checksums of their own
+        labels, heldout, checks = rows["labels"], rows["heldout"], rows["checks"]
+    moments = np.load(folder / "moments.npy", mmap_mode="r")
+    if moments.dtype != np.float16 or moments.shape[:2] != checks.shape:
+        raise ValueError("the parts of the copy do not fit together")
+    return LatentRows(folder, moments, labels, heldout, checks)
+
+
+def _checks(moments: NDArray[np.float16]) -> list[int]:
+    return [zlib.crc32(np.ascontiguousarray(row).data) for row in moments]
 
 
 def _copy(store: Store, shards: list[Marker[LatentShardFacts]], folder: Path) -> None:
@@ -73,18 +128,19 @@ def _fill(store: Store, shards: list[Marker[LatentShardFacts]], folder: Path) ->
     total = sum(shard.facts.rows for shard in shards)
     moments: NDArray[np.float16] | None = None
     labels, heldout = np.empty(total, np.int64), np.empty(total, np.bool_)
+    checks: list[NDArray[np.uint32]] = []
     first = 0
     for entry in shards:
-        shard = read_latent_shard(store.get(entry.key))
+        shard = read_latent_shard(read_whole(store, entry.key, entry.sha256), store.where(entry.key))
         views = [shard.moments] if shard.moments_mirror is None else [shard.moments, shard.moments_mirror]
         if moments is None:
             shape = (total, len(views), *shard.moments.shape[1:])
             moments = np.lib.format.open_memmap(folder / "moments.npy", "w+", np.float16, shape)
         rows = slice(first, first + len(shard.keys))
         moments[rows] = np.stack(views, axis=1)
+        checks.append(np.array([_checks(view) for view in views], np.uint32).reshape(len(views), -1).T)
         labels[rows], heldout[rows] = shard.labels, shard.heldout
         first = rows.stop
     if moments is not None:
         moments.flush()
-    np.save(folder / "labels.npy", labels)
-    np.save(folder / "heldout.npy", heldout)
+    np.savez(folder / "rows.npz", labels=labels, heldout=heldout, checks=np.concatenate(checks))

@@ -21,6 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from ray_dit.errors import UserError, first_message
+from ray_dit.formats.json_text import parse_json
+
 
 def parquet_bytes(table: pa.Table, facts: Mapping[str, Any], *, name: str = "facts") -> bytes:
     """Parquet of a table, in one row group, with ``facts`` as JSON in its metadata under ``name``."""
@@ -40,14 +43,56 @@ def parquet_bytes(table: pa.Table, facts: Mapping[str, Any], *, name: str = "fac
     return sink.getvalue()
 
 
-def read_parquet(source: BinaryIO | bytes, *, name: str = "facts") -> tuple[pa.Table, Any]:
+def read_parquet(
+    source: BinaryIO | bytes,
+    columns: Mapping[str, pa.DataType | None],
+    *,
+    where: str,
+    name: str = "facts",
+) -> tuple[pa.Table, Any]:
     """The table, and what ``parquet_bytes`` was given as ``facts``.
 
-    None where the metadata has no such entry.
+    ``columns`` must be there, without empty cells and, where one is given, of the type. UserError, naming
+    ``where`` it lies, for what ``parquet_bytes`` did not write. Memory is bounded by the size of the source.
     """
-    table = pq.read_table(io.BytesIO(source) if isinstance(source, bytes) else source)
-    facts = (table.schema.metadata or {}).get(name.encode())
-    return table, None if facts is None else json.loads(facts)
+    try:
+        file = io.BytesIO(source) if isinstance(source, bytes) else source
+        parquet = pq.ParquetFile(file)
+        _check_sizes(parquet.metadata, file.seek(0, io.SEEK_END))
+        table = parquet.read()
+        table.validate(full=True)
+        _check_columns(table, columns)
+        return table, parse_json((table.schema.metadata or {})[name.encode()])
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise damaged(where, error) from error
+
+
+def damaged(where: str, error: Exception) -> UserError:
+    """What to raise where the bytes of an object are not those that were written."""
+    return UserError(
+        f"{where} is damaged ({first_message(error)}): run its stage again with --repair, or restore it"
+    )
+
+
+def _check_sizes(metadata: Any, size: int) -> None:
+    """ValueError where a footer promises more than plain, uncompressed columns of so many bytes can hold."""
+    if metadata.num_rows > 8 * size:
+        raise ValueError(f"{metadata.num_rows} rows in {size} bytes")
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(column)
+            if chunk.compression != "UNCOMPRESSED" or not {*chunk.encodings} <= {"PLAIN", "RLE"}:
+                raise ValueError(f"the column {chunk.path_in_schema} is compressed")
+
+
+def _check_columns(table: pa.Table, columns: Mapping[str, pa.DataType | None]) -> None:
+    for name, kind in columns.items():
+        if table.column_names.count(name) != 1:
+            raise ValueError(f"there is no column {name}")
+        if kind is not None and table[name].type != kind:
+            raise ValueError(f"the column {name} is {table[name].type} instead of {kind}")
+        if table[name].null_count:
+            raise ValueError(f"the column {name} has empty cells")
 
 
 def array_sha256(array: NDArray[Any]) -> str:

@@ -117,4 +117,4 @@ def number_classes(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.in
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
     """Sorts 2 before 10 and otherwise as text."""
     parts = re.split(r"(\d+)", name)
-    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in parts if part)
+    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part)

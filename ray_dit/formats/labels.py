@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any, SupportsIndex, cast
 
 from ray_dit.errors import UserError
+from ray_dit.formats.json_text import parse_json
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Labels:
     @classmethod
     def from_json(cls, text: bytes | str) -> "Labels":
         """The inverse of :meth:`to_json`; ValueError when it is something else."""
-        data: Any = json.loads(text)
+        data: Any = parse_json(text)
         if not isinstance(data, dict) or "names" not in data:
             raise ValueError("labels are an object with the list 'names'")
         fields = cast(dict[str, Any], data)

@@ -10,13 +10,15 @@ where the mirror image was encoded too.
 
 import math
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from ray_dit.formats.deterministic import parquet_bytes, read_parquet
+from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
+
+_COLUMNS = {"key": pa.string(), "label": pa.int64(), "heldout": pa.bool_(), "moments": None}
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,13 @@ def latent_shard_bytes(shard: LatentShard) -> bytes:
     return parquet_bytes(table, {"moments_shape": shard.moments.shape[1:]})
 
 
-def read_latent_shard(source: BinaryIO | bytes) -> LatentShard:
-    """The rows of a latent shard."""
-    table, facts = read_parquet(source)
-    shape = tuple(facts["moments_shape"])
+def read_latent_shard(source: BinaryIO | bytes, where: str = "a shard of latents") -> LatentShard:
+    """The rows of a latent shard; UserError, naming ``where`` it lies, if the bytes are something else."""
+    table, facts = read_parquet(source, _COLUMNS, where=where)
+    try:
+        shape = _shape(table, facts)
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(where, error) from error
     return LatentShard(
         keys=table["key"].to_pylist(),
         labels=table["label"].to_numpy(),
@@ -60,6 +65,18 @@ def read_latent_shard(source: BinaryIO | bytes) -> LatentShard:
         if "moments_mirror" in table.column_names
         else None,
     )
+
+
+def _shape(table: pa.Table, facts: Any) -> tuple[int, ...]:
+    """That of the moments of a row; ValueError unless they have as many numbers."""
+    shape = tuple(int(side) for side in facts["moments_shape"])
+    kind = pa.list_(pa.float16(), math.prod(shape))
+    for name in ("moments", "moments_mirror"):
+        if name in table.column_names and (table[name].type != kind or table[name].null_count):
+            raise ValueError(f"the column {name} is {table[name].type} instead of {kind}")
+    if min(shape, default=0) < 1:
+        raise ValueError(f"moments of shape {shape}")
+    return shape
 
 
 def _tensor_column(values: NDArray[np.float16]) -> pa.Array:

@@ -5,14 +5,13 @@ per object, which is read as a stream. An extended job has a manifest and a list
 manifest counts.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from ray_dit.errors import NotFound, UserError
-from ray_dit.ledger.results import F, Manifest, Marker, R, parse_manifest, parse_marker
-from ray_dit.ledger.stored_json import read_json
+from ray_dit.ledger.results import F, Facts, Listing, Manifest, Marker, R, parse_manifest, parse_marker
+from ray_dit.ledger.stored_json import parse_json, read_json
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
@@ -51,6 +50,11 @@ def listing_key(generation: int) -> str:
     return f"manifest/objects{generation_tag(generation)}.jsonl"
 
 
+def plain_listing_key(generation: int) -> str:
+    """Where the markers of a generation's plain objects are listed."""
+    return f"manifest/plain{generation_tag(generation)}.jsonl"
+
+
 def read_manifest(place: str | Store, result: type[R]) -> Manifest[R]:
     """The manifest a consumer starts from: of a finished job of the result's stage, the newest generation.
 
@@ -72,6 +76,8 @@ def check_finished(store: Store, stage: str) -> None:
             f"{store.uri} holds no job of ray-dit, where {wanted} ({stage}) should be: check the path, or run"
             f" ray-dit {made_by} first"
         )
+    if not isinstance(job.get("stage"), str) or len(job["stage"]) > 100:
+        raise UserError(f"{store.where(job_key(0))} is damaged: restore it, or make the folder again")
     if job["stage"] != stage:
         holds = HOLDS.get(job["stage"], job["stage"])
         raise UserError(
@@ -96,7 +102,21 @@ def manifest_objects(store: Store, manifest: Manifest[Any], facts: type[F]) -> I
     Older generations first, each in the order it was listed.
     """
     for listing in manifest.listings:
-        where = store.where(listing.key)
-        with store.open_file(listing.key) as lines:
-            for line in lines:
-                yield parse_marker(json.loads(line), facts, where)
+        yield from listed(store, listing, facts)
+
+
+def plain_objects(store: Store, manifest: Manifest[Any]) -> list[Marker[Facts]]:
+    """The markers of a finished job's plain objects by key; none of a job of an earlier version.
+
+    What a later generation replaced is what it made of it.
+    """
+    found = {marker.key: marker for listing in manifest.plain for marker in listed(store, listing, Facts)}
+    return [found[key] for key in sorted(found)]
+
+
+def listed(store: Store, listing: Listing, facts: type[F]) -> Iterator[Marker[F]]:
+    """The markers in one listing, streamed; Damaged where a line is none."""
+    where = store.where(listing.key)
+    with store.open_file(listing.key) as lines:
+        for line in lines:
+            yield parse_marker(parse_json(line, where), facts, where)

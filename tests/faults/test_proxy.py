@@ -55,6 +55,9 @@ def test_without_faults_it_is_transparent(upstream: str):
         ("reset_after", True, ConnectionResetError),
         ("short_body", True, 200),  # Python's own client takes half a head for a whole one
         ("duplicate", True, 200),
+        ("latency", True, 200),
+        ("slow_body", True, 200),
+        ("flip", True, 200),  # this client sends no hash of the body
     ],
 )
 def test_each_fault_does_what_its_name_says(
@@ -100,6 +103,42 @@ def test_a_short_body_is_shorter_than_it_says(upstream: str):
         pytest.raises(http.client.IncompleteRead),
     ):
         ask(proxy, "GET", "proxy/long")
+
+
+def test_what_only_the_content_shows(upstream: str):
+    data = bytes(range(256)) * 8
+    with FaultProxy(upstream) as honest:
+        for key in ("proxy/lies/a", "proxy/lies/b", "proxy/lies/c"):
+            ask(honest, "PUT", key, data)
+    seen: dict[str, bytes] = {}
+    for fault, key in (
+        ("flip", "proxy/lies/a"),
+        ("cut_body", "proxy/lies/a"),
+        ("cut_listing", "?list-type=2&prefix=proxy/lies/"),
+        ("short_page", "?list-type=2&prefix=proxy/lies/"),
+    ):
+        with FaultProxy(upstream, rate=1.0, kinds=(fault,)) as proxy:
+            status, seen[fault] = ask(proxy, "GET", key)
+        assert status == 200
+        assert proxy.hits == {fault: 1}
+    assert sum((a ^ b).bit_count() for a, b in zip(data, seen["flip"], strict=True)) == 1
+    assert seen["cut_body"] == data[: len(data) // 2]
+    assert b"</ListBucketResult>" not in seen["cut_listing"]
+    assert seen["short_page"].count(b"<Contents>") == 2
+    assert b"<IsTruncated>true" in seen["short_page"]
+
+
+def test_a_new_beginning_is_as_the_first(upstream: str):
+    with FaultProxy(upstream, seed=3, rate=0.5, stall_seconds=0.1, kinds=("error_500", "slow_down")) as proxy:
+
+        def answers() -> list[int]:
+            return [ask(proxy, "PUT", f"proxy/begin{number}", b"x")[0] for number in range(20)]
+
+        first = answers()
+        proxy.begin(3, 0.5)
+        assert answers() == first
+        proxy.begin(4, 0.5)
+        assert answers() != first
 
 
 def test_a_delayed_duplicate_undoes_a_later_write_that_nothing_guards(upstream: str):

@@ -19,7 +19,7 @@ from ray_dit.errors import Conflict, NotFound, StoreFailure
 from ray_dit.storage.retry import Patience
 from ray_dit.storage.s3 import S3Store
 from tests.support import seaweed
-from tests.support.proxy import FAULTS, Fault, FaultProxy
+from tests.support.proxy import FAULTS, LIES, Fault, FaultProxy
 
 pytestmark = pytest.mark.s3
 
@@ -192,6 +192,35 @@ def test_each_fault_alone_is_survived(upstream: str, monkeypatch: pytest.MonkeyP
         store.delete("a")
         assert store.head("a") is None
     assert proxy.hits[fault] >= 6 or fault == "duplicate"
+
+
+@pytest.mark.parametrize("fault", LIES)
+def test_each_lie_alone_is_found_out(upstream: str, monkeypatch: pytest.MonkeyPatch, fault: Fault):
+    """Whole by HTTP's measure, and wrong: hash, parser or range show it, and it is read again."""
+    big = random.Random(fault).randbytes(100_000)
+    with FaultProxy(upstream, rate=1.0, kinds=(fault,), methods=("GET", "PUT"), per_target=2) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        store = S3Store(seaweed.fresh_uri(f"lie-{fault}"), patience=seaweed.PATIENT)
+        for name in "abcde":
+            assert store.put(f"k/{name}", big) is True
+        assert store.get("k/a") == big
+        assert [found.key for found in store.list("k/")] == [f"k/{name}" for name in "abcde"]
+        if fault == "cut_body":
+            assert store.get_range("k/b", 1000, 2000) == big[1000:3000]
+            assert store.sha256("k/c") == hashlib.sha256(big).hexdigest()
+    assert proxy.hits[fault] >= 2
+    monkeypatch.setenv("AWS_ENDPOINT_URL", upstream)
+    assert {store.sha256(f"k/{name}") for name in "abcde"} == {hashlib.sha256(big).hexdigest()}
+
+
+def test_an_object_that_is_wrong_in_storage_is_refused(upstream: str, monkeypatch: pytest.MonkeyPatch):
+    with FaultProxy(upstream, rate=1.0, kinds=("flip",), methods=("GET",), per_target=10**6) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        store = S3Store(seaweed.fresh_uri(), patience=seaweed.PATIENT)
+        store.put("a", bytes(1000))
+        with pytest.raises(StoreFailure, match="damaged"):
+            store.get("a")
+    assert proxy.hits["flip"] == s3.READS
 
 
 def test_there_is_one_layer_of_retries(upstream: str, monkeypatch: pytest.MonkeyPatch):

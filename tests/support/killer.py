@@ -4,11 +4,13 @@
 counts the requests that a FaultProxy sees. Both are exact, so that a test can enumerate every place to die.
 """
 
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from tests.support.proxy import Seen
 
@@ -58,3 +60,16 @@ class SignalAt:
         if (seen.method, seen.number, seen.forwarded) == (self.method, self.nth, self.after) and self.pid:
             os.kill(self.pid, self.number)
             self.sent = True
+
+
+def process_at(port: int) -> int | None:
+    """The process with the TCP connection whose own end is ``port`` of 127.0.0.1; None if it has gone."""
+    lines = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    inode = next((line[9] for line in lines if line[1] == f"0100007F:{port:04X}"), None)
+    if inode in (None, "0"):
+        return None
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        with contextlib.suppress(OSError):
+            if any(os.readlink(path) == f"socket:[{inode}]" for path in folder.iterdir()):
+                return int(folder.parent.name)
+    return None

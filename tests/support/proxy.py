@@ -3,7 +3,7 @@
 Whether the n-th request of a method for a target meets a fault, and which, is hash(seed, method, target, n):
 the same seed gives the same faults to the same sequence of requests. Faults are bounded for each (method,
 target), so whoever retries gets through. It copies bytes, keeps ``Host`` (signatures cover it) and knows
-nothing of ray-dit.
+nothing of ray-dit. ``tampering.py`` changes the bytes of messages where a fault wants other ones.
 """
 
 import asyncio
@@ -15,9 +15,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 from urllib.parse import urlsplit
+
+from tests.support import tampering
 
 Fault = Literal[
     "error_500",  # not forwarded
@@ -29,8 +31,23 @@ Fault = Literal[
     "short_body",  # forwarded, the reply cut in half
     "error_in_200",  # not forwarded, an error body under status 200
     "duplicate",  # forwarded and answered, and forwarded again later (PUT; other methods: reset_after)
+    "latency",  # forwarded, the reply withheld for a while
+    "slow_body",  # forwarded, the reply in small pieces with pauses between them
+    # The rest are whole replies or requests by HTTP's own measure; only what is in them is wrong.
+    "cut_body",  # an object's bytes cut in half, the lengths in the reply adapted (GET of an object)
+    "flip",  # one bit flipped, of what is sent (PUT) or of what is read (GET of an object)
+    "cut_listing",  # a listing's XML cut in half, the length in the reply adapted
+    "short_page",  # a listing of at most two keys, which says that more follow: no fault, but rare
 ]
-FAULTS: tuple[Fault, ...] = get_args(Fault)
+ALL: tuple[Fault, ...] = get_args(Fault)
+LIES: tuple[Fault, ...] = ("cut_body", "flip", "cut_listing", "short_page")
+"""What only a checksum, a parser or a second look can find; each is met where its comment says, and other
+requests that draw one get a ``reset_after``."""
+FAULTS: tuple[Fault, ...] = tuple(fault for fault in ALL if fault not in LIES)
+"""What shows in a reply's status, length or absence."""
+
+PIECES = 8
+"""In so many a slow body is sent."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,8 @@ class Seen:
     target: str
     forwarded: bool
     """False: about to be forwarded; True: the service has done it and the reply is about to be sent."""
+    port: int = 0
+    """The client's, by which ``killer.process_at`` finds its process."""
 
 
 def fault_for(
@@ -70,6 +89,7 @@ class FaultProxy:
         methods: Collection[str] = ("GET", "HEAD", "PUT", "POST", "DELETE"),
         per_target: int = 4,
         stall_seconds: float = 30.0,
+        latency_seconds: float = 0.1,
         duplicate_after: float = 0.3,
         drop_headers: Collection[str] = (),
         watch: Callable[[Seen], None] | None = None,
@@ -79,8 +99,9 @@ class FaultProxy:
         self._upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
         self._seed, self._rate, self._kinds, self._per_target = seed, rate, kinds, per_target
         self._stall_seconds, self._duplicate_after = stall_seconds, duplicate_after
+        self._latency_seconds = latency_seconds
         self._drop = {b"connection", b"expect", *(name.lower().encode() for name in drop_headers)}
-        self._watch = watch
+        self.watch = watch
         self._attempts: Counter[tuple[str, str]] = Counter()
         self._faults: Counter[tuple[str, str]] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -99,6 +120,16 @@ class FaultProxy:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(10)
+
+    def begin(self, seed: int, rate: float) -> None:
+        """Starts anew: from now on faults are those of ``seed``, and every count is zero again."""
+
+        async def reset() -> None:
+            self._seed, self._rate = seed, rate
+            for counts in (self._attempts, self._faults, self.requests, self.hits):
+                counts.clear()
+
+        asyncio.run_coroutine_threadsafe(reset(), self._loop).result(30)
 
     def quiesce(self) -> None:
         """Waits until every delayed duplicate has been delivered."""
@@ -137,13 +168,20 @@ class FaultProxy:
 
     async def _answer(self, writer: asyncio.StreamWriter, method: str, target: str, request: bytes) -> None:
         self.requests[method] += 1
-        number = self.requests[method]
+        port = writer.get_extra_info("peername")[1]
         fault = self._next_fault(method, target)
         if await self._fails_unforwarded(writer, method, fault):
             return
-        self._tell(number, method, target, False)
-        response = await self._forward(request)
-        self._tell(number, method, target, True)
+        seen = Seen(self.requests[method], method, target, False, port)
+        self._tell(seen)
+        response = await self._forward(tampering.request(request, fault))
+        self._tell(replace(seen, forwarded=True))
+        await self._send(writer, tampering.response(response, fault), fault)
+        if fault == "duplicate":
+            self._later(request)
+        await writer.drain()
+
+    async def _send(self, writer: asyncio.StreamWriter, response: bytes, fault: Fault | None) -> None:
         match fault:
             case "stall_after":
                 await asyncio.sleep(self._stall_seconds)
@@ -151,11 +189,17 @@ class FaultProxy:
                 _reset(writer)
             case "short_body":
                 writer.write(response[: len(response) // 2])
+            case "latency":
+                await asyncio.sleep(self._latency_seconds)
+                writer.write(response)
+            case "slow_body":
+                piece = -(-len(response) // PIECES)
+                for start in range(0, len(response), piece):
+                    writer.write(response[start : start + piece])
+                    await writer.drain()
+                    await asyncio.sleep(self._latency_seconds / PIECES)
             case _:
                 writer.write(response)
-                if fault == "duplicate":
-                    self._later(request)
-        await writer.drain()
 
     def _next_fault(self, method: str, target: str) -> Fault | None:
         request = (method, _steady(target))
@@ -164,7 +208,7 @@ class FaultProxy:
         if method not in self._methods or self._faults[request] >= self._per_target:
             return None
         fault = fault_for(self._seed, *request, attempt, self._rate, self._kinds)
-        if fault == "duplicate" and method != "PUT":
+        if fault and not _possible(fault, method, target):
             fault = "reset_after"
         if fault:
             self._faults[request] += 1
@@ -189,9 +233,9 @@ class FaultProxy:
                 return False
         return True
 
-    def _tell(self, number: int, method: str, target: str, forwarded: bool) -> None:
-        if self._watch:
-            self._watch(Seen(number, method, target, forwarded))
+    def _tell(self, seen: Seen) -> None:
+        if self.watch:
+            self.watch(seen)
 
     def _later(self, request: bytes) -> None:
         async def again() -> None:
@@ -211,6 +255,22 @@ class FaultProxy:
             return await reader.read(-1)
         finally:
             writer.close()
+
+
+def _possible(fault: Fault, method: str, target: str) -> bool:
+    """Whether a request of this kind can meet the fault."""
+    listing = "list-type=" in target
+    match fault:
+        case "duplicate":
+            return method == "PUT"
+        case "cut_body":
+            return method == "GET" and "?" not in target
+        case "flip":
+            return method == "PUT" or method == "GET" and "?" not in target
+        case "cut_listing" | "short_page":
+            return method == "GET" and listing
+        case _:
+            return True
 
 
 def _steady(target: str) -> str:

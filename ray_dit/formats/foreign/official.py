@@ -6,6 +6,7 @@ Knows the published parameter names and nothing of networks or folders.
 """
 
 import argparse
+import errno
 import math
 import pickle
 import re
@@ -44,9 +45,11 @@ def _load(path: Path) -> Any:
             return torch.load(path, mmap=_is_zip(path), **options)
         except pickle.UnpicklingError as error:
             raise UserError(_refusal(path, error)) from error
-        except OSError:
-            raise
         except Exception as error:  # whatever a damaged file makes torch stumble over
+            if (
+                isinstance(error, OSError) and error.errno != errno.EINVAL
+            ):  # a lying offset is no place to seek
+                raise
             reason = first_message(error).rstrip(".")
             raise UserError(
                 f"{path} is no torch checkpoint ({reason}): give the .pt file as published"
@@ -74,12 +77,23 @@ def _weights(data: Any, path: Path) -> dict[str, Tensor]:
         for part in (*(_entries(data).get(key) for key in WRAPPERS), data)
     ]
     candidates = [plain_names(weights) for weights in candidates if weights]
+    if name := next((name for weights in candidates for name in weights if _is_larger(weights[name])), None):
+        raise UserError(
+            f"{path} is no DiT checkpoint ({name} repeats a few numbers): give the file as published"
+        )
     if not candidates:
         raise UserError(
             f"{path} holds no weights (a state dict, or one under 'ema' or 'model'): give a DiT checkpoint"
         )
     # An averaging wrapper may keep a few tensors of its own under "ema" and the weights elsewhere.
     return next((weights for weights in candidates if PATCHES in weights), candidates[0])
+
+
+def _is_larger(tensor: Tensor) -> bool:
+    """Whether a tensor has more numbers than its file stores: a few bytes may stand for terabytes."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        return False  # check_shapes refuses it
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

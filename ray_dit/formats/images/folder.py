@@ -25,6 +25,7 @@ class ImageFolder(InputFormat):
             raise _nothing_found(source)
         names = [key.split("/", 1)[0] for key, _ in found]
         _refuse_empty_classes(source, names)
+        _refuse_unreadable_names(source, found)
         classes, labels = number_classes(names)
         return Listing(
             keys=tuple(key for key, _ in found),
@@ -49,6 +50,16 @@ def _refuse_empty_classes(source: Source, names: Sequence[str]) -> None:
             f"the class folder {empty[0]!r} in {source.uri} holds no images: add some "
             f"({', '.join(SUFFIXES)}) or remove the folder"
         )
+
+
+def _refuse_unreadable_names(source: Source, found: Sequence[tuple[str, int]]) -> None:
+    """UserError for a name that is no text, as a file system may hold it: no format could write it down."""
+    for key, _ in found:
+        if not key.isascii():
+            try:
+                key.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"the name of {key!r} in {source.uri} is no UTF-8: rename it") from error
 
 
 def _local_folder(source: Source) -> Path | None:

@@ -9,16 +9,17 @@ Columns: ``image`` (struct of bytes and path, as Hugging Face's Image feature), 
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
-from ray_dit.formats.deterministic import parquet_bytes, read_parquet
+from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
 from ray_dit.formats.image_format import ImageShard, OutputFormat, Source
 
 _METADATA = "huggingface"
 """Where `datasets` looks for the columns' meaning."""
 _IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+_COLUMNS = {"image": _IMAGE_TYPE, "label": pa.int64(), "id": pa.int64()}
 
 
 class Parquet(OutputFormat):
@@ -50,10 +51,18 @@ class Parquet(OutputFormat):
         """The rows of the one object."""
         (key,) = keys
         with source.open_file(key) as file:
-            table, facts = read_parquet(file, name=_METADATA)
+            table, facts = read_parquet(file, _COLUMNS, where=f"{source.uri}/{key}", name=_METADATA)
+        try:
+            images = [row["bytes"] for row in table["image"].to_pylist()]
+            classes = facts["info"]["features"]["label"]["names"]
+            if (
+                None in images
+                or not isinstance(classes, list)
+                or not all(isinstance(n, str) for n in classes)
+            ):
+                raise ValueError("images or names of classes are missing")
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(f"{source.uri}/{key}", error) from error
         return ImageShard(
-            images=[row["bytes"] for row in table["image"].to_pylist()],
-            labels=table["label"].to_numpy(),
-            ids=table["id"].to_numpy(),
-            classes=tuple(facts["info"]["features"]["label"]["names"]),
+            images, table["label"].to_numpy(), table["id"].to_numpy(), tuple(cast("list[str]", classes))
         )
