@@ -36,7 +36,7 @@ def json_line(value: Json) -> bytes:
 def seal_of(value: Mapping[str, Json]) -> str:
     """Hash of a value without its seal."""
     rest = {name: field for name, field in value.items() if name != SEAL}
-    return _HASH + hashlib.sha256(canonical(rest)).hexdigest()
+    return _HASH + hashlib.sha256(json_line(rest)).hexdigest()  # much faster than canonical
 
 
 def sealed(value: Mapping[str, Json]) -> dict[str, Json]:
@@ -52,7 +52,7 @@ def parse_json(data: bytes, where: str) -> dict[str, Json]:
     """
     try:
         value = json.loads(data)
-        canonical(value)  # what can be read and not be written again has no hash
+        json_line(value)  # what can be read and not be written again has no hash
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{where} is damaged: it is no JSON; {ADVICE}") from error
     if not isinstance(value, dict):

@@ -47,12 +47,12 @@ class Writers:
 
         Returns the kind's name.
         """
-        data = canonical({"machine": machine_kind(), "fingerprint": self.fingerprint})
-        kind = kind_name(data)
-        if (self.store.uri, self.folder, kind) not in _enrolled:
-            self.store.put(f"{self.folder}{kind}.json", data)
-            _enrolled.add((self.store.uri, self.folder, kind))
-        return kind
+        who = (self.store.uri, self.folder, machine_kind(), self.fingerprint)
+        if who not in _enrolled:
+            data = canonical({"machine": machine_kind(), "fingerprint": self.fingerprint})
+            self.store.put(f"{self.folder}{kind_name(data)}.json", data)
+            _enrolled[who] = kind_name(data)
+        return _enrolled[who]
 
     def record(self, key: str, sha256: str) -> bool:
         """Writes down that this kind makes these bytes of an object; False if that was known.
@@ -121,4 +121,4 @@ def kind_name(writer: bytes) -> str:
     return hashlib.sha256(writer).hexdigest()[:16]
 
 
-_enrolled: set[tuple[str, str, str]] = set()
+_enrolled: dict[tuple[str, str, str, str], str] = {}

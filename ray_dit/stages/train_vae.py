@@ -19,7 +19,7 @@ from ray_dit.core.latents import sample_moments, to_float, to_uint8
 from ray_dit.core.media import psnr
 from ray_dit.core.order import rows_at
 from ray_dit.core.rng import Stream, normal
-from ray_dit.errors import UserError
+from ray_dit.errors import Damaged, NotFound, UserError
 from ray_dit.folders.checkpoints import FOLDER, checkpoint_steps
 from ray_dit.folders.images import (
     QUARANTINE_KEY,
@@ -113,15 +113,24 @@ def _inputs(config: TrainVaeConfig) -> ImagePlan:
     return plan
 
 
+def _stored_quarantine(job: Job) -> bytes | None:
+    """The list of the images that were set aside; None where there is none, or a damaged one."""
+    try:
+        return job.plain.get(QUARANTINE_KEY)
+    except (Damaged, NotFound):
+        return None
+
+
 def _set_aside(config: TrainVaeConfig, plan: ImagePlan, job: Job) -> tuple[BadImage, ...]:
     """The images of this training that can't be read, found before it begins and listed in its folder.
 
     UserError if they are more than allowed, or if a step or the judging would have none that can.
     """
     rows = _needed(config, plan)
-    if job.store.head(QUARANTINE_KEY) is not None:
-        bad = read_quarantine(job.store.get(QUARANTINE_KEY))
-    elif checkpoint_steps(job.store):
+    stored = _stored_quarantine(job)
+    if stored is not None:
+        bad = read_quarantine(stored)
+    elif job.store.head(job.plain.place(QUARANTINE_KEY)) is None and checkpoint_steps(job.store):
         return ()  # each was tried before the training began, and none was set aside
     elif len(rows) < MANY:
         bad = find_bad(plan, rows)

@@ -1,5 +1,6 @@
 """Every reader of bytes that come from elsewhere, as a function of bytes alone, and good bytes for it."""
 
+import hashlib
 import io
 import json
 import tempfile
@@ -85,7 +86,8 @@ def read_latents(data: bytes) -> object:
     facts = LatentShardFacts(
         shard=0, rows=5, seen=5, bad=(), train_rows=4, moments_sha256="", sum=(), sum_squares=()
     )
-    marker = Marker(key="a.parquet", bytes=len(data), sha256="", facts=facts)
+    sha256 = hashlib.sha256(data).hexdigest()
+    marker = Marker(key="a.parquet", bytes=len(data), sha256=sha256, facts=facts)
     with tempfile.TemporaryDirectory(dir=scratch()) as cache_folder:
         rows = open_latent_rows(store, [marker], "x", Path(cache_folder))
         return rows.labels.sum() + rows.heldout.sum() + np.asarray(rows.moments).shape[0]
