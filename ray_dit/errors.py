@@ -3,6 +3,7 @@
 * UserError            one sentence: what, where, what to do
   x NotFound           an object or folder that should be there is not
   x Conflict           something else is there already
+  x Damaged            an object does not hold what was written there
   x StoreFailure       storage stayed unreachable or broken past the deadline
   x CredentialsExpired the credentials for storage have expired, and no fresh ones came
 
@@ -23,6 +24,10 @@ class NotFound(UserError):
 
 class Conflict(UserError):
     """The place already holds something else."""
+
+
+class Damaged(UserError):
+    """An object does not hold what was written there."""
 
 
 class StoreFailure(UserError):

@@ -7,7 +7,9 @@ manifest: LatentsResult is what `encode` leaves and `train` reads. What is named
 object. Fields are those of the stored JSON: a new one needs a default, since folders of before lack it.
 """
 
-from collections.abc import Mapping
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Literal
 
 from ray_dit.config import SamplerConfig
@@ -16,6 +18,12 @@ from ray_dit.ledger.results import Facts, Result
 
 Value = float | int | dict[str, float | None]
 """Of a figure: a number, or one for each class by name (None: the class has no image)."""
+
+
+def _settings(parts: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Those of these settings that the parts of a fingerprint have."""
+    config = parts.get("config", {})
+    return {name: config[name] for name in names if name in config}
 
 
 class ShardFacts(Facts):
@@ -39,6 +47,9 @@ class VAEResult(Result):
     """Mean of the last steps."""
     bad: int = 0
     """Images that could not be read, listed in quarantine.tsv; written where there are any."""
+
+    def expected(self, parts: Mapping[str, Any], objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        return _settings(parts, "steps")
 
 
 class LatentShardFacts(ShardFacts):
@@ -79,6 +90,22 @@ class LatentsResult(Result):
     """Of the raw latents of the training rows, per channel."""
     std: tuple[float, ...]
 
+    def expected(self, parts: Mapping[str, Any], objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        shards = [LatentShardFacts.model_validate(facts) for facts in objects]
+        train_rows = sum(shard.train_rows for shard in shards)
+        per_row = math.prod(self.latent_shape[1:])
+        mean, squares = (
+            [math.fsum(column) / max(train_rows * per_row, 1) for column in zip(*sums, strict=True)]
+            for sums in ([shard.sum for shard in shards], [shard.sum_squares for shard in shards])
+        )
+        return {
+            "rows": sum(shard.rows for shard in shards),
+            "train_rows": train_rows,
+            "bad": sum(len(shard.bad) for shard in shards),
+            "mean": mean,
+            "std": [math.sqrt(max(s - m * m, 1e-12)) for s, m in zip(squares, mean, strict=True)],
+        }
+
 
 class TrainingResult(Result):
     """A finished training run; the model lies in a folder of its own."""
@@ -90,6 +117,10 @@ class TrainingResult(Result):
     """Steps times batch size."""
     loss: float
     """Mean of the last steps."""
+
+    def expected(self, parts: Mapping[str, Any], objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        known = _settings(parts, "steps", "batch_size")
+        return {"steps": known["steps"], "samples": math.prod(known.values())} if len(known) == 2 else {}
 
 
 class ModelResult(Result):
@@ -143,6 +174,13 @@ class DatasetResult(Result):
     pixels_sha256: str
     """Of the shards' hashes of their pixels."""
 
+    def expected(self, parts: Mapping[str, Any], objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        rows, pixels = 0, hashlib.sha256()
+        for facts in map(ImageShardFacts.model_validate, objects):
+            rows += facts.rows
+            pixels.update(facts.pixels_sha256.encode())
+        return {"rows": rows, "pixels_sha256": pixels.hexdigest()}
+
 
 class ClassifierShape(Facts):
     """What must be known of a classifier to load its weights."""
@@ -192,3 +230,19 @@ class EvaluationResult(Result):
         """
         extra: dict[str, Any] = self.model_extra or {}
         return extra
+
+    def expected(self, parts: Mapping[str, Any], objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        rows = dict.fromkeys(("generated", "train", "heldout"), 0)
+        for facts in objects:
+            if "of" in facts:  # the others are those of classifiers
+                piece = PieceFacts.model_validate(facts)
+                rows[piece.of] += piece.rows
+        counts = ("num_images", "num_train", "num_heldout")
+        return dict(zip(counts, rows.values(), strict=True))
+
+
+RESULTS: Mapping[str, type[Result]] = {
+    result.stage_name: result
+    for result in (VAEResult, LatentsResult, TrainingResult, ModelResult, DatasetResult, EvaluationResult)
+}
+"""What each stage leaves, by its name."""

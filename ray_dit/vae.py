@@ -22,7 +22,10 @@ from torch import Tensor
 from ray_dit.config import VAESizeConfig
 from ray_dit.core.flops import count_flops
 from ray_dit.errors import NotFound, UserError, first_message
+from ray_dit.folders.model import recorded_hashes
 from ray_dit.formats.json_text import parse_json
+from ray_dit.ledger.restore import damaged, hash_of
+from ray_dit.results import VAEResult
 from ray_dit.storage.local_file import local_folder
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
@@ -70,6 +73,7 @@ class VAE:
         if store is None:
             module = _from_hub(source)
         else:
+            _check_trained(open_store(source))
             with local_folder(store, _needed(store)) as folder:
                 module = _from_folder(folder, source)
         return cls(module.to(device).requires_grad_(False))
@@ -173,6 +177,13 @@ def _check_class(config: bytes, uri: str) -> None:
             f"{uri} holds {str(name or 'no diffusers model')[:100]}, not an AutoencoderKL; give the folder "
             "of a VAE"
         )
+
+
+def _check_trained(store: Store) -> None:
+    """UserError where the folder is that of `train-vae` and a file of it is not what was written."""
+    for key, sha256 in recorded_hashes(store, VAEResult).items():
+        if hash_of(store, key) != sha256:
+            raise damaged(store, key)
 
 
 def _needed(store: Store) -> list[str]:

@@ -23,7 +23,7 @@ from ray_dit.results import (
     UsedSampler,
 )
 from ray_dit.storage.open import open_store
-from tests.support.results import dataset_result
+from tests.support.results import dataset_result, image_facts, training_result, vae_result
 
 FOLDERS = Path(__file__).parent / "golden/folders"
 SHARDS = {"encode": LatentShardFacts, "generate": ImageShardFacts}
@@ -94,3 +94,21 @@ def test_figures_keep_their_kind() -> None:
     result = EvaluationResult.model_validate(values | counts)
     assert result.figures == values
     assert canonical(result.to_json()) == canonical(values | counts)
+
+
+def test_what_the_numbers_of_a_manifest_must_be() -> None:
+    """Each stage's rule, on facts as its objects have them."""
+    parts = {"config": {"steps": 20, "batch_size": 8}}
+    assert vae_result().expected(parts, []) == {"steps": 20}
+    assert training_result().expected(parts, []) == {"steps": 20, "samples": 160}
+    assert training_result().expected({"made": "by a test"}, []) == {}
+    images = [image_facts(number, rows).to_json() for number, rows in enumerate((3, 2))]
+    assert dataset_result().expected({}, images)["rows"] == 5
+    pieces = [
+        {"shard": number, "of": of, "seen": 9, "rows": rows, "bad": []}
+        for number, (of, rows) in enumerate([("train", 3), ("train", 4), ("heldout", 2), ("generated", 5)])
+    ]
+    classifier = {"classifier": "judge", "images": 7}
+    evaluation = EvaluationResult(num_images=0, num_train=0, num_heldout=0)
+    counts = {"num_images": 5, "num_train": 7, "num_heldout": 2}
+    assert evaluation.expected({}, [classifier, *pieces]) == counts

@@ -8,7 +8,7 @@ does.
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -89,9 +89,12 @@ def import_checkpoint(config: ImportConfig) -> Manifest[ModelResult]:
         "vae": files_sha256(vae_files) if vae_files else model_config.vae,
         "labels": hashlib.sha256(labels.to_json()).hexdigest(),
     }
-    job = open_job(config, MODEL_STAGE, inputs, resolved={"model": model_config})
+    job = replace(open_job(config, MODEL_STAGE, inputs, resolved={"model": model_config}), repairing=True)
     markers = [job.put(key.replace("/", "-"), key, data, Facts()) for key, data in objects.items()]
-    return job.finished(ModelResult) or job.finish(ModelResult(origin=model_config.origin), objects=markers)
+    if manifest := job.whole(ModelResult):
+        job.restore_markers(manifest)
+        return manifest
+    return job.finish(ModelResult(origin=model_config.origin), objects=markers)
 
 
 def _read(config: ImportConfig) -> Checkpoint:

@@ -129,8 +129,9 @@ def _serve(config: settings.ServeConfig) -> None:
 
 def _verify(config: settings.VerifyConfig) -> None:
     from ray_dit.ledger.maintenance import verify_all
+    from ray_dit.results import RESULTS
 
-    print(verify_all(config.uri, tell=print))
+    print(verify_all(config.uri, RESULTS, tell=print))
 
 
 def _gc(config: settings.GcConfig) -> None:

@@ -1,10 +1,11 @@
 """The checkpoints in a run's folder, one object each; knows nothing of models or workers."""
 
 import re
+from collections.abc import Callable
 
 import torch
 
-from ray_dit.errors import UserError
+from ray_dit.errors import Damaged
 from ray_dit.formats.checkpoint import CheckpointFacts, parse_checkpoint
 from ray_dit.storage.store import Store
 
@@ -23,20 +24,16 @@ def checkpoint_steps(store: Store) -> list[int]:
     return sorted(int(match.group(1)) for match in found if match)
 
 
-def read_checkpoint(store: Store, step: int) -> tuple[dict[str, torch.Tensor], CheckpointFacts]:
-    """Tensors and facts of a checkpoint; UserError if the object is damaged."""
+def read_checkpoint(
+    store: Store, step: int, *, get: Callable[[str], bytes] | None = None
+) -> tuple[dict[str, torch.Tensor], CheckpointFacts]:
+    """Tensors and facts of a checkpoint; Damaged if it is.
+
+    ``get`` reads it where something is known of its bytes: ``Job.plain.get``.
+    """
     key = checkpoint_key(step)
-    data = store.get(key)
+    data = (get or store.get)(key)
     try:
         return parse_checkpoint(data)
     except Exception as error:
-        raise UserError(
-            f"the checkpoint {store.uri}/{key} is damaged ({error}): delete it, and the run goes on from the "
-            "one before"
-        ) from error
-
-
-def prune_checkpoints(store: Store, keep: int) -> None:
-    """Deletes all but the newest ``keep`` checkpoints."""
-    for step in checkpoint_steps(store)[:-keep]:
-        store.delete(checkpoint_key(step))
+        raise Damaged(f"the checkpoint {store.uri}/{key} is damaged ({error})") from error

@@ -1,10 +1,45 @@
 """A generated dataset opened from a store: its shards as rows, whatever format they are in."""
 
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
 from ray_dit.formats.image_format import ImageShard
 from ray_dit.formats.registry import written_in
-from ray_dit.storage.store import Store
+from ray_dit.ledger.restore import read_whole
+from ray_dit.storage.store import ObjectInfo, Store
 
 
-def read_shard(store: Store, key: str) -> ImageShard:
-    """The shard at ``key`` of the dataset in ``store``; NotFound."""
-    return written_in(key).read(store, [key])
+def read_shard(store: Store, key: str, sha256: str | None = None) -> ImageShard:
+    """The shard at ``key`` of the dataset in ``store``; NotFound, and Damaged where it lacks its hash."""
+    source = store if sha256 is None else _Whole(store, sha256)
+    return written_in(key).read(source, [key])
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A source of one object that is read whole, once, and has the hash; in memory, as what is made of it."""
+
+    store: Store
+    sha256: str
+
+    @property
+    def uri(self) -> str:
+        return self.store.uri
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return self.store.list(prefix)
+
+    def get(self, key: str) -> bytes:
+        return read_whole(self.store, key, self.sha256)
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        return self.get(key)[start : start + length]
+
+    def open_file(self, key: str) -> BinaryIO:
+        return io.BytesIO(self.get(key))
+
+    def local_path(self, key: str) -> Path | None:
+        return None

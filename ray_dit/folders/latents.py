@@ -8,6 +8,7 @@ whole or not there. Disks forget: each row has a checksum, which is compared whe
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -21,9 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_dit.formats.latents import read_latent_shard
-from ray_dit.ledger.results import Marker
-from ray_dit.results import LatentShardFacts
+from ray_dit.ledger.restore import damaged, hash_of, read_whole
+from ray_dit.ledger.results import Manifest, Marker
+from ray_dit.results import LatentShardFacts, LatentsResult
 from ray_dit.storage.store import Store
+
+VAE_FOLDER = "vae"
+"""Where the VAE that made the latents lies in their folder."""
+VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+"""Its files, in the order of their names."""
 
 
 class DamagedCopy(RuntimeError):
@@ -62,10 +69,24 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RAY_DIT_CACHE") or default)
 
 
+def check_latents_vae(store: Store, manifest: Manifest[LatentsResult]) -> None:
+    """Damaged unless the VAE in the folder is the one whose hash the job's fingerprint has.
+
+    The hash is that of the hashes of its files in the order of their names.
+    """
+    wanted = manifest.parts.get("inputs", {}).get("vae")
+    digests = [bytes.fromhex(hash_of(store, f"{VAE_FOLDER}/{name}") or "") for name in VAE_FILES]
+    if wanted is not None and hashlib.sha256(b"".join(digests)).hexdigest() != wanted:
+        raise damaged(store, VAE_FOLDER)
+
+
 def open_latent_rows(
     store: Store, shards: Iterable[Marker[LatentShardFacts]], name: str, cache: Path
 ) -> LatentRows:
-    """Opens the rows of ``shards``, given by their markers, copying them to ``cache/name`` if need be."""
+    """Opens the rows of ``shards``, given by their markers, copying them to ``cache/name`` if need be.
+
+    Damaged if a shard that is copied is not what its marker says.
+    """
     folder = cache / "latents" / name
     with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
         return _opened(folder)
@@ -110,7 +131,7 @@ def _fill(store: Store, shards: list[Marker[LatentShardFacts]], folder: Path) ->
     checks: list[NDArray[np.uint32]] = []
     first = 0
     for entry in shards:
-        shard = read_latent_shard(store.get(entry.key), store.where(entry.key))
+        shard = read_latent_shard(read_whole(store, entry.key, entry.sha256), store.where(entry.key))
         views = [shard.moments] if shard.moments_mirror is None else [shard.moments, shard.moments_mirror]
         if moments is None:
             shape = (total, len(views), *shard.moments.shape[1:])

@@ -21,14 +21,14 @@ from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import (
     CONFIG_KEY,
     LABELS_KEY,
-    MODEL_STAGE,
     VAE_FOLDER,
     WEIGHTS_KEY,
     ModelConfig,
 )
 from ray_dit.formats.weights import load_weights
 from ray_dit.ledger.manifest import job_key, manifest_objects, read_manifest
-from ray_dit.ledger.results import Facts
+from ray_dit.ledger.restore import hash_of
+from ray_dit.ledger.results import Facts, Result
 from ray_dit.ledger.stored_json import read_json
 from ray_dit.results import ModelResult
 from ray_dit.storage.local_file import local_file
@@ -54,26 +54,29 @@ class ModelFolder:
 
         UserError where they are not those that were written.
         """
-        return read_safetensors(self.store, WEIGHTS_KEY, sha256=self._recorded().get(WEIGHTS_KEY))
+        return read_safetensors(
+            self.store, WEIGHTS_KEY, sha256=recorded_hashes(self.store, ModelResult).get(WEIGHTS_KEY)
+        )
 
     def check_vae(self) -> None:
         """UserError unless the VAE in the folder, if there is one, holds the bytes that were written."""
         if self.config.vae != VAE_FOLDER:
             return
-        for key, sha256 in self._recorded().items():
-            if key.startswith(f"{VAE_FOLDER}/") and self.store.sha256(key) != sha256:
+        for key, sha256 in recorded_hashes(self.store, ModelResult).items():
+            if key.startswith(f"{VAE_FOLDER}/") and hash_of(self.store, key) != sha256:
                 raise UserError(_damaged(self.store, key))
 
-    def _recorded(self) -> dict[str, str]:
-        """sha256 by key as the job of a model wrote them down.
 
-        It is empty for a folder of another kind or made by hand.
-        """
-        job = read_json(self.store, job_key(0), absent=None)
-        if job is None or job.get("stage") != MODEL_STAGE:
-            return {}
-        manifest = read_manifest(self.store, ModelResult)
-        return {marker.key: marker.sha256 for marker in manifest_objects(self.store, manifest, Facts)}
+def recorded_hashes(store: Store, result: type[Result]) -> dict[str, str]:
+    """sha256 by key as a finished job of that stage, of few objects, wrote them down.
+
+    It is empty for a folder of another kind or made by hand. UserError where the job is unfinished.
+    """
+    job = read_json(store, job_key(0), absent=None)
+    if job is None or job.get("stage") != result.stage_name:
+        return {}
+    manifest = read_manifest(store, result)
+    return {marker.key: marker.sha256 for marker in manifest_objects(store, manifest, Facts)}
 
 
 def read_model(uri: str) -> ModelFolder:
@@ -83,11 +86,13 @@ def read_model(uri: str) -> ModelFolder:
     """
     store = open_store(uri)
     try:
-        data: Any = parse_json(store.get(CONFIG_KEY))
+        config_text = store.get(CONFIG_KEY)
+        data: Any = parse_json(config_text)
         if not isinstance(data, dict) or "format" not in data:
             raise UserError(f"{store.uri} holds {_kind(store)}, not a model: {_ADVICE}")
         config = ModelConfig.model_validate_json(json.dumps(data))
-        labels = Labels.from_json(store.get(LABELS_KEY))
+        labels_text = store.get(LABELS_KEY)
+        labels = Labels.from_json(labels_text)
     except NotFound:
         raise NotFound(f"there is no model at {store.uri} ({_kind(store)}): {_ADVICE}") from None
     except (ValidationError, ValueError) as error:
@@ -99,6 +104,11 @@ def read_model(uri: str) -> ModelFolder:
             f"the model at {store.uri} has {config.model.num_classes} classes, but its {LABELS_KEY} "
             f"names {len(labels)}: restore the file that belongs to it"
         )
+    recorded = recorded_hashes(store, ModelResult)
+    for key, text in ((CONFIG_KEY, config_text), (LABELS_KEY, labels_text)):
+        sha256 = hashlib.sha256(text).hexdigest()
+        if recorded.get(key, sha256) != sha256:
+            raise UserError(_damaged(store, key))
     return ModelFolder(store, config, labels)
 
 

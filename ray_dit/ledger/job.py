@@ -7,7 +7,9 @@ Knows nothing of what objects hold.
     _job.json              the fingerprint and its parts; the first write
     data/...               objects, their keys chosen by the stage
     _markers/NAME.json     one per object: key, bytes, sha256 and the stage's deterministic facts
+    _plain/KEY.json        one per plain object, which has no facts: README, plan, checkpoint
     manifest/objects.jsonl all markers
+    manifest/plain.jsonl   those of plain objects
     manifest.json          the summary; the last write
     _runs/...              clocks, hosts, hardware: outside every equality
 
@@ -17,45 +19,49 @@ anywhere, run again, or run twice at the same time. An extension is a new genera
 """
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ray_dit.errors import Conflict, UserError
+from ray_dit.errors import Conflict, Damaged
 from ray_dit.ledger.comparison import Comparison
+from ray_dit.ledger.description import difference, extends, read_description, same_but_parts, way_out
 from ray_dit.ledger.manifest import (
     FORMAT,
     check_finished,
     generation_tag,
     job_key,
     last_generation,
+    listed,
     listing_key,
     manifest_key,
     manifest_objects,
+    plain_listing_key,
+    plain_objects,
 )
+from ray_dit.ledger.markers import mark, put_marker, read_marker, unless_damaged
+from ray_dit.ledger.plain import MadeAgain, Plain
+from ray_dit.ledger.restore import hash_of, overwrite, put_back
 from ray_dit.ledger.results import (
     MANIFEST_FIELDS,
     F,
     Facts,
+    Listing,
     Manifest,
     Marker,
     R,
     parse_manifest,
     parse_marker,
 )
-from ray_dit.ledger.runs import RunRecord, machine_kind
-from ray_dit.ledger.stored_json import Json, canonical, json_line, read_json
+from ray_dit.ledger.runs import RunRecord
+from ray_dit.ledger.stored_json import Json, canonical, json_line, read_json, sealed
+from ray_dit.ledger.writers import WRITERS, Writers
 from ray_dit.storage.store import Store, ahead
 
 _AS_WRITTEN = Comparison()
-
-
-class HashAlarm(Conflict):
-    """The same kind of machine made other bytes from the same fingerprint.
-
-    Something is not deterministic, or broken.
-    """
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,9 @@ class Job:
     settle_seconds: float = 10.0
     """How long the loser between two kinds of machines waits for the winner's marker before it takes it for
     dead."""
+    repairing: bool = False
+    """Whether ``put`` and ``put_plain`` put their bytes back where an object with a marker is missing or
+    damaged."""
 
     @classmethod
     def open(
@@ -94,7 +103,7 @@ class Job:
         finished one stays readable.
         """
         ours_only: Json = {"format": FORMAT, "stage": stage, "parts": dict(parts)}
-        job: Json = ours_only | _extends(store, generation)
+        job: Json = ours_only | extends(store, generation)
         fingerprint = hashlib.sha256(canonical(job)).hexdigest()
         if store.head(manifest_key(generation)) is None:
             store = store.checked()
@@ -103,15 +112,15 @@ class Job:
             store.put(job_key(generation), canonical(job | {"fingerprint": fingerprint}))
             return ours
         except Conflict as error:
-            there = read_json(store, job_key(generation))
-            same = _same_but_parts(there, job) and comparison.same(
+            there = read_description(store, generation, job | {"fingerprint": fingerprint})
+            same = same_but_parts(there, job) and comparison.same(
                 there["parts"], job["parts"], libraries=not accept_fingerprint
             )
             if not same:
-                raise Conflict(_difference(store, there, job, comparison)) from error
+                raise Conflict(difference(store, there, job, comparison)) from error
             other = comparison.other_rules(stage, there["parts"])
             if other and store.head(manifest_key(generation)) is None:
-                raise Conflict(f"{store.uri} was begun {other[0]}: {_way_out(store, other[1])}") from error
+                raise Conflict(f"{store.uri} was begun {other[0]}: {way_out(store, other[1])}") from error
             if comparison.same(there["parts"], job["parts"]):
                 return replace(ours, fingerprint=there["fingerprint"])
             return ours._accepted_as(there["fingerprint"], job)
@@ -161,22 +170,64 @@ class Job:
         stored = read_json(self.store, key, absent=None)
         return None if stored is None else parse_manifest(stored, result, self.store.where(key))
 
-    def finished(self, result: type[F]) -> Manifest[F] | None:
-        """As ``manifest``, for jobs of few objects: UserError if one is missing, at a request per object."""
-        manifest = self.manifest(result)
-        for marker in manifest_objects(self.store, manifest, Facts) if manifest else ():
-            if self.store.head(marker.key) is None:
-                raise UserError(
-                    f"{self.store.where(marker.key)} is missing, though its job is finished: restore it, or "
-                    f"delete {self.store.uri} and run the stage again"
-                )
+    def whole(self, result: type[F]) -> Manifest[F] | None:
+        """As ``manifest``; None too, with a warning, where it or a listing is missing or damaged.
+
+        A stage then goes on as with an unfinished job, and ``finish`` makes them again.
+        """
+        try:
+            manifest = self.manifest(result)
+        except Damaged as error:
+            _log.warning("%s; it is made again", error)
+            return None
+        for listing in (*manifest.listings[-1:], *manifest.plain[-1:]) if manifest else ():
+            if hash_of(self.store, listing.key) != listing.sha256:
+                _log.warning("%s is missing or damaged; it is made again", self.store.where(listing.key))
+                return None
         return manifest
+
+    def damage(self, manifest: Manifest[Any], skip: tuple[str, ...] = ()) -> list[str]:
+        """Keys of the finished job's objects that are missing or damaged, all read anew: for jobs of few.
+
+        Those that start with one of ``skip`` are not looked at.
+        """
+        listed = (*manifest_objects(self.store, manifest, Facts), *plain_objects(self.store, manifest))
+        objects = {marker.key: marker.sha256 for marker in listed if not marker.key.startswith(skip)}
+        found = ahead(lambda key: hash_of(self.store, key), objects)
+        return [key for key, sha256 in zip(objects, found, strict=True) if sha256 != objects[key]]
+
+    def restore_markers(self, manifest: Manifest[Any]) -> None:
+        """Puts back the finished job's markers that are missing or damaged: its listings repeat them."""
+        places = [
+            (self._marker_key(marker.name), marker)
+            for marker in listed(self.store, manifest.listings[-1], Facts)
+            if marker.name is not None
+        ]
+        for listing in manifest.plain[-1:]:
+            places += [(self.plain.place(plain.key), plain) for plain in listed(self.store, listing, Facts)]
+
+        def restore(place: str, marker: Marker[Facts]) -> bool:
+            data = canonical(marker.to_json())
+            return put_back(self.store, place, data, hashlib.sha256(data).hexdigest())
+
+        for _ in ahead(lambda entry: restore(*entry), places):
+            pass
+
+    def drop_damaged_markers(self) -> list[str]:
+        """Deletes the markers that are damaged, so that their objects are made again; their names."""
+        dropped: list[str] = []
+        for name in list(self.names()):
+            try:
+                self.marker(name, Facts)
+            except Damaged as error:
+                _log.warning("%s; its object is made again", error)
+                self.store.delete(self._marker_key(name))
+                dropped.append(name)
+        return dropped
 
     def marker(self, name: str, facts: type[F]) -> Marker[F] | None:
         """The marker of the object ``name``, None while it is not done."""
-        key = self._marker_key(name)
-        stored = read_json(self.store, key, absent=None)
-        return None if stored is None else parse_marker(stored, facts, self.store.where(key))
+        return read_marker(self.store, self._marker_key(name), facts)
 
     def names(self) -> Iterator[str]:
         """Names of the objects that are done, streamed.
@@ -196,55 +247,76 @@ class Job:
         return ahead(read, sorted(self.names()) if names is None else names)
 
     def put(self, name: str, key: str, data: bytes, facts: F) -> Marker[F]:
-        """Stores an object, then its marker, which is returned.
+        """Stores an object that was computed, then its marker, which is returned.
 
-        Where the marker is there already, nothing is written.
+        Where the marker is there already, nothing is written, but by a job that is ``repairing``.
 
         HashAlarm if this kind of machine made the object before with other bytes; between kinds of machines
         the first writer's object stays.
         """
-        done = self.marker(name, type(facts))
+        done = unless_damaged(lambda: self.marker(name, type(facts)))
         if done is not None:
+            if self.repairing:
+                put_back(self.store, done.key, data, done.sha256)
             return done
-        made_with = {"fingerprint": self.accepted} if self.accepted else {}
-        sha256 = hashlib.sha256(data).hexdigest()
-        marker = Marker(key=key, bytes=len(data), sha256=sha256, facts=facts, **made_with)
-        stored = canonical(marker.to_json())
-        self._enrol()
+        marker = mark(name, key, data, facts, fingerprint=self.accepted)
+        first = self._writers.record(key, marker.sha256)
         try:
             self.store.put(key, data)
-            self.store.put(self._marker_key(name), stored)
+            put_marker(self.store, self._marker_key(name), marker)
         except Conflict as conflict:
-            return self._settle(name, data, marker, conflict)
+            return self._settle(name, data, marker, first, conflict)
         return marker
 
-    def put_plain(self, key: str, data: bytes) -> None:
-        """Stores an object of the result that needs no marker: an image, a plan; HashAlarm as in ``put``."""
-        self._enrol()
-        try:
-            self.store.put(key, data)
-        except Conflict as conflict:
-            self._alarm(key, conflict)
+    def put_plain(self, key: str, data: bytes, *, computed: bool = False) -> None:
+        """Stores an object without facts, and a marker by which ``finish`` lists it.
+
+        What follows from the job alone (a plan, a card) is put back where it is damaged. ``computed``: by
+        floating-point arithmetic, so that another kind of machine makes other bytes: as in ``put``, the first
+        writer's stays, or HashAlarm.
+        """
+        self.plain.put(key, data, computed=computed)
+
+    def restore_plain(self, made_again: MadeAgain) -> Iterator[str]:
+        """Puts back those plain objects that are missing or damaged and can be made again; yields their keys.
+
+        UserError where other bytes come out.
+        """
+        manifest = self.whole(Facts)
+        objects = plain_objects(self.store, manifest) if manifest else self.plain.markers()
+        return self.plain.restore(objects, made_again)
 
     def finish(self, result: R, *, objects: Iterable[Marker[Any]] | None = None) -> Manifest[R]:
-        """Writes the listing, then the manifest, the last write, and returns it.
+        """Writes the listings, then the manifest, the last write, and returns it.
 
         ``objects``: markers, streamed, in the order they shall be listed; by default all, sorted by name.
-        Their lines are gathered as bytes (about 250 per object), never as Python objects.
+        Their lines are gathered as bytes (about 350 per object), never as Python objects. Listings and a
+        manifest that are damaged are replaced.
         """
         facts = result.to_json()
         if clash := MANIFEST_FIELDS & facts.keys():
             raise ValueError(f"a manifest's own fields cannot be facts: {sorted(clash)}")
         job = read_json(self.store, job_key(self.generation))
-        listing, accepted = self._list(self.markers(Facts) if objects is None else objects)
-        manifest = {
-            **facts,
-            **job,
-            "listings": [*self._older_listings(), listing],
-            **({"accepted": accepted} if accepted else {}),
-        }
+        before = unless_damaged(lambda: self.manifest(type(result)))
+        listing, accepted = self._list(
+            listing_key(self.generation), self.markers(Facts) if objects is None else objects
+        )
+        as_before = before is not None and before.facts == result and before.listings[-1] == listing
+        if before is not None and as_before and not before.plain:
+            return before  # of an earlier version, which listed no plain objects
+        plain, _ = self._list(plain_listing_key(self.generation), self.plain.markers())
+        older = self._before()
+        manifest = sealed(
+            {
+                **facts,
+                **job,
+                "listings": [*older["listings"], listing.model_dump()],
+                "plain": [*older["plain"], plain.model_dump()],
+                **({"accepted": accepted} if accepted else {}),
+            }
+        )
         key = manifest_key(self.generation)
-        self.store.put(key, canonical(manifest))
+        self._put_derived(key, canonical(manifest))
         return parse_manifest(manifest, type(result), self.store.where(key))
 
     def run(self, facts: Mapping[str, Json]) -> RunRecord:
@@ -252,8 +324,15 @@ class Job:
         return RunRecord.start(self.store, facts)
 
     @property
-    def _writers(self) -> str:
-        return f"_runs/writers{generation_tag(self.generation)}/"
+    def plain(self) -> Plain:
+        """This generation's plain objects."""
+        folder = f"_plain{generation_tag(self.generation)}/"
+        return Plain(self.store, folder, self._writers, self.accepted, self.repairing)
+
+    @property
+    def _writers(self) -> Writers:
+        folder = f"{WRITERS}{generation_tag(self.generation)}/"
+        return Writers(self.store, folder, self.accepted or self.fingerprint)
 
     def _marker_key(self, name: str) -> str:
         return f"_markers{generation_tag(self.generation)}/{name}.json"
@@ -265,8 +344,8 @@ class Job:
         )
         return Job(self.store, self.stage, fingerprint, self.generation, accepted=self.fingerprint)
 
-    def _list(self, objects: Iterable[Marker[Any]]) -> tuple[Json, list[str]]:
-        """Stores the listing; its entry in the manifest, and the accepted fingerprints that occur in it."""
+    def _list(self, key: str, objects: Iterable[Marker[Any]]) -> tuple[Listing, list[str]]:
+        """Stores a listing; its entry in the manifest, and the accepted fingerprints that occur in it."""
         lines = bytearray()
         count = size = 0
         accepted: set[str] = set()
@@ -275,109 +354,51 @@ class Job:
             count, size = count + 1, size + marker.bytes
             accepted |= {marker.fingerprint} if marker.fingerprint else set()
         data = bytes(lines)
-        key = listing_key(self.generation)
-        self.store.put(key, data)
-        entry = {"key": key, "sha256": hashlib.sha256(data).hexdigest(), "count": count, "bytes": size}
-        return entry, sorted(accepted)
+        self._put_derived(key, data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        return Listing(key=key, sha256=sha256, count=count, bytes=size), sorted(accepted)
 
-    def _older_listings(self) -> list[Json]:
-        return read_json(self.store, manifest_key(self.generation - 1))["listings"] if self.generation else []
+    def _put_derived(self, key: str, data: bytes) -> None:
+        """Writes a listing or manifest; Conflict if the job was finished with another one.
 
-    def _enrol(self) -> str:
-        """Writes down, before this process's first object, what kind of machine makes objects here.
-
-        Returns its key.
+        One that no whole manifest vouches for is damaged, or was left by a killed run.
         """
-        writer = {"machine": machine_kind(), "fingerprint": self.accepted or self.fingerprint}
-        data = canonical(writer)
-        key = f"{self._writers}{hashlib.sha256(data).hexdigest()[:16]}.json"
-        if (self.store.uri, key) not in _enrolled:
+        try:
             self.store.put(key, data)
-            _enrolled.add((self.store.uri, key))
-        return key
+        except Conflict:
+            if self.whole(Facts) is not None:
+                raise
+            overwrite(self.store, key, data)
 
-    def _settle(self, name: str, data: bytes, ours: Marker[F], conflict: Conflict) -> Marker[F]:
+    def _before(self) -> dict[str, Json]:
+        """What the manifest of the generation before lists."""
+        there: dict[str, Json] = {}
+        if self.generation:
+            there = read_json(self.store, manifest_key(self.generation - 1))
+        return {"listings": there.get("listings", []), "plain": there.get("plain", [])}
+
+    def _settle(self, name: str, data: bytes, ours: Marker[F], first: bool, conflict: Conflict) -> Marker[F]:
         """Two writers made different things: the first one's stays."""
-        self._alarm(ours.key, conflict)
+        there = hash_of(self.store, ours.key)
+        if there is not None:
+            self._writers.check(ours.key, there, first=first, conflict=conflict)
         theirs = self._await_marker(name, type(ours.facts))
         if theirs is not None:
             return theirs
         # Its writer died between object and marker: nobody can vouch for that object, so ours takes its
         # place.
-        info = self.store.head(ours.key)
-        if info is None:
-            self.store.put(ours.key, data)
-        elif self.store.sha256(ours.key) != ours.sha256:
-            self.store.replace(ours.key, data, if_match=info.etag or "")
+        put_back(self.store, ours.key, data, ours.sha256)
         try:
-            self.store.put(self._marker_key(name), canonical(ours.to_json()))
+            put_marker(self.store, self._marker_key(name), ours)
         except Conflict as late:
             raise Conflict(
                 f"{self.store.where(ours.key)} was made by two kinds of machines at the same moment: run "
-                "ray-dit repair on the folder"
+                "its stage again with --repair"
             ) from late
         return ours
-
-    def _alarm(self, key: str, conflict: Conflict) -> None:
-        """Raises HashAlarm where all writers of this job are of one kind."""
-        if [info.key for info in self.store.list(self._writers)] == [self._enrol()]:
-            raise HashAlarm(
-                f"{self.store.where(key)} came out differently from the same job on the same kind of machine"
-                f" ({machine_kind()}), so something is not deterministic or the hardware is faulty: keep the "
-                "folder, and report it"
-            ) from conflict
 
     def _await_marker(self, name: str, facts: type[F]) -> Marker[F] | None:
         end = time.monotonic() + self.settle_seconds
         while (marker := self.marker(name, facts)) is None and time.monotonic() < end:
             time.sleep(0.2)
         return marker
-
-
-_enrolled: set[tuple[str, str]] = set()
-
-
-def _same_but_parts(there: Json, ours: Json) -> bool:
-    """Whether both are of one stage and format, and extend the same job or none."""
-    return {**there, "parts": None, "fingerprint": None} == {**ours, "parts": None, "fingerprint": None}
-
-
-def _extends(store: Store, generation: int) -> dict[str, str]:
-    """What ties a generation to the one before, which must be finished."""
-    if not generation:
-        return {}
-    key = manifest_key(generation - 1)
-    before = read_json(store, key, absent=None)
-    if before is None:
-        raise UserError(f"{store.uri} is unfinished: finish it before it is extended")
-    return {"extends": parse_manifest(before, Facts, store.where(key)).sha256}
-
-
-def _difference(store: Store, there: Json, ours: Json, comparison: Comparison) -> str:
-    """The sentence that refuses a job whose folder belongs to another one."""
-    if there["stage"] != ours["stage"]:
-        return f"{store.uri} belongs to {there['stage']}, not {ours['stage']}: take another output folder"
-    if there["format"] != ours["format"]:
-        return (
-            f"{store.uri} has format {there['format']}, not {ours['format']}: use the ray-dit that began it"
-        )
-    changed = comparison.differences(there["parts"], ours["parts"])
-    shown = ", ".join(
-        f"{name}: {_short(old)} -> {_short(new)}" for name, (old, new) in [*changed.items()][:6]
-    )
-    more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
-    ways = _way_out(store, "take another output folder, or go back to what it was begun with")
-    if comparison.same(there["parts"], ours["parts"], libraries=False):
-        ways = "go back to those versions, or add --accept-fingerprint to finish it with these"
-    return f"{store.uri} was begun with other settings ({shown}{more}): {ways}"
-
-
-def _way_out(store: Store, ways: str) -> str:
-    if all(info.key.startswith(("_job", "_runs/", "_accepted/")) for info in store.list()):
-        return f"nothing was made there yet, so delete it if no run is under way, or {ways}"
-    return ways
-
-
-def _short(value: Json) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

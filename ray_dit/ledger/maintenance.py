@@ -5,46 +5,37 @@ Knows the protocol's objects and nothing of what they hold.
 Everything is streamed: memory is bounded by the objects in flight, whatever their number.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from ray_dit.errors import NotFound, UserError
 from ray_dit.ledger.job import Job
-from ray_dit.ledger.manifest import job_key, last_generation, manifest_key, manifest_objects
+from ray_dit.ledger.manifest import generation_tag, job_key, last_generation
+from ray_dit.ledger.plain import MadeAgain
+from ray_dit.ledger.restore import overwrite, put_back
 from ray_dit.ledger.results import Facts, Marker
-from ray_dit.ledger.stored_json import canonical, read_json
+from ray_dit.ledger.stored_json import read_json
+from ray_dit.ledger.verification import Problem, Results, Tally, verify_job
 from ray_dit.storage.open import open_store
 from ray_dit.storage.s3 import PROBES
-from ray_dit.storage.store import Store, ahead
+from ray_dit.storage.store import Store
 
 HOUR = 3600.0
 
+Rebuild = Callable[[Store, Marker[Facts]], bytes | None]
+"""The bytes of an object from its folder and marker; None where they can't be made again."""
 
-@dataclass(frozen=True)
-class Problem:
-    """Something in a job that is not what the job says."""
-
-    store: Store
-    """The job's folder."""
-    key: str
-    what: str
-    """``missing``, ``damaged``, or a sentence."""
-    marker: Marker[Facts] | None
-    """What the object should be; None for the protocol's own objects."""
-
-    def __str__(self) -> str:
-        return f"{self.store.where(self.key)}: {self.what}"
-
-
-@dataclass
-class Tally:
-    """What a verification has gone through so far."""
-
-    jobs: int = 0
-    objects: int = 0
-    bytes: int = 0
+_WAYS = {
+    "encode": "run ray-dit encode again with --repair",
+    "generate": "run ray-dit generate again with --repair",
+    "evaluate": "run ray-dit evaluate again",
+    "train-vae": "run ray-dit train-vae again, which makes the VAE anew from its last checkpoint, and "
+    "restore a damaged checkpoint from a copy",
+    "train": "run ray-dit train again, which makes the model and loss.json anew from the last checkpoint, "
+    "and restore a checkpoint or sample grid from a copy: nothing needs those of a finished training",
+    "model": "run the ray-dit train or import-checkpoint again that made it",
+}
+"""What to do about a damaged folder, by its stage."""
 
 
 def jobs(store: Store) -> Iterator[Store]:
@@ -57,54 +48,102 @@ def jobs(store: Store) -> Iterator[Store]:
             yield store.child(info.key.removesuffix(f"/{first}"))
 
 
-def verify(store: Store, *, tally: Tally | None = None, threads: int = 8) -> Iterator[Problem]:
-    """Reads every object of the jobs at and below ``store`` anew; yields what is missing or differs.
+def verify(
+    store: Store, *, tally: Tally | None = None, results: Results | None = None, threads: int = 8
+) -> Iterator[Problem]:
+    """Reads every object of the jobs at and below ``store`` anew; yields what is missing or damaged.
 
-    A finished job is held against its listings, an unfinished one against its markers. NotFound if no job is
-    there.
+    A finished job is held against its listings, an unfinished one, which is a problem too, against its
+    markers, and the numbers in a manifest against ``results``. NotFound if no job is there.
     """
     tally = tally or Tally()
     for folder in jobs(store):
         tally.jobs += 1
-        yield from _verify_folder(folder, tally, threads)
+        yield from verify_job(folder, tally, results or {}, threads=threads)
     if not tally.jobs:
         raise NotFound(f"{store.uri} holds no job of ray-dit: check the path")
 
 
-def verify_all(uri: str, *, tell: Callable[[Problem], None]) -> str:
+def verify_all(uri: str, results: Results, *, tell: Callable[[Problem], None]) -> str:
     """Verifies the jobs at and below ``uri`` and reports each problem.
 
-    Returns a sentence where all is whole, else raises UserError.
+    Returns a sentence where all is whole and finished, else raises UserError.
     """
-    tally, problems = Tally(), 0
-    for problem in verify(open_store(uri), tally=tally):
+    tally, problems, ways = Tally(), 0, dict[str, str]()
+    for problem in verify(open_store(uri), tally=tally, results=results):
         problems += 1
         tell(problem)
+        if not problem.is_unfinished and not problem.key.startswith(("_runs/", "_accepted/")):
+            ways.setdefault(stage_of(problem.store), problem.store.uri)
+    if ways:
+        todo = "; ".join(f"for {where}, {_WAYS.get(stage, RESTORE)}" for stage, where in ways.items())
+        raise UserError(f"{problems} of the objects in {uri} are missing or damaged: {todo}")
     if problems:
-        raise UserError(
-            f"{problems} of the objects in {uri} are missing or damaged: run encode or generate again with "
-            "--repair; what another stage made, restore, or delete its folder and run it again"
-        )
+        raise UserError(f"{uri} is not whole: do what is said of the {problems} objects above")
     found = f"{tally.objects} objects, {tally.bytes / 1e6:.1f} MB in {tally.jobs} jobs"
     return f"verified: {found} at {uri} are whole"
 
 
-def repair(
-    store: Store, rebuild: Callable[[Store, Marker[Facts]], bytes], *, threads: int = 8
-) -> Iterator[Problem]:
-    """Makes the objects ``verify`` complains of anew and puts them in place; yields each as it is done.
+RESTORE = "restore it from a copy, or delete it and run its stage again"
 
-    ``rebuild(folder, marker)`` returns an object's bytes; it is a pure function of the job, so they must have
-    the hash the marker promises, else UserError. A damaged object is replaced only if it is still the one
-    that was looked at.
+
+def stage_of(folder: Store) -> str:
+    """The stage a folder belongs to; "" where its description is damaged."""
+    try:
+        return str(read_json(folder, job_key(0)).get("stage"))
+    except UserError:
+        return ""
+
+
+def repair(
+    store: Store,
+    rebuild: Rebuild,
+    plain: MadeAgain | None = None,
+    *,
+    results: Results | None = None,
+    threads: int = 8,
+) -> Iterator[Problem]:
+    """Makes what ``verify`` complains of anew and puts it in place; yields each as it is done.
+
+    ``rebuild(folder, marker)`` returns an object's bytes, ``plain`` those of plain objects by key, which come
+    first, since makers of the others read them. Both are pure functions of the job, so the bytes must have
+    the hash the marker promises. A damaged object is replaced only if it is still the one that was looked at.
+    A damaged manifest or marker that nothing repeats is removed, and listings are left, for the stage to make
+    again. UserError at the end if something can't be made again.
     """
-    for problem in verify(store, threads=threads):
-        if problem.marker is None:
-            raise UserError(
-                f"{problem}: this is no shard; delete manifest.json and that object, and run the stage again"
-            )
-        _put_back(problem, problem.marker, rebuild(problem.store, problem.marker))
-        yield problem
+    for key in Job(store, "", "", last_generation(store)).restore_plain(plain or {}):
+        yield Problem(store, key, "damaged")
+    lost: list[str] = []
+    for problem in verify(store, results=results, threads=threads):
+        try:
+            if _put_right(problem, rebuild):
+                yield problem
+        except UserError as error:
+            lost.append(str(error))
+    if lost:
+        more = f" (and {len(lost) - 1} objects more)" if len(lost) > 1 else ""
+        raise UserError(f"{lost[0]}{more}")
+
+
+def _put_right(problem: Problem, rebuild: Rebuild) -> bool:
+    """Whether something was done about it; UserError where nothing can be."""
+    folder, key, marker = problem.store, problem.key, problem.marker
+    if problem.is_unfinished:
+        return False
+    if marker is not None:
+        data = rebuild(folder, marker)
+        if data is None:
+            raise UserError(f"{problem}: it can't be made again here; restore it from a copy")
+        put_back(folder, key, data, marker.sha256)
+    elif problem.data is not None:
+        overwrite(folder, key, problem.data)
+    elif key.endswith(".jsonl"):  # a listing
+        return False
+    elif key.startswith(("_markers", "_plain", "_runs/", "_accepted/", "manifest")):
+        folder.delete(key)
+    else:
+        raise UserError(f"{problem}; restore it from a copy")
+    return True
 
 
 def gc(store: Store, *, older_than: float = HOUR) -> Iterator[str]:
@@ -143,8 +182,9 @@ def abandon(store: Store) -> Iterator[str]:
     """
     job = _begun_extension(store)
     for info in store.list():
+        tag = generation_tag(job.generation)
         if info.key.rpartition("/")[2].startswith(job.prefix) or info.key.startswith(
-            f"_markers-{job.prefix[:-1]}/"
+            (f"_markers{tag}/", f"_plain{tag}/")
         ):
             store.delete(info.key)
             yield store.where(info.key)
@@ -158,72 +198,3 @@ def _begun_extension(store: Store) -> Job:
     if there is None:
         raise UserError(f"{store.uri} has no unfinished extension: nothing to abandon")
     return Job(store, there["stage"], there["fingerprint"], generation)
-
-
-def _verify_folder(folder: Store, tally: Tally, threads: int) -> Iterator[Problem]:
-    """One job, all its generations: the protocol's own objects, then the others, several at a time."""
-    own = [
-        problem for number in range(last_generation(folder) + 1) for problem in _verify_job(folder, number)
-    ]
-    yield from own
-
-    def check(marker: Marker[Facts]) -> tuple[Marker[Facts], Problem | None]:
-        found = _hash(folder, marker.key)
-        what = "missing" if found is None else "damaged"
-        return marker, None if found == marker.sha256 else Problem(folder, marker.key, what, marker)
-
-    for marker, problem in ahead(check, _expected(folder, whole=not own), threads=threads):
-        tally.objects, tally.bytes = tally.objects + 1, tally.bytes + marker.bytes
-        if problem is not None:
-            yield problem
-
-
-def _verify_job(folder: Store, generation: int) -> Iterator[Problem]:
-    """A generation's fingerprint, manifest and listing."""
-    job = read_json(folder, job_key(generation))
-    parts = {name: value for name, value in job.items() if name != "fingerprint"}
-    if hashlib.sha256(canonical(parts)).hexdigest() != job["fingerprint"]:
-        yield Problem(folder, job_key(generation), "its parts do not have its fingerprint", None)
-    manifest = read_json(folder, manifest_key(generation), absent=None)
-    if manifest is None:
-        return
-    if any(manifest.get(name) != value for name, value in job.items()):
-        yield Problem(folder, manifest_key(generation), "it is another job's", None)
-    listing = manifest["listings"][-1]
-    found = _hash(folder, listing["key"])
-    if found != listing["sha256"]:
-        yield Problem(folder, listing["key"], "missing" if found is None else "damaged", None)
-
-
-def _expected(folder: Store, *, whole: bool) -> Iterator[Marker[Facts]]:
-    """The markers of a job's objects.
-
-    Those its newest manifest lists if that is whole, else those that are there.
-    """
-    generation = last_generation(folder)
-    there = read_json(folder, job_key(generation))
-    job = Job(folder, there["stage"], there["fingerprint"], generation)
-    manifest = job.manifest(Facts) if whole else None
-    return manifest_objects(folder, manifest, Facts) if manifest is not None else job.markers(Facts)
-
-
-def _hash(folder: Store, key: str) -> str | None:
-    try:
-        return folder.sha256(key)
-    except NotFound:
-        return None
-
-
-def _put_back(problem: Problem, marker: Marker[Facts], data: bytes) -> None:
-    folder, key = problem.store, problem.key
-    if hashlib.sha256(data).hexdigest() != marker.sha256:
-        raise UserError(
-            f"{folder.where(key)} cannot be repaired here, because this machine makes other bytes of it: "
-            "repair it on the kind of machine and with the versions (of ray-dit and its libraries) it was "
-            "made with"
-        )
-    info = folder.head(key)
-    if info is None:
-        folder.put(key, data)
-    elif folder.sha256(key) != marker.sha256:
-        folder.replace(key, data, if_match=info.etag or "")

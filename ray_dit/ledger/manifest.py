@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray_dit.errors import NotFound, UserError
-from ray_dit.ledger.results import F, Manifest, Marker, R, parse_manifest, parse_marker
-from ray_dit.ledger.stored_json import parse_line, read_json
+from ray_dit.ledger.results import F, Facts, Listing, Manifest, Marker, R, parse_manifest, parse_marker
+from ray_dit.ledger.stored_json import parse_json, read_json
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
@@ -48,6 +48,11 @@ def manifest_key(generation: int) -> str:
 def listing_key(generation: int) -> str:
     """Where the markers of a generation's objects are listed."""
     return f"manifest/objects{generation_tag(generation)}.jsonl"
+
+
+def plain_listing_key(generation: int) -> str:
+    """Where the markers of a generation's plain objects are listed."""
+    return f"manifest/plain{generation_tag(generation)}.jsonl"
 
 
 def read_manifest(place: str | Store, result: type[R]) -> Manifest[R]:
@@ -97,7 +102,21 @@ def manifest_objects(store: Store, manifest: Manifest[Any], facts: type[F]) -> I
     Older generations first, each in the order it was listed.
     """
     for listing in manifest.listings:
-        where = store.where(listing.key)
-        with store.open_file(listing.key) as lines:
-            for line in lines:
-                yield parse_marker(parse_line(line, where), facts, where)
+        yield from listed(store, listing, facts)
+
+
+def plain_objects(store: Store, manifest: Manifest[Any]) -> list[Marker[Facts]]:
+    """The markers of a finished job's plain objects by key; none of a job of an earlier version.
+
+    What a later generation replaced is what it made of it.
+    """
+    found = {marker.key: marker for listing in manifest.plain for marker in listed(store, listing, Facts)}
+    return [found[key] for key in sorted(found)]
+
+
+def listed(store: Store, listing: Listing, facts: type[F]) -> Iterator[Marker[F]]:
+    """The markers in one listing, streamed; Damaged where a line is none."""
+    where = store.where(listing.key)
+    with store.open_file(listing.key) as lines:
+        for line in lines:
+            yield parse_marker(parse_json(line, where), facts, where)

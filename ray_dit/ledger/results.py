@@ -1,17 +1,18 @@
 """What a job leaves, as types: the facts of a stage in the envelopes of the ledger; knows no stage's facts.
 
 A stored object is one flat JSON: the envelope's fields and the facts side by side. Fields that are not known
-here come from another version of ray-dit; they are kept, and written again as they were.
+here come from another version of ray-dit; they are kept, and written again as they were. Markers and
+manifests are sealed (``stored_json``), but for those of earlier versions, which lack ``name`` and ``plain``.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, ClassVar, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
-from ray_dit.errors import UserError, first_message
-from ray_dit.ledger.stored_json import Json, canonical
+from ray_dit.errors import Damaged, UserError, first_message
+from ray_dit.ledger.stored_json import SEAL, Json, canonical, sealed
 from ray_dit.storage.store import checked_key
 
 Key = Annotated[str, AfterValidator(checked_key)]
@@ -38,6 +39,13 @@ class Result(Facts):
     stage_name: ClassVar[str]
     """The stage that leaves them: a job of another one is refused by ``read_manifest``."""
 
+    def expected(self, parts: Mapping[str, Json], objects: Iterable[Mapping[str, Json]]) -> dict[str, Json]:
+        """What those of these facts must be that follow from the job's parts and its objects, for ``verify``.
+
+        ``objects``: their facts as stored, streamed, in the order of the listing.
+        """
+        return {}
+
 
 F = TypeVar("F", bound=Facts)
 R = TypeVar("R", bound=Result)
@@ -53,12 +61,15 @@ class Marker(BaseModel, Generic[F]):
     sha256: str
     fingerprint: str | None = None
     """The maker's own, where it went on with a job of other library versions."""
+    name: str | None = None
+    """What the marker is found by; None in those of earlier versions."""
     facts: F
 
     def to_json(self) -> dict[str, Json]:
         """The marker as it is stored."""
         own = self.model_dump(mode="json", include=self.model_fields_set - {"facts"})
-        return self.facts.to_json() | own
+        stored = self.facts.to_json() | own
+        return stored if self.name is None else sealed(stored)
 
 
 class Listing(BaseModel):
@@ -84,6 +95,8 @@ class Manifest(BaseModel, Generic[F]):
     """What the fingerprint is of: settings, inputs, libraries."""
     listings: tuple[Listing, ...]
     """One per generation, the oldest first."""
+    plain: tuple[Listing, ...] = ()
+    """As ``listings``, of the objects without facts; none in manifests of earlier versions."""
     extends: str | None = None
     """``sha256`` of the manifest before, in a later generation."""
     accepted: tuple[str, ...] = ()
@@ -94,9 +107,9 @@ class Manifest(BaseModel, Generic[F]):
     fingerprints."""
 
 
-MANIFEST_FIELDS = frozenset(Manifest.model_fields) - {"facts", "sha256"}
+MANIFEST_FIELDS = (frozenset(Manifest.model_fields) | {SEAL}) - {"facts", "sha256"}
 """The stored ones, which are no facts."""
-MARKER_FIELDS = frozenset(Marker.model_fields) - {"facts"}
+MARKER_FIELDS = (frozenset(Marker.model_fields) | {SEAL}) - {"facts"}
 """The stored ones, which are no facts."""
 
 
@@ -106,7 +119,7 @@ def parse_marker(stored: Mapping[str, Json], facts: type[F], where: str) -> Mark
     UserError, naming ``where`` it is stored, if it is not such a marker.
     """
     own, others = _split(stored, MARKER_FIELDS)
-    return _parse(Marker[F], {**own, "facts": _parse(facts, others, where)}, where)
+    return _parse(Marker[F], {**own, "facts": _parse(facts, others, where)}, where, Damaged)
 
 
 def parse_manifest(stored: Mapping[str, Json], facts: type[F], where: str) -> Manifest[F]:
@@ -115,25 +128,28 @@ def parse_manifest(stored: Mapping[str, Json], facts: type[F], where: str) -> Ma
     # Of what is stored, not of what was understood of it: a number read as another type would be another
     # hash.
     sha256 = hashlib.sha256(canonical(stored)).hexdigest()
-    return _parse(Manifest[F], {**own, "sha256": sha256, "facts": _parse(facts, others, where)}, where)
+    stored = {**own, "sha256": sha256, "facts": _parse(facts, others, where)}
+    return _parse(Manifest[F], stored, where, Damaged)
 
 
 M = TypeVar("M", bound=BaseModel)
 
 
 def _split(stored: Mapping[str, Json], own: frozenset[str]) -> tuple[dict[str, Json], dict[str, Json]]:
-    """The envelope's fields, and the facts."""
+    """The envelope's fields without the seal, and the facts."""
     return (
-        {name: value for name, value in stored.items() if name in own},
+        {name: value for name, value in stored.items() if name in own and name != SEAL},
         {name: value for name, value in stored.items() if name not in own},
     )
 
 
-def _parse(kind: type[M], stored: Mapping[str, Json], where: str) -> M:
+def _parse(
+    kind: type[M], stored: Mapping[str, Json], where: str, error_kind: type[UserError] = UserError
+) -> M:
     try:
         return kind.model_validate(stored)
     except ValidationError as error:
-        raise UserError(
+        raise error_kind(
             f"{where} can't be read ({first_message(error)}): it is damaged, or of another version of "
-            "ray-dit; delete it and run its stage again"
+            "ray-dit; delete it and run its stage again, or restore it from a copy"
         ) from error

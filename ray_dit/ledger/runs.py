@@ -13,24 +13,24 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-from ray_dit.ledger.stored_json import Json, canonical
+from ray_dit.ledger.stored_json import Json, canonical, sealed
 from ray_dit.storage.store import Store
 
 
 def machine_kind() -> str:
-    """What decides the last bits on this machine.
+    """What decides the last bits of what this process computes.
 
-    It is the GPU model, or CPU instruction set and threads, and torch's build.
-
-    Looked up in the torch this process uses; a process without torch can only differ by its kind of CPU.
+    It is the device (GPU model, or CPU instruction set), the number of threads, which
+    ``core.determinism.make_deterministic`` sets to the job's, and torch's build. A process without torch can
+    only differ by its kind of CPU.
     """
     torch: Any = sys.modules.get("torch")
     if torch is None:
         return platform.machine()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        return f"{torch.cuda.get_device_name()} · torch {torch.__version__}"
-    cpu = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.machine()} {cpu} · {torch.get_num_threads()} threads · torch {torch.__version__}"
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    device = torch.cuda.get_device_name() if on_gpu else cpu
+    return f"{device} · {torch.get_num_threads()} threads · torch {torch.__version__}"
 
 
 class RunRecord:
@@ -73,4 +73,4 @@ class RunRecord:
             self.event("failed", error=f"{type(error).__name__}: {error}")
 
     def _put(self, name: str, facts: Mapping[str, Json]) -> None:
-        self._store.put(f"{name}.json", canonical({"clock": datetime.now(UTC).isoformat(), **facts}))
+        self._store.put(f"{name}.json", canonical(sealed({"clock": datetime.now(UTC).isoformat(), **facts})))

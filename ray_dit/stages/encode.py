@@ -4,6 +4,7 @@ Shard i holds the rows [i·S, (i+1)·S) of the plan, which lists the images in k
 cannot be read is set aside and listed, and its row is missing.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,11 @@ from ray_dit.folders.images import (
     quarantine_bytes,
     refuse_output_inside,
 )
+from ray_dit.folders.latents import VAE_FOLDER
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.plain import MadeAgain
 from ray_dit.ledger.results import Manifest
 from ray_dit.results import LatentShardFacts, LatentsResult
 from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_bytes
@@ -37,14 +40,15 @@ from ray_dit.runtime.shards import (
     ShardMaker,
     Work,
     all_markers,
+    finish_shards,
     make_shards,
     repair_shards,
+    restore_plain,
     shard_name,
     shard_sizes,
 )
 from ray_dit.stages.fingerprint import open_job
 from ray_dit.storage.open import open_store
-from ray_dit.storage.store import Store
 
 STAGE = LatentsResult.stage_name
 UNIT = "images"
@@ -62,19 +66,27 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
     files = vae.files()
     inputs = {"images": plan.sha256, "vae": files_sha256(files)}
     job = open_job(config, STAGE, inputs)
-    build = _Build(config, job.store)
-    if config.repair:
-        repair_shards(config, job, build)
-    manifest = job.manifest(LatentsResult)
-    if manifest is not None:
-        return manifest
-    job.put_plain(PLAN_KEY, plan.to_bytes())  # the actors read it: the driver need not hand it out
-    for name, data in files.items():
-        job.put_plain(f"vae/{name}", data)
+    build, gpus = _Build(config, job), 1 if config.use_gpu else 0
     sizes = shard_sizes(len(plan.keys), config.shard_size)
-    with ray_session(config) as ray:
-        make_shards(ray, config, job, build, Work(STAGE, UNIT, sizes), gpus=1 if config.use_gpu else 0)
-    return _finish(config, plan, job, len(sizes), vae)
+    inputs_of_actors: MadeAgain = {
+        PLAN_KEY: plan.to_bytes,  # the actors read it: the driver need not hand it out
+        **{f"{VAE_FOLDER}/{name}": lambda data=data: data for name, data in files.items()},
+    }
+    plain = {**inputs_of_actors, QUARANTINE_KEY: lambda: quarantine_bytes(_all_bad(job, len(sizes)))}
+    if config.repair:
+        repair_shards(config, job, build, gpus=gpus, plain=plain)
+    manifest = job.whole(LatentsResult)
+    if manifest is not None:
+        restore_plain(job, plain)
+        return manifest
+    for key, data in inputs_of_actors.items():
+        job.put_plain(key, data())
+
+    def make() -> None:
+        with ray_session(config) as ray:
+            make_shards(ray, config, job, build, Work(STAGE, UNIT, sizes), gpus=gpus)
+
+    return finish_shards(job, make, lambda: _finish(config, plan, job, len(sizes), vae))
 
 
 def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
@@ -140,10 +152,10 @@ class _Build:
     """Makes the encoder inside its actor."""
 
     config: EncodeConfig
-    store: Store
+    job: Job
 
     def __call__(self) -> ShardMaker:
-        plan = ImagePlan.from_bytes(self.store.get(PLAN_KEY), self.config.images.uri)
+        plan = ImagePlan.from_bytes(self.job.plain.get(PLAN_KEY), self.config.images.uri)
         return Encoder(self.config, plan)
 
 
@@ -237,7 +249,7 @@ def _finish(
 ) -> Manifest[LatentsResult]:
     markers = list(all_markers(job, num_shards, LatentShardFacts))
     shards = [marker.facts for marker in markers]
-    bad = [BadImage(*entry) for shard in shards for entry in shard.bad]
+    bad = _bad(shards)
     check_bad(len(bad), len(plan.keys), config.images.max_bad, plan.uri, bad)
     job.put_plain(QUARANTINE_KEY, quarantine_bytes(bad))
     side = config.images.size // vae.downsample
@@ -257,6 +269,14 @@ def _finish(
         ),
         objects=markers,
     )
+
+
+def _bad(shards: Iterable[LatentShardFacts]) -> list[BadImage]:
+    return [BadImage(*entry) for shard in shards for entry in shard.bad]
+
+
+def _all_bad(job: Job, num_shards: int) -> list[BadImage]:
+    return _bad(marker.facts for marker in all_markers(job, num_shards, LatentShardFacts))
 
 
 def _statistics(shards: list[LatentShardFacts], count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -10,6 +10,7 @@ no figure: each reads the merged statistics and names its values.
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,14 +24,25 @@ from ray_dit.errors import UserError
 from ray_dit.folders.images import BadImage, check_bad, load_images, plan_images, refuse_output_inside
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
-from ray_dit.ledger.results import Manifest, Marker
+from ray_dit.ledger.plain import MadeAgain
+from ray_dit.ledger.restore import read_whole
+from ray_dit.ledger.results import Facts, Manifest, Marker
 from ray_dit.ledger.stored_json import canonical
 from ray_dit.metrics import FEATURES, JUDGE, Network, Piece, Sets, Tensors, figures_for, measure, merge
 from ray_dit.results import ClassifierFacts, DatasetResult, EvaluationResult, PieceFacts
 from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_bytes
 from ray_dit.runtime.progress import progress
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.shards import Made, ShardMaker, Work, all_markers, make_shards, shard_name
+from ray_dit.runtime.shards import (
+    Made,
+    ShardMaker,
+    Work,
+    all_markers,
+    finish_shards,
+    make_shards,
+    repair_shards,
+    shard_name,
+)
 from ray_dit.runtime.tasks import run_tasks
 from ray_dit.stages.evaluation_data import EvaluationData, check
 from ray_dit.stages.fingerprint import open_job
@@ -38,6 +50,7 @@ from ray_dit.storage.open import open_store
 
 STAGE = EvaluationResult.stage_name
 UNIT = "images"
+METRICS_KEY = "metrics.json"
 TRIAL_STEPS = 30
 """Steps for which a classifier is trained for a plan."""
 TRIAL_IMAGES = 250
@@ -55,13 +68,21 @@ def evaluate(config: EvaluateConfig) -> Manifest[EvaluationResult]:
     data = _inputs(config)
     inputs = {"images": data.plan.sha256, "dataset": data.dataset.sha256}
     job = open_job(config, STAGE, inputs)
-    manifest = job.finished(EvaluationResult)
+    build = _Build(data, job)
+    manifest = job.whole(EvaluationResult)
     if manifest is not None:
+        job.restore_markers(manifest)
+        if job.damage(manifest):
+            metrics: MadeAgain = {METRICS_KEY: lambda: canonical(manifest.facts.to_json())}
+            repair_shards(config, job, build, plain=metrics, others=partial(_classifier_again, data))
         return manifest
-    with ray_session(config) as ray:
-        _train_classifiers(ray, data, job)
-        make_shards(ray, config, job, _Build(data, job), Work(STAGE, UNIT, data.piece_sizes))
-    return _finish(data, job)
+
+    def make() -> None:
+        with ray_session(config) as ray:
+            _train_classifiers(ray, data, job)
+            make_shards(ray, config, job, build, Work(STAGE, UNIT, data.piece_sizes))
+
+    return finish_shards(job, make, lambda: _finish(data, job))
 
 
 def plan_evaluate(config: EvaluateConfig, *, begun: float) -> Plan:
@@ -146,19 +167,33 @@ def _train_classifiers(ray: Any, data: EvaluationData, job: Job) -> None:
 
 def train_one(data: EvaluationData, job: Job, name: str) -> None:
     """Trains and stores one classifier; UserError where none of its images can be read."""
+    weights, facts = trained_classifier(data, name)
+    job.put(name, f"classifiers/{name}.safetensors", weights, facts)
+
+
+def trained_classifier(data: EvaluationData, name: str) -> tuple[bytes, ClassifierFacts]:
+    """A classifier's weights and facts; UserError where none of its images can be read."""
     images, labels = data.training_images(name)
     if not len(images):
         raise UserError(f"none of the training images in {data.plan.uri} can be read: repair them")
     assert NETWORK.train is not None
     weights, shape = NETWORK.train(images, labels, data.num_classes, data.config.classifier, data.config.seed)
-    facts = ClassifierFacts(classifier=name, images=len(images), **shape.to_json())
-    job.put(name, f"classifiers/{name}.safetensors", weights, facts)
+    return weights, ClassifierFacts(classifier=name, images=len(images), **shape.to_json())
+
+
+def _classifier_again(data: EvaluationData, ray: Any, marker: Marker[Facts]) -> bytes | None:
+    """The weights of the classifier with this marker; None where it is that of something else."""
+    name = marker.facts.to_json().get("classifier")
+    if name is None:
+        return None
+    ((weights, _),) = run_tasks(ray, trained_classifier, [name], data, threads=data.config.threads)
+    return weights
 
 
 def load_classifier(job: Job, name: str) -> Network:
     """A trained classifier."""
     marker = _classifier_marker(job, name)
-    return NETWORK.load(lambda: job.store.get(marker.key), marker.facts)
+    return NETWORK.load(lambda: read_whole(job.store, marker.key, marker.sha256), marker.facts)
 
 
 def _classifier_marker(job: Job, name: str) -> Marker[ClassifierFacts]:
@@ -286,10 +321,10 @@ def _finish(data: EvaluationData, job: Job) -> Manifest[EvaluationResult]:
     for marker in all_markers(job, data.num_pieces, PieceFacts):
         piece = marker.facts
         bad += [BadImage(*entry) for entry in piece.bad]
-        totals[piece.of].add(tensors_of(job.store.get(marker.key)), piece.rows)
+        totals[piece.of].add(tensors_of(read_whole(job.store, marker.key, marker.sha256)), piece.rows)
     check_bad(len(bad), len(data.plan.keys), data.config.images.max_bad, data.plan.uri, bad)
     result = _result(data, totals["train"], totals["heldout"], totals["generated"], len(bad))
-    job.put_plain("metrics.json", canonical(result.to_json()))
+    job.put_plain(METRICS_KEY, canonical(result.to_json()), computed=True)
     return job.finish(result, objects=_objects(data, job))
 
 

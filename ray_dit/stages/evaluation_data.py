@@ -35,6 +35,7 @@ class GeneratedShard:
     """One shard of the dataset."""
 
     key: str
+    sha256: str
     rows: int
     before: int
     """Images in the shards before it."""
@@ -64,7 +65,7 @@ class EvaluationData:
         listed: list[GeneratedShard] = []
         before = 0
         for marker in manifest_objects(open_store(self.config.dataset), self.dataset, ImageShardFacts):
-            listed.append(GeneratedShard(marker.key, marker.facts.rows, before))
+            listed.append(GeneratedShard(marker.key, marker.sha256, marker.facts.rows, before))
             before += marker.facts.rows
         return listed
 
@@ -141,7 +142,7 @@ class EvaluationData:
     def shard_images(self, number: int, rows: NDArray[np.int64]) -> Labelled:
         """These rows of a generated shard; UserError where they do not fit the real images."""
         key = self.shards[number].key
-        shard = read_shard(open_store(self.config.dataset), key)
+        shard = read_shard(open_store(self.config.dataset), key, self.shards[number].sha256)
         where = f"{self.config.dataset}/{key}"
         images = [self._decoded(shard.images[row], where) for row in rows]
         return np.stack(images), shard.labels[rows]

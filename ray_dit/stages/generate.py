@@ -17,9 +17,11 @@ from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.image_format import ImageShard
 from ray_dit.formats.labels import Labels
+from ray_dit.formats.model_folder import CARD_KEY
 from ray_dit.formats.registry import output_format
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
+from ray_dit.ledger.plain import MadeAgain
 from ray_dit.ledger.results import Manifest
 from ray_dit.pipeline import dit_flops
 from ray_dit.results import DatasetResult, ImageShardFacts, ModelResult, UsedSampler
@@ -30,8 +32,10 @@ from ray_dit.runtime.shards import (
     ShardMaker,
     Work,
     all_markers,
+    finish_shards,
     make_shards,
     repair_shards,
+    restore_plain,
     shard_sizes,
 )
 from ray_dit.stages.fingerprint import open_job
@@ -75,16 +79,21 @@ def generate(config: GenerateConfig) -> Manifest[DatasetResult]:
     inputs = {"model": read_manifest(config.model, ModelResult).sha256}
     resolved = {"sampler": sampler, "classes": list(plan.classes), "num_images": plan.num_images}
     job = open_job(config, STAGE, inputs, resolved=resolved)
-    build = _Build(config, plan, sampler)
+    build, gpus = _Build(config, plan, sampler), 1 if config.use_gpu else 0
+    plain: MadeAgain = {CARD_KEY: lambda: dataset_card(plan, folder.labels, sampler).encode()}
     if config.repair:
-        repair_shards(config, job, build)
-    manifest = job.manifest(DatasetResult)
+        repair_shards(config, job, build, gpus=gpus, plain=plain)
+    manifest = job.whole(DatasetResult)
     if manifest is not None:
+        restore_plain(job, plain)
         return manifest
-    with ray_session(config) as ray:
-        sizes = shard_sizes(plan.num_images, plan.shard_size)
-        make_shards(ray, config, job, build, Work(STAGE, "images", sizes), gpus=1 if config.use_gpu else 0)
-    return _finish(job, plan, folder, sampler)
+
+    def make() -> None:
+        with ray_session(config) as ray:
+            sizes = shard_sizes(plan.num_images, plan.shard_size)
+            make_shards(ray, config, job, build, Work(STAGE, "images", sizes), gpus=gpus)
+
+    return finish_shards(job, make, lambda: _finish(job, plan, folder, sampler))
 
 
 def plan_generate(config: GenerateConfig, *, begun: float) -> Plan:
@@ -206,7 +215,7 @@ def _finish(
     labels = folder.labels
     markers = list(all_markers(job, plan.num_shards, ImageShardFacts))
     pixels = hashlib.sha256("".join(marker.facts.pixels_sha256 for marker in markers).encode()).hexdigest()
-    job.put_plain("README.md", dataset_card(plan, labels, sampler).encode())
+    job.put_plain(CARD_KEY, dataset_card(plan, labels, sampler).encode())
     return job.finish(
         DatasetResult(
             rows=plan.num_images,

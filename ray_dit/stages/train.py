@@ -6,7 +6,7 @@ generate and serve need and nothing else.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -31,7 +31,8 @@ from ray_dit.core.media import grid
 from ray_dit.core.order import rows_at
 from ray_dit.core.settle import evaluations_per_image, settle_sampler
 from ray_dit.errors import UserError, first_message
-from ray_dit.folders.latents import LatentRows, cache_folder, open_latent_rows
+from ray_dit.folders.checkpoints import FOLDER
+from ray_dit.folders.latents import LatentRows, cache_folder, check_latents_vae, open_latent_rows
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import MODEL_STAGE, VAE_FOLDER, ModelConfig, model_card, model_objects
@@ -44,11 +45,14 @@ from ray_dit.runtime.planning import Known, Plan, checkpoints_due, plan_training
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.training.checkpointer import KEPT
 from ray_dit.runtime.training.launch import run_training
+from ray_dit.runtime.training.restoring import damaged_results, to_restore
 from ray_dit.stages.fingerprint import open_job
 from ray_dit.storage.open import open_store
 
 STAGE = TrainingResult.stage_name
 SD_SCALING_FACTOR = 0.18215
+SAMPLES = "samples/"
+"""Where a run's sample grids lie."""
 
 
 def train(config: TrainConfig) -> Manifest[TrainingResult]:
@@ -61,9 +65,15 @@ def train(config: TrainConfig) -> Manifest[TrainingResult]:
     resolved = {"model": size, "diffusion": model_config.diffusion}
     job = open_job(config, STAGE, inputs, resolved=resolved)
     model_job = Job.open(open_store(model_folder(config)), MODEL_STAGE, {"train": job.fingerprint})
-    manifest = job.manifest(TrainingResult)
-    if manifest is not None and model_job.finished(ModelResult) is not None:
+    manifest, model = job.whole(TrainingResult), model_job.whole(ModelResult)
+    # checkpoints and sample grids of a finished training are what nothing needs and nothing makes again
+    damage = damaged_results(job, manifest, (f"{FOLDER}/", SAMPLES)) + damaged_results(model_job, model)
+    if manifest is not None and model is not None and not damage:
         return manifest
+    if job.is_finished():
+        job = to_restore(job, damage or [model_job.store.uri])
+        model_job = replace(model_job, repairing=True)
+    check_latents_vae(open_store(config.latents), latents)
     with ray_session(config) as ray:
         task = DiTTask(config, model_config, latents, model_job, config.optimizer, config.ema_decay)
         run_training(ray, config, job, task, "train")
@@ -266,7 +276,7 @@ class DiTTask:
         latents = pipeline.sample_latents(
             labels, sample_ids=range(len(labels)), seed=self.config.seed, sampler=self.config.sampler
         )
-        return {f"samples/step-{step:08d}.png": grid(pipeline.decode(latents), self.config.grid_per_class)}
+        return {f"{SAMPLES}step-{step:08d}.png": grid(pipeline.decode(latents), self.config.grid_per_class)}
 
     def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
         """Writes the model folder, then closes the run."""
@@ -274,12 +284,14 @@ class DiTTask:
         card = model_card(
             self.model_config, labels, title="A DiT trained with ray-dit", notes=self._notes(log)
         )
+        check_latents_vae(open_store(self.config.latents), self.latents)  # its VAE goes into the model
         objects = model_objects(self.model_config, model.state_dict(), labels, self._vae().files(), card)
         for key, data in objects.items():
             self.model_job.put(key.replace("/", "-"), key, data, Facts())
         self.model_job.finish(ModelResult(steps=self.config.steps))
         points = [[int(step), loss] for step, loss in log.tolist()]
-        job.put_plain("loss.json", (json.dumps(points) + "\n").encode())
+        job.put_plain("loss.json", (json.dumps(points) + "\n").encode(), computed=True)
+        job.plain.adopt(SAMPLES)
         job.finish(
             TrainingResult(
                 steps=self.config.steps,

@@ -20,7 +20,7 @@ from ray_dit.core.media import psnr
 from ray_dit.core.order import rows_at
 from ray_dit.core.rng import Stream, normal
 from ray_dit.errors import UserError
-from ray_dit.folders.checkpoints import checkpoint_steps
+from ray_dit.folders.checkpoints import FOLDER, checkpoint_steps
 from ray_dit.folders.images import (
     QUARANTINE_KEY,
     BadImage,
@@ -42,6 +42,7 @@ from ray_dit.runtime.progress import progress
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.training.checkpointer import KEPT
 from ray_dit.runtime.training.launch import run_training
+from ray_dit.runtime.training.restoring import damaged_results, to_restore
 from ray_dit.stages.fingerprint import open_job
 from ray_dit.storage.open import open_store
 
@@ -60,9 +61,12 @@ def train_vae(config: TrainVaeConfig) -> Manifest[VAEResult]:
     """Trains the VAE, or goes on where an earlier run stopped; returns the manifest."""
     plan = _inputs(config)
     job = open_job(config, STAGE, {"images": plan.sha256})
-    manifest = job.finished(VAEResult)
-    if manifest is not None:
+    manifest = job.whole(VAEResult)
+    damage = damaged_results(job, manifest, (f"{FOLDER}/",))
+    if manifest is not None and not damage:
         return manifest
+    if damage:
+        job = to_restore(job, damage)
     bad = _set_aside(config, plan, job)
     with ray_session(config) as ray:
         run_training(ray, config, job, VAETask(config, plan, config.optimizer, bad=bad), "train-vae")
@@ -237,8 +241,9 @@ class VAETask:
         for name, data in vae.files().items():
             job.put(name, name, data, Facts())
         decibels, judged, originals, reconstructed = self._judge(vae)
-        job.put_plain("reconstructions.npz", npz_bytes(original=originals, reconstructed=reconstructed))
-        job.put_plain("log.npz", npz_bytes(log=log))
+        shown = npz_bytes(original=originals, reconstructed=reconstructed)
+        job.put_plain("reconstructions.npz", shown, computed=True)
+        job.put_plain("log.npz", npz_bytes(log=log), computed=True)
         facts: dict[str, Any] = {"psnr_heldout": decibels, "num_heldout": judged}
         facts |= {"steps": self.config.steps, "loss": float(log[-1, 1])}
         job.finish(VAEResult(**facts | ({"bad": len(self.bad)} if self.bad else {})))

@@ -55,7 +55,7 @@ class Patience:
     """Slowest transfer that is still waited for."""
     first_pause: float = 0.1
     longest_pause: float = 10.0
-    contact: float = 6.0
+    contact: float = 8.0
     """The process's first contact with the service, while no request has ever succeeded."""
     renewal: float = 600.0
     """Credentials that worked and have expired, until fresh ones are there.

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec.asyn  # pyright: ignore[reportMissingTypeStubs]
 
-from ray_dit.errors import Conflict, NotFound, StoreFailure, UserError
+from ray_dit.errors import Conflict, Damaged, NotFound, StoreFailure, UserError
 from ray_dit.storage.proven import is_proven, note_success
 from ray_dit.storage.retry import (
     Incomplete,
@@ -73,9 +73,7 @@ class S3Store(Store):
             data = b"".join(chunks)  # of a single chunk this is no copy
             if not stored or hashlib.sha256(data).hexdigest() == stored:
                 return data
-        raise StoreFailure(
-            f"{self.where(key)} is damaged: its bytes are not those its writer stored; repair it"
-        )
+        raise Damaged(f"{self.where(key)} is damaged: its bytes are not those its writer stored; repair it")
 
     def sha256(self, key: str) -> str:
         digest = hashlib.sha256()

@@ -26,6 +26,7 @@ CLOSE_AFTER = 120.0
 """Seconds until a client that was given up is closed: others may still be using it."""
 
 _clients: dict[tuple[int, Environment], "asyncio.Task[Any]"] = {}
+_given_up: set[Any] = set()
 
 
 async def shared_client(bucket: str, patience: Patience) -> Any:
@@ -47,7 +48,14 @@ def renew(client: Any) -> None:
     for key, task in [*_clients.items()]:
         if task.done() and not task.cancelled() and task.exception() is None and task.result() is client:
             del _clients[key]
-            loop.call_later(CLOSE_AFTER, lambda: loop.create_task(client.close()))
+            _given_up.add(client)
+            loop.call_later(CLOSE_AFTER, lambda: loop.create_task(_close(client)))
+
+
+async def _close(client: Any) -> None:
+    if client in _given_up:
+        _given_up.remove(client)
+        await client.close()
 
 
 async def ask_why(client: Any, bucket: str) -> None:
@@ -139,6 +147,8 @@ def _close_clients() -> None:
         for task in _clients.values():
             if task.done() and not task.cancelled() and task.exception() is None:
                 await task.result().close()
+        for client in [*_given_up]:
+            await _close(client)
 
     with suppress(Exception):
         asyncio.run_coroutine_threadsafe(close(), fsspec.asyn.get_loop()).result(2)

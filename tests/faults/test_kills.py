@@ -20,7 +20,7 @@ from ray_dit.storage.store import Store
 from tests.support import seaweed
 from tests.support.killer import SignalAt
 from tests.support.proxy import FaultProxy
-from tests.support.small_job import PARTS, small_job
+from tests.support.small_job import PARTS, SHARDS, small_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,7 +147,7 @@ def test_crashed_between_any_two_writes_on_s3(upstream: str, undisturbed: dict[s
     counting = CrashingStore(seaweed.fresh_uri())
     small_job(counting)
     writes = counting.countdown.writes
-    assert writes == len(undisturbed) + 1, "the objects, and the kind of machine"
+    assert writes == len(undisturbed) + 1 + SHARDS, "the objects, the kind of machine and what it made"
     for nth in range(1, writes + 1):
         for after in (False, True):
             store = S3Store(seaweed.fresh_uri())

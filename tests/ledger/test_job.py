@@ -9,11 +9,12 @@ import pytest
 
 from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.ledger import runs
-from ray_dit.ledger.job import HashAlarm, Job
-from ray_dit.ledger.maintenance import Problem, Tally, abandon, gc, repair, verify
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.maintenance import Tally, abandon, gc, repair, verify
 from ray_dit.ledger.manifest import manifest_objects, read_manifest
 from ray_dit.ledger.results import Facts, Marker, Result
 from ray_dit.ledger.stored_json import canonical, read_json
+from ray_dit.ledger.writers import HashAlarm
 from ray_dit.storage.local import LocalStore
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
@@ -67,7 +68,7 @@ def finished(store: Store, numbers: range = range(3)) -> Job:
 
 def other_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """From here on this process counts as another kind of machine."""
-    monkeypatch.setattr("ray_dit.ledger.job.machine_kind", lambda: "another machine")
+    monkeypatch.setattr("ray_dit.ledger.writers.machine_kind", lambda: "another machine")
 
 
 # Fingerprints
@@ -119,15 +120,18 @@ def test_the_refusal_names_what_differs_and_what_to_do(tmp_path: Path):
         Job.open(store, "encode", PARTS)
 
 
-def test_a_finished_job_that_lacks_an_object_says_which(store: Store):
+def test_a_finished_job_says_what_it_lacks(store: Store):
     job = Job.open(store, "generate", PARTS)
     key = put_shards(job, 0, 1)[1].key
-    assert job.finished(Shards) is None
+    job.put_plain("README.md", b"two")
+    assert job.whole(Shards) is None
     manifest = job.finish(Shards())
-    assert job.finished(Shards) == manifest
+    assert job.whole(Shards) == manifest
+    assert job.damage(manifest) == []
     store.delete(key)
-    with pytest.raises(UserError, match=f"{key} is missing, though its job is finished"):
-        job.finished(Shards)
+    damage(store, "README.md", b"too")
+    assert job.damage(manifest) == [key, "README.md"]
+    assert job.damage(manifest, ("data/",)) == ["README.md"]
 
 
 def test_the_fingerprint_is_a_function_of_the_parts(tmp_path: Path):
@@ -256,9 +260,9 @@ def test_one_kind_of_machine_with_two_results_is_an_alarm(store: Store):
     with pytest.raises(HashAlarm, match="same kind of machine"):
         put_shards(job, 0)
     assert job.marker("00000", Facts) is None
-    job.put_plain("README.md", b"one")
+    job.put_plain("checkpoint", b"one", computed=True)
     with pytest.raises(HashAlarm):
-        job.put_plain("README.md", b"two")
+        job.put_plain("checkpoint", b"two", computed=True)
 
 
 def test_between_kinds_of_machines_the_first_stays(store: Store, monkeypatch: pytest.MonkeyPatch):
@@ -270,10 +274,10 @@ def test_between_kinds_of_machines_the_first_stays(store: Store, monkeypatch: py
     monkeypatch.setattr(Job, "marker", lambda self, name, facts: next(answers, real(name, facts)))
     assert job.put("00000", "data/00000", b"second", Facts(rows=1)) == first
     assert store.get("data/00000") == b"first"
-    job.put_plain("README.md", b"one")
-    monkeypatch.setattr("ray_dit.ledger.job.machine_kind", runs.machine_kind)
-    job.put_plain("README.md", b"two")
-    assert store.get("README.md") == b"one"
+    job.put_plain("checkpoint", b"one", computed=True)
+    monkeypatch.setattr("ray_dit.ledger.writers.machine_kind", runs.machine_kind)
+    job.put_plain("checkpoint", b"two", computed=True)
+    assert store.get("checkpoint") == b"one"
 
 
 def test_an_object_whose_writer_died_before_its_marker_is_made_anew(
@@ -356,17 +360,24 @@ def rebuilt(folder: Store, marker: Marker[Facts]) -> bytes:
     return shard(int(marker.key[-5:]))
 
 
-def test_verify_finds_and_repair_mends_what_is_missing_or_damaged(store: Store):
+def found_by_verify(store: Store, tally: Tally | None = None) -> list[tuple[str, str, str]]:
+    """Folder, key and complaint, sorted."""
+    return sorted(
+        (problem.store.uri.removeprefix(store.uri), problem.key, problem.what)
+        for problem in verify(store, tally=tally)
+    )
+
+
+def test_verify_finds_and_repair_fixes_what_is_missing_or_damaged(store: Store):
     finished(store, range(20))
-    put_shards(Job.open(store.child("model"), "model", PARTS), 0)
+    model = Job.open(store.child("model"), "model", PARTS)
+    put_shards(model, 0)
+    model.finish(Model())
     damage(store, "data/00003", shard(3)[:-1] + b"!")
     damage(store, "data/00011", None)
     damage(store, "model/data/00000", b"short")
     tally = Tally()
-    found = sorted(
-        (problem.store.uri.removeprefix(store.uri), problem.key, problem.what)
-        for problem in verify(store, tally=tally)
-    )
+    found = found_by_verify(store, tally)
     expected = [
         ("", "data/00003", "damaged"),
         ("", "data/00011", "missing"),
@@ -396,9 +407,12 @@ def test_repair_leaves_what_somebody_else_repaired_meanwhile(tmp_path: Path):
         damage(store, "data/00001", shard(1))
         return shard(1)
 
-    mended = list(repair(store, rebuild))
-    assert [problem.key for problem in mended] == ["data/00001"]
+    repaired = list(repair(store, rebuild))
+    assert [problem.key for problem in repaired] == ["data/00001"]
     assert list(verify(store)) == []
+
+
+UNFINISHED = "unfinished: run ray-dit generate again, and it goes on where it stopped"
 
 
 @pytest.mark.parametrize(
@@ -406,22 +420,22 @@ def test_repair_leaves_what_somebody_else_repaired_meanwhile(tmp_path: Path):
     [
         ("manifest/objects.jsonl", b"{}\n", "damaged"),
         ("manifest/objects.jsonl", None, "missing"),
-        ("manifest.json", None, None),
+        ("manifest/plain.jsonl", b"{}\n", "damaged"),
+        ("manifest/plain.jsonl", None, "missing"),
+        ("manifest.json", b"{}", "damaged"),
+        ("manifest.json", None, UNFINISHED),
     ],
 )
-def test_the_protocols_own_objects_are_verified_too(
-    tmp_path: Path, key: str, data: bytes | None, what: str | None
+def test_a_rerun_makes_a_damaged_listing_or_manifest_anew(
+    tmp_path: Path, key: str, data: bytes | None, what: str
 ):
     store = open_store(str(tmp_path))
-    finished(store)
+    before = finished(store).manifest(Shards)
     damage(store, key, data)
-    assert list(verify(store)) == ([Problem(store, key, what, None)] if what else [])
-    if what:
-        with pytest.raises(UserError, match="delete manifest.json"):
-            list(repair(store, rebuilt))
-        store.delete(key)
-        store.delete("manifest.json")
-    finished(store)
+    assert found_by_verify(store) == [("", key, what)]
+    list(repair(store, rebuilt))
+    assert Job.open(store, "generate", PARTS).whole(Shards) is None
+    assert finished(store).manifest(Shards) == before
     assert list(verify(store)) == []
 
 
@@ -430,7 +444,10 @@ def test_a_changed_fingerprint_is_found(tmp_path: Path):
     Job.open(store, "generate", PARTS)
     job = read_json(store, "_job.json")
     damage(store, "_job.json", canonical(job | {"parts": NEWER}))
-    assert [problem.what for problem in verify(store)] == ["its parts do not have its fingerprint"]
+    assert [problem.what for problem in verify(store)] == [
+        "its parts do not have its fingerprint",
+        UNFINISHED,
+    ]
 
 
 def test_there_must_be_a_job_to_verify(tmp_path: Path):

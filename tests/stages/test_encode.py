@@ -1,5 +1,6 @@
 """encode on a real Ray: the shards hold what the VAE says of the images; bad ones are set aside."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from ray_dit.ledger.results import Manifest
 from ray_dit.results import LatentsResult
 from ray_dit.stages.encode import Encoder, encode
 from ray_dit.vae import VAE
-from tests.support.tiny import SIZE, contents, times, write_pictures, write_vae
+from tests.support.tiny import (
+    SIZE,
+    contents,
+    flip_bit,
+    kinds_of_machines,
+    times,
+    write_pictures,
+    write_vae,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
@@ -110,16 +119,55 @@ def test_without_mirrors_and_with_one_actor(place: Path, encoded: Manifest[Laten
 
 
 def test_repair_restores_the_very_bytes(place: Path, encoded: Manifest[LatentsResult]) -> None:
-    before = contents(place / "latents")
-    first, second, _ = sorted((place / "latents/latents").glob("*.parquet"))
-    data = bytearray(first.read_bytes())
-    data[len(data) // 2] ^= 1
-    first.write_bytes(data)
+    folder = place / "latents"
+    before = contents(folder)
+    first, second, _ = sorted((folder / "latents").glob("*.parquet"))
+    flip_bit(first)
     second.unlink()
-    encode(settings(place, "latents"))  # a finished job is not read again
-    assert contents(place / "latents") != before
+    encode(settings(place, "latents"))  # the shards of a finished job are not read again
+    assert contents(folder) != before
+    for key in ("plan.parquet", "_markers/00001.json", "_plain/plan.parquet.json", "manifest/objects.jsonl"):
+        flip_bit(folder / key)
     assert encode(settings(place, "latents", repair=True)) == encoded
-    assert contents(place / "latents") == before
+    assert contents(folder) == before
+
+
+def test_a_rerun_puts_back_what_is_no_shard(place: Path, encoded: Manifest[LatentsResult]) -> None:
+    folder = place / "latents"
+    before = contents(folder)
+    flip_bit(folder / "plan.parquet")
+    flip_bit(folder / "vae/diffusion_pytorch_model.safetensors")
+    (folder / "quarantine.tsv").unlink()
+    assert encode(settings(place, "latents")) == encoded
+    for key in ("manifest.json", "manifest/plain.jsonl"):
+        flip_bit(folder / key)
+        assert encode(settings(place, "latents")) == encoded
+    assert contents(folder) == before
+
+
+def test_a_flipped_shard_that_is_made_again_rings(place: Path, encoded: Manifest[LatentsResult]) -> None:
+    assert kinds_of_machines(place / "latents") == 1
+    shutil.copytree(place / "latents", place / "flipped")
+    shard, marker = place / "flipped/latents/00001.parquet", place / "flipped/_markers/00001.json"
+    flip_bit(shard)
+    flipped = shard.read_bytes()
+    marker.unlink()
+    (place / "flipped/manifest.json").unlink()
+    with pytest.raises(UserError, match="latents/00001.parquet holds other bytes than this job wrote there"):
+        encode(settings(place, "flipped", actors=1))
+    assert shard.read_bytes() == flipped
+    assert not marker.exists()
+    shard.unlink()
+    flip_bit(place / "flipped/_markers/00002.json")  # found as the job is finished, and made again
+    assert encode(settings(place, "flipped", actors=1)) == encoded
+    assert contents(place / "flipped") == contents(place / "latents")
+
+
+def test_a_damaged_vae_is_not_used(place: Path) -> None:
+    shutil.copytree(place / "vae", place / "damaged-vae")
+    flip_bit(place / "damaged-vae/diffusion_pytorch_model.safetensors")
+    with pytest.raises(UserError, match="model.safetensors does not hold what was written there"):
+        encode(settings(place, "of-damaged", vae=str(place / "damaged-vae")))
 
 
 BAD = {"left/05.png": b"no picture", "right/03.png": None}

@@ -19,14 +19,14 @@ from ray_dit.folders.images import plan_images
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.results import Marker
 from ray_dit.metrics.statistics import counts, moment_tensors, moments
-from ray_dit.results import DatasetResult, EvaluationResult
+from ray_dit.results import ClassifierFacts, DatasetResult, EvaluationResult
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import make_shard
 from ray_dit.stages import evaluate as stage
 from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData
 from ray_dit.storage.open import open_store
 from tests.support.results import dataset_result, image_facts, manifest_of
-from tests.support.tiny import shard_bytes
+from tests.support.tiny import flip_bit, shard_bytes
 
 SIZE = 16
 CLASSES = ("bottom", "top")
@@ -135,6 +135,10 @@ def test_good_and_wrong_pictures_are_told_apart_and_a_broken_run_ends_in_the_sam
         for name in ("manifest.json", "metrics.json", "_markers/00001.json", f"_markers/{ON_GENERATED}.json"):
             (folder / "evaluation" / name).unlink()
         stage.evaluate(config)
+        assert contents(folder / "evaluation") == before
+        for key in (f"classifiers/{JUDGE}.safetensors", "measures/00001.safetensors", "metrics.json"):
+            flip_bit(folder / "evaluation" / key)
+        assert stage.evaluate(config) == manifest
     assert contents(folder / "evaluation") == before
     metrics = json.loads((folder / "evaluation/metrics.json").read_text())
     assert metrics == manifest.facts.to_json()
@@ -147,6 +151,24 @@ def test_good_and_wrong_pictures_are_told_apart_and_a_broken_run_ends_in_the_sam
     assert metrics["frechet_images"] == 24
     assert metrics["cas_images"] == 24
     assert set(metrics["per_class_accuracy"]) == set(CLASSES)
+
+
+def test_a_damaged_shard_of_the_dataset_is_not_measured(folder: Path):
+    write_dataset(folder / "dataset", good_shards(8, 5))
+    flip_bit(folder / "dataset/data/0.parquet")
+    with pytest.raises(UserError, match="data/0.parquet does not hold what was written there"):
+        stage.evaluate(settings(folder))
+
+
+def test_a_damaged_classifier_is_not_used(folder: Path):
+    store = open_store(str(folder))
+    job = Job.open(store, "evaluate", {"made": "by a test"})
+    name = "judge"
+    facts = ClassifierFacts(classifier=name, images=1, num_classes=2, image_size=SIZE, width=4)
+    job.put(name, f"classifiers/{name}.safetensors", b"weights", facts)
+    flip_bit(folder / f"classifiers/{name}.safetensors")
+    with pytest.raises(UserError, match=r"judge.safetensors does not hold what was written there"):
+        stage.load_classifier(job, name)
 
 
 def test_a_finished_evaluation_is_returned_without_work(folder: Path):

@@ -11,6 +11,7 @@ import pytest
 from ray_dit import config
 from ray_dit.config import Placement, PositiveInt
 from ray_dit.errors import Conflict
+from ray_dit.ledger.description import fingerprint_of
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import Tally, verify
 from ray_dit.ledger.results import Facts
@@ -136,6 +137,7 @@ def test_what_was_settled_without_a_setting_had_its_default(tmp_path: Path) -> N
         store = stored(name, tmp_path)
         job = json.loads(store.get("_job.json"))
         del job["parts"]["config"][section][setting]
+        job["fingerprint"] = fingerprint_of(job)
         (tmp_path / name / "_job.json").write_bytes(canonical(job))
         assert open_as_today(store, TODAY[name]).fingerprint == job["fingerprint"]
 

@@ -1,5 +1,6 @@
 """generate on a real Ray: the same bytes whoever makes them, the pipeline's images, a dataset that opens."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ray_dit.folders.dataset import read_shard
 from ray_dit.formats.labels import Labels
 from ray_dit.stages.generate import DatasetPlan, generate, plan_dataset, size_category
 from ray_dit.storage.open import open_store
-from tests.support.tiny import SAMPLER, SIZE, contents, times, write_model
+from tests.support.tiny import SAMPLER, SIZE, contents, flip_bit, kinds_of_machines, times, write_model
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
@@ -150,6 +151,22 @@ def test_other_sampler_settings_are_written_down(place: Path) -> None:
     expected = SAMPLER.model_copy(update={"num_inference_steps": 2, "guidance_scale": 1.0})
     assert manifest.facts.sampler.to_json() == expected.model_dump(mode="json")
     assert [label for label, _ in rows(place / "quick").values()] == [1, 1]
+
+
+def test_a_rerun_puts_back_the_card(place: Path, made: dict[str, Any]) -> None:
+    assert kinds_of_machines(place / "dataset") == 1
+    before = contents(place / "dataset")
+    flip_bit(place / "dataset/README.md")
+    assert generate(settings(place, "dataset")) == made
+    assert contents(place / "dataset") == before
+
+
+def test_a_damaged_model_is_not_used(place: Path) -> None:
+    for key in ("config.json", "labels.json", "vae/config.json"):
+        shutil.copytree(place / "model", place / "damaged", dirs_exist_ok=True)
+        flip_bit(place / "damaged" / key)
+        with pytest.raises(UserError, match=f"{key} is not what was written|can't be read"):
+            generate(settings(place, "of-damaged", model=str(place / "damaged")))
 
 
 def test_repair_restores_the_very_bytes(place: Path, made: dict[str, Any]) -> None:

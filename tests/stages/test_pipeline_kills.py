@@ -15,7 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from ray_dit.ledger.maintenance import gc
+from ray_dit.ledger.maintenance import gc, verify
+from ray_dit.ledger.verification import FOREIGN
+from ray_dit.results import RESULTS
 from ray_dit.storage.local import TEMP
 from ray_dit.storage.open import open_store
 from tests.support import pipeline, tiny
@@ -56,6 +58,8 @@ OUTPUT = {
     "evaluate": "evaluation",
 }
 
+OUTPUTS = (*OUTPUT.values(), "model")
+
 
 def wrote(folder: Path, stage: str) -> bool:
     """Whether the stage has results that a later run can go on from: a checkpoint, a finished shard."""
@@ -88,6 +92,26 @@ def test_killed_in_every_stage_and_run_again(undisturbed: Path, tmp_path: Path) 
     assert sum(hit.values()) >= 3, hit
     list(gc(open_store(str(folder)), older_than=0))
     assert list(folder.rglob(f"{TEMP}*")) == [], "gc left what a killed writer left"
+
+
+def test_verify_finds_a_flipped_bit_in_any_object(undisturbed: Path) -> None:
+    """Each object of the pipeline's folders once; but for Ray Train's notes, which are not the job's."""
+    assert list(verify(open_store(str(undisturbed)), results=RESULTS)) == []
+    flipped = 0
+    for folder in OUTPUTS:
+        store = open_store(str(undisturbed / folder))
+        for path in sorted((undisturbed / folder).rglob("*")):
+            key = str(path.relative_to(undisturbed / folder))
+            if not path.is_file() or key.startswith(FOREIGN):
+                continue
+            whole = path.read_bytes()
+            tiny.flip_bit(path)
+            assert key in [problem.key for problem in verify(store, results=RESULTS)]
+            path.write_bytes(whole)
+            flipped += 1
+    print(f"{flipped} objects flipped and found")
+    assert flipped > 200
+    assert list(verify(open_store(str(undisturbed)), results=RESULTS)) == []
 
 
 def test_running_it_again_writes_nothing(undisturbed: Path, tmp_path: Path) -> None:

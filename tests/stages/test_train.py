@@ -1,6 +1,7 @@
 """train on a real Ray: the number of workers changes no sample; the model folder loads and makes pictures."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,18 @@ from ray_dit.results import LatentsResult, TrainingResult
 from ray_dit.stages.encode import encode
 from ray_dit.stages.train import DiTTask, model_config_of, train
 from ray_dit.storage.open import open_store
-from tests.support.tiny import MODEL, SAMPLER, SIZE, times, write_model, write_pictures, write_vae
+from tests.support.tiny import (
+    MODEL,
+    SAMPLER,
+    SIZE,
+    contents,
+    flip_bit,
+    kinds_of_machines,
+    times,
+    write_model,
+    write_pictures,
+    write_vae,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
@@ -96,6 +108,40 @@ def test_running_it_again_writes_nothing(place: Path, trained: Manifest[Training
     before = times(place / "run")
     assert train(settings(place, "run")) == trained
     assert times(place / "run") == before
+
+
+def test_damaged_results_are_made_again_from_the_last_checkpoint(
+    place: Path, trained: Manifest[TrainingResult], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = place / "run"
+    assert kinds_of_machines(run) == kinds_of_machines(run / "model") == 1
+    before = contents(run)
+    for key in ("model/model.safetensors", "loss.json", "_plain/loss.json.json", "model/manifest.json"):
+        flip_bit(run / key)
+    (run / "model/README.md").unlink()
+    assert train(settings(place, "run")) == trained
+    assert "it is made again" in caplog.text
+    assert train(settings(place, "run")) == trained  # what a damaged manifest hid
+    assert contents(run) == before
+
+
+def test_without_a_checkpoint_a_finished_training_is_not_begun_anew(
+    place: Path, trained: Manifest[TrainingResult]
+) -> None:
+    shutil.copytree(place / "run", place / "bare")
+    shutil.rmtree(place / "bare/checkpoints")
+    assert train(settings(place, "bare")) == trained
+    flip_bit(place / "bare/model/model.safetensors")
+    with pytest.raises(UserError, match=r"model.safetensors is missing or damaged, .*no checkpoint is left"):
+        train(settings(place, "bare"))
+
+
+def test_latents_with_another_vae_are_refused(place: Path) -> None:
+    shutil.copytree(place / "latents-images", place / "changed")
+    flip_bit(place / "changed/vae/diffusion_pytorch_model.safetensors")
+    with pytest.raises(UserError, match="changed/vae does not hold what was written there"):
+        train(settings(place, "on-changed", latents=str(place / "changed")))
+    assert not (place / "on-changed/checkpoints").exists()
 
 
 def test_it_starts_from_another_model_with_other_classes(place: Path) -> None:

@@ -19,7 +19,7 @@ from ray_dit.errors import CredentialsExpired, StoreFailure, UserError
 from ray_dit.storage.retry import Patience, with_fresh_credentials
 from ray_dit.storage.s3 import S3Store
 
-QUICK = Patience(deadline=3.0, contact=0.5, renewal=10.0, renewal_pause=0.05, first_pause=0.02)
+QUICK = Patience(deadline=60.0, contact=60.0, renewal=30.0, renewal_pause=0.05, first_pause=0.02)
 
 
 @dataclass

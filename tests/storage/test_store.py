@@ -21,7 +21,7 @@ from botocore.exceptions import (
 )
 
 import ray_dit.storage.s3 as s3
-from ray_dit.errors import Conflict, NotFound, StoreFailure, UserError
+from ray_dit.errors import Conflict, Damaged, NotFound, StoreFailure, UserError
 from ray_dit.storage.local import TEMP, LocalStore
 from ray_dit.storage.open import open_store
 from ray_dit.storage.other import FsspecStore
@@ -366,7 +366,7 @@ def test_damage_in_storage_is_noticed_when_read(s3_environment: str):
     store = s3.S3Store(seaweed.fresh_uri())
     wrong = {"sha256": "0" * 64}
     store._ask("put_object", "a", Key=store._key("a"), Body=b"x", Metadata=wrong)  # pyright: ignore[reportPrivateUsage]
-    with pytest.raises(StoreFailure, match="damaged"):
+    with pytest.raises(Damaged, match="damaged"):
         store.get("a")
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from ray_dit.config import ShardsConfig
 from ray_dit.errors import CredentialsExpired, UserError
-from ray_dit.ledger.job import HashAlarm, Job
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.writers import HashAlarm
 from ray_dit.results import ShardFacts
 from ray_dit.runtime.shards import Made, ShardMaker, Work, make_shards
 from ray_dit.storage.open import open_store

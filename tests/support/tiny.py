@@ -93,6 +93,18 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
+def flip_bit(path: Path) -> None:
+    """Changes the lowest bit of the byte in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def kinds_of_machines(folder: Path) -> int:
+    """How many kinds of machines made the objects of a job."""
+    return len(list((folder / "_runs/writers").iterdir()))
+
+
 def times(folder: Path) -> dict[str, int]:
     """When every file was last written."""
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}

@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ray_dit.errors import UserError
@@ -28,6 +28,8 @@ class Progress:
     """Steps done, those before ``begin`` too."""
     loss: tuple[float, float] | None = None
     """Newest point of the loss curve: (step, mean loss)."""
+    notes: tuple[str, ...] = ()
+    """What the workers had to say so far, in sentences."""
 
 
 class Board:
@@ -35,12 +37,17 @@ class Board:
 
     def __init__(self) -> None:
         self._progress = Progress()
+        self._notes: list[str] = []
         self._error: str | None = None
         self._trace: str | None = None
 
     def show(self, progress: Progress) -> None:
         """The first worker is so far."""
         self._progress = progress
+
+    def tell(self, note: str) -> None:
+        """Something the user should know."""
+        self._notes.append(note)
 
     def fail(self, error: str) -> None:
         """The user must change something; ``error`` says what, and the first one stays."""
@@ -51,7 +58,7 @@ class Board:
         self._trace = self._trace or trace
 
     def progress(self) -> Progress:
-        return self._progress
+        return replace(self._progress, notes=tuple(self._notes))
 
     def error(self) -> str | None:
         return self._error
@@ -82,16 +89,22 @@ class Reporter:
 
 @contextlib.contextmanager
 def show_progress(
-    read: Callable[[], Progress], what: str, steps: int, tensorboard: str | None
+    read: Callable[[], Progress],
+    what: str,
+    steps: int,
+    tensorboard: str | None,
+    tell: Callable[[str], None] = lambda note: None,
 ) -> Iterator[None]:
     """Shows what ``read`` says on a bar and, where a folder is given, in TensorBoard's event files.
+
+    Each note is handed to ``tell``, once.
 
     A thread does it, as the body waits for Ray Train. UserError if TensorBoard is asked for and not
     installed.
     """
     curve = open_tensorboard(tensorboard)
     end = threading.Event()
-    thread = threading.Thread(target=draw, args=(read, what, steps, curve, end), daemon=True)
+    thread = threading.Thread(target=draw, args=(read, what, steps, curve, end, tell), daemon=True)
     thread.start()
     try:
         yield
@@ -100,15 +113,25 @@ def show_progress(
         thread.join(timeout=10)  # a cluster that went away must not keep the error from the user
 
 
-def draw(read: Callable[[], Progress], what: str, steps: int, curve: Any, end: threading.Event) -> None:
+def draw(
+    read: Callable[[], Progress],
+    what: str,
+    steps: int,
+    curve: Any,
+    end: threading.Event,
+    tell: Callable[[str], None] = lambda note: None,
+) -> None:
     """Shows what ``read`` says until ``end``, and then once more; ``curve``: see ``open_tensorboard``."""
-    bar, drawn = None, None
+    bar, drawn, told = None, None, 0
     with contextlib.ExitStack() as stack:
         if curve is not None:
             stack.callback(curve.close)
         while True:
             ended = end.wait(REPORT_SECONDS)  # asked before reading, so that the last thing written is read
             now = read()
+            for note in now.notes[told:]:
+                tell(note)
+            told = len(now.notes)
             # The bar begins with the first step: until then it isn't known where this start goes on from.
             if bar is None and (now.done or ended):
                 bar = stack.enter_context(progress(what, steps, "steps", done=now.begin))

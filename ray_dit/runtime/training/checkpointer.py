@@ -3,24 +3,33 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from ray_dit.folders.checkpoints import checkpoint_key, checkpoint_steps, prune_checkpoints, read_checkpoint
-from ray_dit.formats.checkpoint import checkpoint_bytes
+import torch
+
+from ray_dit.folders.checkpoints import FOLDER, checkpoint_key, checkpoint_steps, read_checkpoint
+from ray_dit.formats.checkpoint import CheckpointFacts, checkpoint_bytes
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.state import TrainingState
 
 KEPT = 2
-"""Two: where the newest turns out damaged, it can be deleted and the run goes on from the one before."""
+"""Two: where the newest turns out damaged, the run goes on from the one before."""
+
+Saved = tuple[dict[str, torch.Tensor], CheckpointFacts]
+"""What a ``TrainingState`` is restored from."""
 
 
 class Checkpointer(Protocol):
-    """Rank 0 saves and says which checkpoint is the newest; every rank restores."""
+    """Rank 0 saves and says which checkpoints there are; every rank reads."""
 
-    def newest(self) -> int:
-        """Step of the newest whole checkpoint, 0 where there is none."""
+    def steps(self) -> list[int]:
+        """The steps there are checkpoints of, the newest first."""
         ...
 
-    def restore(self, state: TrainingState, step: int) -> None:
-        """``state`` becomes the one saved at ``step``; UserError if that is damaged."""
+    def read(self, step: int) -> Saved:
+        """The state saved at ``step``; Damaged if it is not what was written."""
+        ...
+
+    def drop(self, step: int) -> None:
+        """Deletes a damaged checkpoint, so that the run writes it anew."""
         ...
 
     def is_due(self, step: int) -> bool:
@@ -50,22 +59,30 @@ class JobCheckpointer:
     """The run's last step, which gets one too."""
     keep: int = KEPT
 
-    def newest(self) -> int:
+    def steps(self) -> list[int]:
         """See ``Checkpointer``, as for all methods here."""
-        return max(checkpoint_steps(self.job.store), default=0)
+        return checkpoint_steps(self.job.store)[::-1]
 
-    def restore(self, state: TrainingState, step: int) -> None:
-        state.restore(*read_checkpoint(self.job.store, step))
+    def read(self, step: int) -> Saved:
+        return read_checkpoint(self.job.store, step, get=self.job.plain.get)
+
+    def drop(self, step: int) -> None:
+        self.job.plain.drop(checkpoint_key(step))
 
     def is_due(self, step: int) -> bool:
         return step % self.every == 0 or step == self.last
 
     def save(self, state: TrainingState) -> None:
         data = checkpoint_bytes(state.tensors(), state.facts())
-        self.job.put_plain(checkpoint_key(state.step), data)
+        self.job.put_plain(checkpoint_key(state.step), data, computed=True)
         # The older ones go only once the new one is whole: killed between, the run has one too many, never
         # none.
-        prune_checkpoints(self.job.store, self.keep)
+        self._prune()
 
     def finish(self) -> None:
-        prune_checkpoints(self.job.store, self.keep)  # an earlier start may have been killed before it did
+        self._prune()  # an earlier start may have been killed before it did
+        self.job.plain.adopt(f"{FOLDER}/")
+
+    def _prune(self) -> None:
+        for step in checkpoint_steps(self.job.store)[: -self.keep]:
+            self.drop(step)

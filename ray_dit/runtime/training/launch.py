@@ -4,6 +4,8 @@ It is the only part of training that imports ray. Ray is told nothing of checkpo
 folder, and every start of the workers, Ray's or the user's, goes on from the newest there.
 """
 
+import contextlib
+import sys
 import traceback
 from typing import Any
 
@@ -14,7 +16,7 @@ from ray_dit.core.determinism import make_deterministic
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.session import check_resources, interrupted_as_ever
-from ray_dit.runtime.training.board import Board, show_progress
+from ray_dit.runtime.training.board import Board, Progress, show_progress
 from ray_dit.runtime.training.parallel import make_parallel
 from ray_dit.runtime.training.task import Task
 from ray_dit.runtime.training.worker import train_worker
@@ -53,7 +55,16 @@ def run_training(ray: Any, config: TrainingConfig, job: Job, task: Task[Any], wh
             **_ray_storage(job),
         ),
     )
-    with show_progress(lambda: ray.get(board.progress.remote()), what, config.steps, config.tensorboard):
+
+    def tell(note: str) -> None:
+        print(f"{what}: {note}", file=sys.stderr)
+        with contextlib.suppress(UserError):  # storage refuses, or stays silent: the training must go on
+            run.event("note", cause=note)
+
+    def read() -> Progress:
+        return ray.get(board.progress.remote())
+
+    with show_progress(read, what, config.steps, config.tensorboard, tell):
         try:
             with interrupted_as_ever():
                 trainer.fit()
@@ -94,6 +105,7 @@ def _worker(arguments: dict[str, Any]) -> None:
                 context.get_world_rank(), context.get_local_rank(), context.get_world_size()
             ),
             show=board.show.remote,
+            tell=lambda note: ray.get(board.tell.remote(note)),
         )
     except UserError as error:
         ray.get(board.fail.remote(str(error)))

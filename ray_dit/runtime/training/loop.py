@@ -79,4 +79,4 @@ def write_samples(state: TrainingState, task: Task[Batch], job: Job) -> None:
     """What the task shows of its model at a checkpoint, made with the averaged weights."""
     with state.averaged() as model:
         for key, data in task.at_checkpoint(model, state.step).items():
-            job.put_plain(key, data)
+            job.put_plain(key, data, computed=True)

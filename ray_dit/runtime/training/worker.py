@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from ray_dit.config import TrainingConfig
+from ray_dit.errors import Damaged, NotFound, UserError
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.board import Progress, Reporter
-from ray_dit.runtime.training.checkpointer import Checkpointer, JobCheckpointer
+from ray_dit.runtime.training.checkpointer import Checkpointer, JobCheckpointer, Saved
 from ray_dit.runtime.training.data import StepBatches
 from ray_dit.runtime.training.loop import train_steps
 from ray_dit.runtime.training.parallel import Parallel
@@ -27,15 +28,17 @@ def train_worker(
     device: torch.device,
     parallel: Parallel,
     show: Callable[[Progress], None],
+    tell: Callable[[str], None] = lambda note: None,
 ) -> None:
     """Trains ``task`` to ``config.steps``, from the newest checkpoint in the job's folder where there is one.
 
-    Every worker calls it; the first also writes checkpoints and the result, and tells ``show`` how far it is.
+    Every worker calls it; the first also writes checkpoints and the result, and tells ``show`` how far it is
+    and ``tell`` what the user should know.
     """
     model = task.setup(device, parallel.is_local_first)
     state = TrainingState.initial(model, task.optimizer, task.ema_decay)
     checkpointer = JobCheckpointer(job, every=config.checkpoint_every, last=config.steps)
-    resume(state, checkpointer, parallel)
+    resume(state, checkpointer, parallel, tell)
     report = Reporter(show, begin=state.step)
     if parallel.rank == 0:
         report(state, now=True)
@@ -56,11 +59,44 @@ def train_worker(
             task.finish(averaged, np.array(state.log), job)
 
 
-def resume(state: TrainingState, checkpointer: Checkpointer, parallel: Parallel) -> None:
-    """Goes on from the newest checkpoint.
+def resume(
+    state: TrainingState,
+    checkpointer: Checkpointer,
+    parallel: Parallel,
+    tell: Callable[[str], None] = lambda note: None,
+) -> None:
+    """Goes on from the newest checkpoint that is whole; rank 0 deletes newer, damaged ones and tells which.
 
-    Rank 0 says which that is: another worker may list the folder a moment later.
+    Rank 0 says which there are: another worker may list the folder a moment later. UserError where all are
+    damaged: to begin anew is for the user to decide.
     """
-    step = parallel.agree(checkpointer.newest() if parallel.rank == 0 else 0, state.device)
-    if step:
-        checkpointer.restore(state, step)
+    rank_0 = parallel.rank == 0
+    left = iter(checkpointer.steps() if rank_0 else ())
+    damaged: dict[int, str] = {}
+    while step := parallel.agree(next(left, 0), state.device):
+        saved, reason = _read(checkpointer, step)
+        # one that any worker can't read is left by all: they must go on from the same state
+        if parallel.mean(torch.tensor(float(saved is None), device=state.device)) == 0:
+            break
+        damaged[step] = reason
+    else:
+        if damaged:
+            newest = damaged[max(damaged)]
+            raise UserError(
+                f"none of the {len(damaged)} checkpoints is whole ({newest}): restore one from a copy, or "
+                "delete them all to begin anew"
+            )
+        return
+    assert saved is not None, "all workers have read it"
+    state.restore(*saved)
+    for newer in damaged if rank_0 else ():
+        checkpointer.drop(newer)
+        tell(f"the checkpoint of step {newer} was damaged and is made anew, from that of step {step} on")
+
+
+def _read(checkpointer: Checkpointer, step: int) -> tuple[Saved | None, str]:
+    """A checkpoint, or None and what is wrong with it."""
+    try:
+        return checkpointer.read(step), ""
+    except (Damaged, NotFound) as error:
+        return None, str(error)

@@ -59,12 +59,17 @@ def run(
     *,
     parallel: Parallel | None = None,
     shown: list[Progress] | None = None,
+    told: list[str] | None = None,
 ) -> Regression:
-    """What one worker does, its progress appended to ``shown``; returns the task, which has the result."""
+    """What one worker does; returns the task, which has the result.
+
+    Its progress is appended to ``shown``, its notes to ``told``.
+    """
     task = task or Regression()
     job = Job.open(open_store(str(folder)), "train", {"test": True})
     show = (lambda progress: None) if shown is None else shown.append
-    train_worker(task, config, job, device=CPU, parallel=parallel or Alone(), show=show)
+    tell = (lambda note: None) if told is None else told.append
+    train_worker(task, config, job, device=CPU, parallel=parallel or Alone(), show=show, tell=tell)
     return task
 
 

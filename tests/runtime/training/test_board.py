@@ -19,9 +19,11 @@ def test_the_board_keeps_what_was_written_last() -> None:
     assert (board.progress(), board.error(), board.is_over()) == (Progress(0, 0, None), None, False)
     board.show(Progress(4, 5))
     board.show(Progress(4, 6, (6.0, 0.5)))
+    board.tell("a checkpoint was damaged")
     board.fail("the latents are gone")
     board.fail("and then that")
-    assert (board.progress(), board.error()) == (Progress(4, 6, (6.0, 0.5)), "the latents are gone")
+    noted = Progress(4, 6, (6.0, 0.5), ("a checkpoint was damaged",))
+    assert (board.progress(), board.error()) == (noted, "the latents are gone")
     assert board.is_over()
 
 
@@ -83,6 +85,13 @@ def test_the_curve_gets_every_point_that_is_read_once() -> None:
     draw(lambda: next(read), "train", 4, curve, Third())
     assert curve.points == [("loss", 0.5, 2), ("loss", 0.25, 4)]
     assert curve.closed
+
+
+def test_each_note_is_told_once() -> None:
+    read = iter([Progress(), Progress(notes=("one",)), Progress(notes=("one", "two"))])
+    told: list[str] = []
+    draw(lambda: next(read), "train", 4, None, Third(), told.append)
+    assert told == ["one", "two"]
 
 
 def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,19 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from ray_dit.config import OptimizerConfig
 from ray_dit.errors import UserError
 from ray_dit.folders.checkpoints import checkpoint_key, checkpoint_steps
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.checkpointer import JobCheckpointer
+from ray_dit.runtime.training.parallel import Alone
 from ray_dit.runtime.training.state import TrainingState
+from ray_dit.runtime.training.worker import resume
 from ray_dit.storage.open import open_store
-from tests.runtime.training.regression import CONFIG, CPU, Regression, at_half, run
+from ray_dit.storage.store import Store
+from tests.runtime.training.regression import CONFIG, CPU, Regression, run, same
 
 
 def checkpointer(folder: Path, *, every: int = 4, last: int = 10, keep: int = 2) -> JobCheckpointer:
@@ -35,13 +39,13 @@ def test_every_so_many_steps_and_at_the_end_one_is_due(tmp_path: Path) -> None:
 
 def test_the_newest_is_restored_and_as_many_as_asked_for_are_kept(tmp_path: Path) -> None:
     some = checkpointer(tmp_path, keep=3)
-    assert some.newest() == 0
+    assert some.steps() == []
     for step in (2, 4, 6, 8):
         some.save(state(step))
     assert checkpoint_steps(some.job.store) == [4, 6, 8]
-    assert some.newest() == 8
+    assert some.steps() == [8, 6, 4]
     other = state(0)
-    some.restore(other, 6)
+    other.restore(*some.read(6))
     assert other.step == 6
 
 
@@ -53,9 +57,64 @@ def test_what_a_killed_start_did_not_prune_goes_at_the_end(tmp_path: Path) -> No
     assert checkpoint_steps(some.job.store) == [4, 6]
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
-    store = at_half(tmp_path)
-    store.delete(checkpoint_key(4))
-    store.put(checkpoint_key(4), b"rubbish")
-    with pytest.raises(UserError, match=r"checkpoint .*step-00000004.* is damaged"):
+def damage(store: Store, step: int) -> None:
+    """Flips the lowest bit of the last byte: of a number, which no parser would notice."""
+    data = store.get(checkpoint_key(step))
+    store.delete(checkpoint_key(step))
+    store.put(checkpoint_key(step), data[:-1] + bytes([data[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_from_a_damaged_checkpoint_the_run_falls_back_and_says_so(tmp_path: Path, whole: bool) -> None:
+    undisturbed = run(tmp_path / "whole")
+    run(tmp_path / "run")
+    store = open_store(str(tmp_path / "run"))
+    if whole:
+        damage(store, 8)
+    else:  # cut short
+        store.delete(checkpoint_key(8))
+        store.put(checkpoint_key(8), b"rubbish")
+    notes: list[str] = []
+    resumed = run(tmp_path / "run", told=notes)
+    assert notes == ["the checkpoint of step 8 was damaged and is made anew, from that of step 4 on"]
+    assert resumed.seen == list(range(4 * 4, 8 * 4))
+    assert same(undisturbed, resumed)
+    assert store.get(checkpoint_key(8)) == open_store(str(tmp_path / "whole")).get(checkpoint_key(8))
+
+
+def test_of_an_earlier_version_only_what_can_not_be_parsed_is_known_as_damaged(tmp_path: Path) -> None:
+    run(tmp_path)
+    store = open_store(str(tmp_path))
+    for key in (checkpoint_key(8), f"_plain/{checkpoint_key(8)}.json"):
+        store.delete(key)
+    store.put(checkpoint_key(8), b"rubbish")
+    notes: list[str] = []
+    run(tmp_path, told=notes)
+    assert len(notes) == 1
+
+
+def test_without_a_whole_checkpoint_nothing_is_deleted(tmp_path: Path) -> None:
+    run(tmp_path)
+    store = open_store(str(tmp_path))
+    damage(store, 4)
+    damage(store, 8)
+    with pytest.raises(UserError, match=r"none of the 2 checkpoints is whole .*step-00000008.*restore"):
         run(tmp_path)
+    assert checkpoint_steps(store) == [4, 8]
+
+
+def test_what_one_worker_can_not_read_none_goes_on_from(tmp_path: Path) -> None:
+    class OtherWorkerFails(Alone):
+        """Of two workers, the other one can't read the first checkpoint it is told."""
+
+        asked = 0
+
+        def mean(self, value: torch.Tensor) -> float:
+            type(self).asked += 1
+            return 0.5 if self.asked == 1 else float(value)
+
+    run(tmp_path)
+    job = Job.open(open_store(str(tmp_path)), "train", {"test": True})
+    restored = state(0)
+    resume(restored, JobCheckpointer(job, 4, 8), OtherWorkerFails())
+    assert restored.step == 4

@@ -11,6 +11,7 @@ from ray_dit.config import OptimizerConfig
 from ray_dit.core.train_step import ema_decay, learning_rate, make_ema, make_optimizer, update_ema
 from ray_dit.folders.checkpoints import read_checkpoint
 from ray_dit.ledger.job import Job
+from ray_dit.runtime.training.checkpointer import Saved
 from ray_dit.runtime.training.data import StepBatches
 from ray_dit.runtime.training.loop import train_steps
 from ray_dit.runtime.training.parallel import Alone
@@ -76,11 +77,14 @@ class Noted:
     due: set[int]
     saved: list[tuple[int, list[tuple[float, float]], bool]] = field(default_factory=lambda: [])
 
-    def newest(self) -> int:
-        return 0
+    def steps(self) -> list[int]:
+        return []
 
-    def restore(self, state: TrainingState, step: int) -> None:
-        raise AssertionError("there is nothing to restore")
+    def read(self, step: int) -> Saved:
+        raise AssertionError("there is nothing to read")
+
+    def drop(self, step: int) -> None:
+        raise AssertionError("nothing is damaged")
 
     def is_due(self, step: int) -> bool:
         return step in self.due

@@ -1,0 +1,47 @@
+"""Markers as objects of a store: made, read, written over damaged ones; knows no job."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ray_dit.errors import Conflict, Damaged
+from ray_dit.ledger.restore import overwrite
+from ray_dit.ledger.results import F, Facts, Marker, parse_marker
+from ray_dit.ledger.stored_json import canonical, read_json
+from ray_dit.storage.store import Store
+
+T = TypeVar("T")
+
+
+def mark(name: str, key: str, data: bytes, facts: F, *, fingerprint: str | None = None) -> Marker[F]:
+    """The marker of an object with these bytes; ``fingerprint``: its maker's, if that is an accepted one."""
+    made_with = {"fingerprint": fingerprint} if fingerprint else {}
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Marker(key=key, bytes=len(data), sha256=sha256, name=name, facts=facts, **made_with)
+
+
+def read_marker(store: Store, place: str, facts: type[F]) -> Marker[F] | None:
+    """The marker at ``place``, None where there is none; Damaged."""
+    stored = read_json(store, place, absent=None)
+    return None if stored is None else parse_marker(stored, facts, store.where(place))
+
+
+def put_marker(store: Store, place: str, marker: Marker[Any]) -> None:
+    """Writes a marker, over a damaged one too; Conflict if there is a whole one of another object."""
+    data = canonical(marker.to_json())
+    try:
+        store.put(place, data)
+    except Conflict:
+        there = unless_damaged(lambda: read_marker(store, place, Facts))
+        if there is None:
+            overwrite(store, place, data)
+        elif (there.key, there.sha256) != (marker.key, marker.sha256):
+            raise
+
+
+def unless_damaged(read: Callable[[], T | None]) -> T | None:
+    """What ``read`` finds; None too where that is damaged, for whoever has better bytes to replace it."""
+    try:
+        return read()
+    except Damaged:
+        return None

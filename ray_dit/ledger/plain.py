@@ -1,0 +1,107 @@
+"""A job's plain objects, which have no facts: README, plan, copies of the VAE, checkpoints, sample grids.
+
+Each has a marker under ``_plain/``, by which the job's end lists it whoever wrote it and whenever. Knows
+nothing of what they hold.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from ray_dit.errors import Conflict
+from ray_dit.ledger.markers import mark, put_marker, read_marker, unless_damaged
+from ray_dit.ledger.restore import hash_of, put_back, read_whole
+from ray_dit.ledger.results import Facts, Marker
+from ray_dit.ledger.writers import Writers
+from ray_dit.storage.store import Store
+
+_log = logging.getLogger(__name__)
+
+MadeAgain = Mapping[str, Callable[[], bytes]]
+"""How plain objects are made again, by key."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The plain objects of one generation."""
+
+    store: Store
+    folder: str
+    """Of their markers, with a slash at the end."""
+    writers: Writers
+    accepted: str | None = None
+    repairing: bool = False
+    """As ``accepted``, see ``Job``."""
+
+    def put(self, key: str, data: bytes, *, computed: bool = False) -> None:
+        """Stores an object, then its marker; see ``Job.put_plain``."""
+        marker = mark(key, key, data, Facts(), fingerprint=self.accepted)
+        first = self.writers.record(key, marker.sha256) if computed else True
+        try:
+            self.store.put(key, data)
+        except Conflict as conflict:
+            there = self.store.sha256(key)
+            if computed and not self.repairing:
+                self.writers.check(key, there, first=first, conflict=conflict)
+            known = self._marker(key)
+            if known is None and computed:  # another kind of machine was first
+                return self._adopt(key)
+            if known is not None and known.sha256 == there:
+                return None
+            if known is not None:
+                _log.warning("%s is damaged; it is made again", self.store.where(key))
+            # without a marker it is of a writer that died before that, or of the generation before
+            put_back(self.store, key, data, known.sha256 if known else marker.sha256)
+        return put_marker(self.store, self.place(key), marker)
+
+    def get(self, key: str) -> bytes:
+        """An object's bytes; Damaged unless it is what its marker says, where it has one."""
+        marker = self._marker(key)
+        return self.store.get(key) if marker is None else read_whole(self.store, key, marker.sha256)
+
+    def drop(self, key: str) -> None:
+        """Deletes an object that is no longer wanted, its marker first: what is listed must be there."""
+        self.store.delete(self.place(key))
+        self.store.delete(key)
+
+    def adopt(self, prefix: str) -> None:
+        """Gives markers to the objects under ``prefix`` that an earlier version wrote without."""
+        for info in self.store.list(prefix):
+            if self.store.head(self.place(info.key)) is None:
+                self._adopt(info.key)
+
+    def markers(self) -> Iterator[Marker[Facts]]:
+        """Their markers, sorted by key; one that is damaged is made again of what is there."""
+        for place in sorted(info.key for info in self.store.list(self.folder)):
+            key = place.removeprefix(self.folder).removesuffix(".json")
+            marker = self._marker(key)
+            if marker is None and self.store.head(key) is not None:
+                self._adopt(key)
+                marker = self._marker(key)
+            if marker is not None:
+                yield marker
+
+    def restore(self, objects: Iterable[Marker[Facts]], made_again: MadeAgain) -> Iterator[str]:
+        """Puts back those of the ``objects`` that are missing or damaged; yields their keys.
+
+        What ``made_again`` lacks is left alone. UserError where other bytes come out.
+        """
+        for marker in objects:
+            make = made_again.get(marker.key)
+            if make is not None and hash_of(self.store, marker.key) != marker.sha256:
+                put_back(self.store, marker.key, make(), marker.sha256)
+                yield marker.key
+
+    def _adopt(self, key: str) -> None:
+        """Writes a marker of what is there."""
+        info, sha256 = self.store.head(key), self.store.sha256(key)
+        size = info.size if info else 0
+        marker = Marker(key=key, bytes=size, sha256=sha256, name=key, facts=Facts())
+        put_marker(self.store, self.place(key), marker)
+
+    def _marker(self, key: str) -> Marker[Facts] | None:
+        return unless_damaged(lambda: read_marker(self.store, self.place(key), Facts))
+
+    def place(self, key: str) -> str:
+        """Where the marker of an object lies."""
+        return f"{self.folder}{key}.json"

@@ -1,0 +1,124 @@
+"""Which kind of machine made which bytes of a job, and the alarm where that does not fit together.
+
+Knows nothing of markers, or of what objects hold.
+
+::
+
+    _runs/writers/KIND.json      one per kind of machine that made objects here
+    _runs/made/KIND/KEY.json     what that kind made of an object: its sha256, written before the object
+
+Both say where bytes come from, which may differ between runs of one job, so they lie outside every equality.
+A record beside the objects and not in their metadata: it is the same for every kind of storage, and it tells
+what a kind made before even where the object was replaced or lost.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ray_dit.errors import Conflict, Damaged
+from ray_dit.ledger.runs import machine_kind
+from ray_dit.ledger.stored_json import canonical, read_json, sealed
+from ray_dit.storage.store import Store
+
+MADE = "_runs/made/"
+WRITERS = "_runs/writers"
+
+
+class HashAlarm(Conflict):
+    """The same kind of machine made other bytes from the same fingerprint, or storage changed them.
+
+    Something is not deterministic, or broken.
+    """
+
+
+@dataclass(frozen=True)
+class Writers:
+    """The kinds of machines that make one generation's objects."""
+
+    store: Store
+    folder: str
+    """Of this generation's, with a slash at the end."""
+    fingerprint: str
+    """Under which this process makes objects: another one is another kind."""
+
+    def enrol(self) -> str:
+        """Writes down, before this process's first object, what kind of machine makes objects here.
+
+        Returns the kind's name.
+        """
+        data = canonical({"machine": machine_kind(), "fingerprint": self.fingerprint})
+        kind = kind_name(data)
+        if (self.store.uri, self.folder, kind) not in _enrolled:
+            self.store.put(f"{self.folder}{kind}.json", data)
+            _enrolled.add((self.store.uri, self.folder, kind))
+        return kind
+
+    def record(self, key: str, sha256: str) -> bool:
+        """Writes down that this kind makes these bytes of an object; False if that was known.
+
+        HashAlarm if it made other bytes before.
+        """
+        place, data = f"{MADE}{self.enrol()}/{key}.json", canonical(sealed({"sha256": sha256}))
+        try:
+            return self.store.put(place, data)
+        except Conflict as conflict:
+            before = self._read(place)
+            if before is None:  # damaged: nothing is known
+                info = self.store.head(place)
+                if info is not None:
+                    self.store.replace(place, data, if_match=info.etag or "")
+                return True
+            if before == sha256:
+                return False
+            raise self._alarm(key) from conflict
+
+    def check(self, key: str, sha256: str, *, first: bool, conflict: Conflict) -> None:
+        """Raises HashAlarm unless another kind of machine made the bytes ``sha256`` that lie at ``key``.
+
+        ``first``: what ``record`` said of ours. Where nothing was recorded before, an earlier version wrote
+        the object, and told all writers of a folder apart but not those of an object.
+        """
+        made = self._made(key)
+        if sha256 in made.values():
+            return
+        ours = self.enrol()
+        if not first or made.keys() - {ours}:
+            raise HashAlarm(
+                f"{self.store.where(key)} holds other bytes than this job wrote there, so its storage or "
+                "hardware is faulty, or something is not deterministic: keep a copy of it and report it; "
+                "once it is deleted, the same command makes it again"
+            ) from conflict
+        if [info.key for info in self.store.list(self.folder)] == [f"{self.folder}{ours}.json"]:
+            raise self._alarm(key) from conflict
+
+    def _made(self, key: str) -> Mapping[str, str]:
+        """What each kind of machine made of an object, where that is known."""
+        made: dict[str, str] = {}
+        for info in self.store.list(self.folder):
+            kind = info.key.removeprefix(self.folder).removesuffix(".json")
+            if (sha256 := self._read(f"{MADE}{kind}/{key}.json")) is not None:
+                made[kind] = sha256
+        return made
+
+    def _read(self, place: str) -> str | None:
+        """A record's sha256; None where there is none, or a damaged one."""
+        try:
+            return read_json(self.store, place, absent={}).get("sha256")
+        except Damaged:
+            return None
+
+    def _alarm(self, key: str) -> HashAlarm:
+        return HashAlarm(
+            f"{self.store.where(key)} came out differently from the same job on the same kind of machine"
+            f" ({machine_kind()}), so something is not deterministic or the hardware is faulty: keep the "
+            "folder, and report it"
+        )
+
+
+def kind_name(writer: bytes) -> str:
+    """The name of a kind of machine: the hash of its record."""
+    return hashlib.sha256(writer).hexdigest()[:16]
+
+
+_enrolled: set[tuple[str, str, str]] = set()
