@@ -43,11 +43,11 @@ BASE ?= HEAD
 same-bytes: .venv/dev ## do BASE (a commit) and the working tree make the same bytes? (about 4 minutes on 2 cores)
 	$(BIN)/python -m tests.support.same_bytes --base $(BASE)
 
-# Examples of fuzzing per reader grow with the minutes: 20 for each take about a sixth of them.
+# Examples of fuzzing per reader grow with the minutes: ten for each take about a fifth of that time more.
 SEED ?= 1
 MINUTES ?= 30
 faults: .venv/dev ## fuzzing, store faults, then MINUTES (30) of seeded runs that are disturbed, from SEED (1)
-	RAY_DIT_FUZZ=$$((20 * $(MINUTES))) $(BIN)/python -m pytest -q tests/fuzz
+	RAY_DIT_FUZZ=$$((10 * $(MINUTES))) $(BIN)/python -m pytest -q tests/fuzz
 	$(BIN)/python -m pytest -q tests/faults --ignore tests/faults/test_harness.py
 	RAY_DIT_KILL_SEED=$(SEED) $(BIN)/python -m pytest -q tests/stages/test_pipeline_kills.py
 	$(BIN)/python -m tests.faults.harness --seed $(SEED) --minutes $(MINUTES)

@@ -30,6 +30,7 @@ from ray_dit.formats.checkpoint import CheckpointFacts, checkpoint_bytes
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.maintenance import verify
 from ray_dit.ledger.manifest import manifest_objects, read_manifest
 from ray_dit.ledger.results import Facts, Marker
 from ray_dit.results import DatasetResult, LatentShardFacts, UsedSampler
@@ -86,7 +87,7 @@ def read_latents(data: bytes) -> object:
     facts = LatentShardFacts(
         shard=0, rows=5, seen=5, bad=(), train_rows=4, moments_sha256="", sum=(), sum_squares=()
     )
-    sha256 = hashlib.sha256(data).hexdigest()
+    sha256 = hashlib.sha256(data).hexdigest()  # as whoever sent the bytes would write it down
     marker = Marker(key="a.parquet", bytes=len(data), sha256=sha256, facts=facts)
     with tempfile.TemporaryDirectory(dir=scratch()) as cache_folder:
         rows = open_latent_rows(store, [marker], "x", Path(cache_folder))
@@ -195,7 +196,7 @@ def job_with(key: str) -> Callable[[bytes], object]:
         for name, good in dataset_job().items():
             write(f"{folder}/{name}", data if name == key else good)
         store = open_store(str(scratch() / folder))
-        found: list[Any] = []
+        found: list[Any] = [str(problem) for problem in verify(store)]
         manifest = read_manifest(store, DatasetResult)
         found += manifest_objects(store, manifest, Facts)
         found += Job(store, "generate", "0").markers(Facts)
