@@ -87,6 +87,7 @@ def test_while_ray_starts_it_stops_as_well(place: Path) -> None:
 def test_a_command_without_ray_stops_as_well(number: str, status: int) -> None:
     wait = (
         "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job ignores it
         "from ray_dit.cli import commands, main\n"
         "commands.COMMANDS['info'] = commands.Command('', commands.settings.InfoConfig,"
         f" lambda _: os.kill(os.getpid(), signal.{number}), 'uri')\n"

@@ -25,7 +25,7 @@ def read_recipe(file: str, section: str, config: type[Config], sections: Collect
     return dict(_Section(file, section, config).read(document.get(section) or {}))
 
 
-LONGEST = 200_000
+LONGEST = 50_000
 """Letters of a file; PyYAML reads about 100,000 per second."""
 MOST_VALUES = 20_000
 """Values in a file, those of an alias counted wherever it stands."""

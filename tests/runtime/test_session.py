@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ def test_sigterm_stops_as_an_interrupt_does_and_only_meanwhile() -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler of SIGINT, which a shell's background job would ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_sigterm_is_told_from_an_interrupt_whatever_was_raised_for_it() -> None:
     def wait_as_ray_does() -> None:
         try:
