@@ -20,25 +20,20 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from ray_dit.config import ShardsConfig
-from ray_dit.errors import CredentialsExpired, Damaged, StoreFailure, UserError, first_message
+from ray_dit.errors import CredentialsExpired, StoreFailure, UserError, first_message
 from ray_dit.ledger.job import Job
-from ray_dit.ledger.maintenance import repair
-from ray_dit.ledger.plain import MadeAgain
-from ray_dit.ledger.results import F, Facts, Marker
+from ray_dit.ledger.results import F, Marker
 from ray_dit.ledger.runs import RunRecord
 from ray_dit.ledger.writers import HashAlarm
-from ray_dit.results import RESULTS, ShardFacts
+from ray_dit.results import ShardFacts
 from ray_dit.runtime.coordinator import Coordinator, News, Outcome
 from ray_dit.runtime.progress import Advance, progress
-from ray_dit.runtime.session import check_resources, debugging, ray_session
+from ray_dit.runtime.session import check_resources, debugging
 from ray_dit.runtime.shard_queue import STARTS, TRIES, Turn
 from ray_dit.storage.proven import trust_settings
-from ray_dit.storage.store import Store
-
-R = TypeVar("R")
 
 ERRORS = 2
 """Errors in a row after which an actor goes on in a new process."""
@@ -160,75 +155,6 @@ def _missing(job: Job, num_shards: int) -> list[int]:
     """Numbers of the shards without a marker; markers are listed, not read."""
     there = set(job.names())
     return [shard for shard in range(num_shards) if shard_name(shard) not in there]
-
-
-def finish_shards(job: Job, make: Callable[[], None], finish: Callable[[], R]) -> R:
-    """Makes what is missing and finishes the job; once more where markers turn out damaged then."""
-    make()
-    try:
-        return finish()
-    except Damaged:
-        if not job.drop_damaged_markers():
-            raise
-    make()
-    return finish()
-
-
-def restore_plain(job: Job, plain: MadeAgain) -> None:
-    """Puts back plain objects of a finished job, and prints which."""
-    for key in job.restore_plain(plain):
-        print(f"repaired {job.store.where(key)}", file=sys.stderr)
-
-
-def repair_shards(
-    config: ShardsConfig,
-    job: Job,
-    build: Callable[[], ShardMaker],
-    *,
-    gpus: int = 0,
-    plain: MadeAgain | None = None,
-    others: Callable[[Any, Marker[Facts]], bytes | None] = lambda ray, marker: None,
-) -> None:
-    """Reads the job's objects again, makes missing and damaged ones anew and prints which.
-
-    Shards come from an actor with what ``build`` makes, ``plain`` objects by key, and ``others`` from their
-    markers. UserError, after everything else is done, if something does not come out as it was, or can't be
-    made again.
-    """
-    with ray_session(config) as ray:
-        check_resources(ray, config, cpus=config.threads, gpus=gpus)
-        maker = ray.remote(num_cpus=config.threads, num_gpus=gpus)(_Maker).remote(build, config.threads)
-
-        def rebuild(folder: Store, marker: Marker[Facts]) -> bytes | None:
-            shard = marker.facts.to_json().get("shard")
-            if folder.uri != job.store.uri:  # another job below this one
-                return None
-            if shard is None:
-                return others(ray, marker)
-            data, error = ray.get(maker.rebuild.remote(shard))
-            if error is not None:
-                raise UserError(error)
-            return data
-
-        for problem in repair(job.store, rebuild, plain, results=RESULTS):
-            print(f"repaired {problem}")
-
-
-class _Maker:
-    """A shard maker in an actor of its own."""
-
-    def __init__(self, build: Callable[[], ShardMaker], threads: int) -> None:
-        set_up_torch(threads)
-        self._build = build
-        self._maker: ShardMaker | None = None
-
-    def rebuild(self, shard: int) -> tuple[bytes, str | None]:
-        """The shard's bytes, or the message of a user's error, which Ray would wrap if it were raised."""
-        try:
-            self._maker = self._maker or self._build()
-            return make_shard(self._maker, shard).data, None
-        except UserError as error:
-            return b"", str(error)
 
 
 class _Actor:

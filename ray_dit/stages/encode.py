@@ -34,16 +34,14 @@ from ray_dit.ledger.plain import MadeAgain
 from ray_dit.ledger.results import Manifest
 from ray_dit.results import LatentShardFacts, LatentsResult
 from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_bytes
+from ray_dit.runtime.repairing import finish_shards, repair_shards, restore_plain
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import (
     Made,
     ShardMaker,
     Work,
     all_markers,
-    finish_shards,
     make_shards,
-    repair_shards,
-    restore_plain,
     shard_name,
     shard_sizes,
 )

@@ -32,15 +32,14 @@ from ray_dit.metrics import FEATURES, JUDGE, Network, Piece, Sets, Tensors, figu
 from ray_dit.results import ClassifierFacts, DatasetResult, EvaluationResult, PieceFacts
 from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_bytes
 from ray_dit.runtime.progress import progress
+from ray_dit.runtime.repairing import finish_shards, repair_shards
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import (
     Made,
     ShardMaker,
     Work,
     all_markers,
-    finish_shards,
     make_shards,
-    repair_shards,
     shard_name,
 )
 from ray_dit.runtime.tasks import run_tasks

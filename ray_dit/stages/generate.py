@@ -26,16 +26,14 @@ from ray_dit.ledger.results import Manifest
 from ray_dit.pipeline import dit_flops
 from ray_dit.results import DatasetResult, ImageShardFacts, ModelResult, UsedSampler
 from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_bytes
+from ray_dit.runtime.repairing import finish_shards, repair_shards, restore_plain
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import (
     Made,
     ShardMaker,
     Work,
     all_markers,
-    finish_shards,
     make_shards,
-    repair_shards,
-    restore_plain,
     shard_sizes,
 )
 from ray_dit.stages.fingerprint import open_job
