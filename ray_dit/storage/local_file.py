@@ -1,11 +1,14 @@
 """Objects as files on the local disk, for libraries that read paths; knows nothing of what they hold."""
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
+from ray_dit.errors import StoreFailure
+from ray_dit.storage.s3 import READS
 from ray_dit.storage.store import CHUNK, Store
 
 
@@ -38,6 +41,19 @@ def local_folder(store: Store, keys: Iterable[str]) -> Generator[Path]:
         for key in keys:
             path = Path(scratch) / key
             path.parent.mkdir(parents=True, exist_ok=True)
-            with store.open_file(key) as source, open(path, "wb") as copy:
-                shutil.copyfileobj(source, copy, CHUNK)
+            _copy(store, key, path)
         yield Path(scratch)
+
+
+def _copy(store: Store, key: str, path: Path) -> None:
+    """Copies an object, again where a bit flipped on the way; StoreFailure if it is not what was stored."""
+    for _ in range(READS):
+        with store.open_file(key) as source, open(path, "wb") as copy:
+            shutil.copyfileobj(source, copy, CHUNK)
+        info = store.head(key)
+        if info is None or info.sha256 is None:
+            return
+        with open(path, "rb") as copy:
+            if hashlib.file_digest(copy, "sha256").hexdigest() == info.sha256:
+                return
+    raise StoreFailure(f"{store.where(key)} is damaged: its bytes are not those its writer stored; repair it")

@@ -16,6 +16,7 @@ import pytest
 
 import ray_dit.storage.s3 as s3
 from ray_dit.errors import Conflict, NotFound, StoreFailure
+from ray_dit.storage.local_file import local_file
 from ray_dit.storage.retry import Patience
 from ray_dit.storage.s3 import S3Store
 from tests.support import seaweed
@@ -213,8 +214,18 @@ def test_each_lie_alone_is_found_out(upstream: str, monkeypatch: pytest.MonkeyPa
     assert {store.sha256(f"k/{name}") for name in "abcde"} == {hashlib.sha256(big).hexdigest()}
 
 
+def test_a_copy_as_a_file_is_what_was_stored(upstream: str, monkeypatch: pytest.MonkeyPatch):
+    with FaultProxy(upstream, rate=1.0, kinds=("flip",), methods=("GET",), per_target=1) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        store = S3Store(seaweed.fresh_uri(), patience=seaweed.PATIENT)
+        store.put("a", b"weights" * 1000)
+        with local_file(store, "a") as path:
+            assert path.read_bytes() == b"weights" * 1000
+    assert proxy.hits["flip"] == 1
+
+
 def test_an_object_that_is_wrong_in_storage_is_refused(upstream: str, monkeypatch: pytest.MonkeyPatch):
-    with FaultProxy(upstream, rate=1.0, kinds=("flip",), methods=("GET",), per_target=10**6) as proxy:
+    with FaultProxy(upstream, rate=1.0, kinds=("flip",), methods=("GET",), per_target=s3.READS) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         store = S3Store(seaweed.fresh_uri(), patience=seaweed.PATIENT)
         store.put("a", bytes(1000))

@@ -41,9 +41,12 @@ def prepare(world: World, stages: Iterable[Stage]) -> dict[Stage, Contents]:
             continue
         output = f"s3://{seaweed.BUCKET}/faults/whole-{stage}"
         run = Run(world, stage, 0, {}, "whole")
+        world.proxy.begin(0, 0.0)
         if await_end(run, command := run.command(*run.words(output))) != 0:
             raise RuntimeError(f"the undisturbed {stage} failed:\n{command.printed()}")
         whole[stage] = oracle.contents(S3Store(output))
+        if world.proxy.requests["PUT"] < len(whole[stage]):
+            raise RuntimeError(f"{stage} wrote objects that did not go by way of the proxy")
         if stage == "encode":
             world.prepare(output)
     return whole

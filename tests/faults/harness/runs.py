@@ -189,10 +189,15 @@ def two_drivers(run: Run) -> None:
 def late_driver(run: Run) -> None:
     """A driver stopped at an event wakes when another one has finished its job: nothing changes any more."""
     event = run.chance.randint(1, len(run.whole) - 1)
-    first = run.command(*run.words(run.uri))
-    dealer = deal(run, (Blow(event, True, "driver", signal.SIGSTOP),), [first])
-    while not dealer.asleep and not first.is_over:
-        time.sleep(0.02)
+    commands: list[Command] = []
+    dealer = deal(run, (Blow(event, True, "driver", signal.SIGSTOP),), commands)
+    for _ in range(MOST_TRIES):  # one may give up for its faulty requests before it is struck
+        first = run.command(*run.words(run.uri))
+        commands[:] = [first]
+        while not dealer.asleep and not first.is_over:
+            time.sleep(0.02)
+        if dealer.asleep or first.code == 0:
+            break
     finish(run, run.uri)
     before = versions(run.uri)
     dealer.wake(now=True)

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,9 +26,10 @@ CPUS = 3
 """Of each node."""
 SERVICES = (
     "IDLE", "DashboardAgent", "RuntimeEnvAgent", "ActorLocationTracker", "_AutoscalingCoordinatorActor",
-    "_UsageCollectionActor", "_StatsActor",
+    "_UsageCollectionActor", "_StatsActor", "PlacementGroupCleaner",
 )  # fmt: skip
-"""Ray's processes that work for no job of ours: they wait, or live as long as the cluster."""
+"""Ray's processes that work for no job of ours: they wait, or live as long as the cluster. The last is Ray
+Train's, which outlives a driver that was killed."""
 
 
 @dataclass
@@ -69,6 +71,7 @@ class World:
             with self.through_the_proxy():
                 context = multiprocessing.get_context("forkserver")
                 context.set_forkserver_preload(["tests.faults.harness.driver"])
+                forkserver.ensure_running()  # here: commands have the environment that it was started in
                 self._context: Any = context
                 stack.callback(_stop_forks)
                 self.cluster = self._make_cluster(stack)
@@ -193,6 +196,4 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 def _stop_forks() -> None:
     """Ends the server of forks; multiprocessing has no public way to do so before the process ends."""
-    from multiprocessing import forkserver
-
     forkserver._forkserver._stop()  # pyright: ignore
