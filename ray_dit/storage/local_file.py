@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray_dit.errors import StoreFailure
+from ray_dit.errors import Damaged
 from ray_dit.storage.s3 import READS
 from ray_dit.storage.store import CHUNK, Store
 
@@ -46,7 +46,7 @@ def local_folder(store: Store, keys: Iterable[str]) -> Generator[Path]:
 
 
 def _copy(store: Store, key: str, path: Path) -> None:
-    """Copies an object, again where a bit flipped on the way; StoreFailure if it is not what was stored."""
+    """Copies an object, again where a bit flipped on the way; Damaged if it is not what was stored."""
     for _ in range(READS):
         with store.open_file(key) as source, open(path, "wb") as copy:
             shutil.copyfileobj(source, copy, CHUNK)
@@ -56,4 +56,4 @@ def _copy(store: Store, key: str, path: Path) -> None:
         with open(path, "rb") as copy:
             if hashlib.file_digest(copy, "sha256").hexdigest() == info.sha256:
                 return
-    raise StoreFailure(f"{store.where(key)} is damaged: its bytes are not those its writer stored; repair it")
+    raise Damaged(f"{store.where(key)} is damaged: its bytes are not those its writer stored; repair it")

@@ -15,7 +15,7 @@ from threading import Lock
 import pytest
 
 import ray_dit.storage.s3 as s3
-from ray_dit.errors import Conflict, NotFound, StoreFailure
+from ray_dit.errors import Conflict, Damaged, NotFound, StoreFailure
 from ray_dit.storage.local_file import local_file
 from ray_dit.storage.retry import Patience
 from ray_dit.storage.s3 import S3Store
@@ -229,7 +229,7 @@ def test_an_object_that_is_wrong_in_storage_is_refused(upstream: str, monkeypatc
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         store = S3Store(seaweed.fresh_uri(), patience=seaweed.PATIENT)
         store.put("a", bytes(1000))
-        with pytest.raises(StoreFailure, match="damaged"):
+        with pytest.raises(Damaged, match="damaged"):
             store.get("a")
     assert proxy.hits["flip"] == s3.READS
 
