@@ -6,13 +6,17 @@ One process serves many calls; memory is measured as what a call adds to the mos
 import contextlib
 import multiprocessing
 import resource
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 MEMORY = 8 << 30
 """Address space of the process, in bytes: libraries reserve much that they never touch."""
+
+BUSY = 12
+"""How many times longer than on a processor of its own a call may take before it is taken to hang."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Verdict:
     text: str = ""
     megabytes: float = 0.0
     """How much more memory it took at its peak than was in use before."""
+    seconds: float = 0.0
+    """Of a processor: the machine may be busy."""
 
 
 class Sandbox:
@@ -48,11 +54,14 @@ class Sandbox:
         if self._process is None:
             self._start()
         self._pipe.send_bytes(data)
-        if not self._pipe.poll(self._seconds):
+        if not self._pipe.poll(self._seconds * BUSY):
             self._end()
-            return Verdict("slow", f"no end after {self._seconds:g} s")
+            return Verdict("slow", f"no end after {self._seconds * BUSY:g} s")
         try:
-            return self._pipe.recv()
+            verdict: Verdict = self._pipe.recv()
+            if verdict.seconds > self._seconds:
+                return replace(verdict, kind="slow", text=f"took {verdict.seconds:.1f} s of a processor")
+            return verdict
         except EOFError:
             self._process.join()
             code = self._process.exitcode
@@ -86,14 +95,15 @@ def _serve(pipe: Any, reader: Callable[[bytes], object], allowed: tuple[type[Bas
         before = _memory("VmRSS")
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-        kind, text = "read", ""
+        kind, text, begun = "read", "", time.process_time()
         try:
             reader(data)
         except allowed as error:
             kind, text = "refused", str(error)
         except BaseException as error:
             kind, text = "foreign", f"{type(error).__name__}: {str(error)[:300]}"
-        pipe.send(Verdict(kind, text, max(0.0, _memory("VmHWM") - before)))
+        seconds = time.process_time() - begun
+        pipe.send(Verdict(kind, text, max(0.0, _memory("VmHWM") - before), seconds))
 
 
 def _memory(field: str) -> float:
