@@ -282,9 +282,13 @@ class Job:
 
         UserError where other bytes come out.
         """
-        manifest = self.whole(Facts)
-        objects = plain_objects(self.store, manifest) if manifest else self.plain.markers()
-        return self.plain.restore(objects, made_again)
+        manifest = unless_damaged(lambda: self.manifest(Facts))
+        listings = manifest.plain if manifest else ()
+        if manifest and listings and all(hash_of(self.store, one.key) == one.sha256 for one in listings):
+            yield from self.plain.restore(plain_objects(self.store, manifest), made_again)
+        else:
+            yield from self.plain.remake(made_again)
+            yield from self.plain.restore(self.plain.markers(), made_again)
 
     def finish(self, result: R, *, objects: Iterable[Marker[Any]] | None = None) -> Manifest[R]:
         """Writes the listings, then the manifest, the last write, and returns it.

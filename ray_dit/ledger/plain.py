@@ -92,6 +92,19 @@ class Plain:
                 put_back(self.store, marker.key, make(), marker.sha256)
                 yield marker.key
 
+    def remake(self, made_again: MadeAgain) -> Iterator[str]:
+        """Makes the objects again whose markers are damaged, and those; yields their keys.
+
+        Nothing is left then that says what was there, so that what is there may not be taken for it.
+        """
+        for key, make in made_again.items():
+            place = self.place(key)
+            if self.store.head(place) is not None and self._marker(key) is None:
+                marker = mark(key, key, make(), Facts(), fingerprint=self.accepted)
+                put_back(self.store, key, make(), marker.sha256)
+                put_marker(self.store, place, marker)
+                yield key
+
     def _adopt(self, key: str) -> None:
         """Writes a marker of what is there."""
         info, sha256 = self.store.head(key), self.store.sha256(key)
