@@ -94,8 +94,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def flip_bit(path: Path) -> None:
-    """Changes the lowest bit of the byte in the middle of a file."""
-    data = bytearray(path.read_bytes())
+    """Changes the lowest bit of the byte in the middle of a file; gives an empty one a byte."""
+    data = bytearray(path.read_bytes()) or bytearray(1)
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
