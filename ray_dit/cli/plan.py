@@ -25,11 +25,11 @@ class PlanOptions:
 def take_plan(words: list[str]) -> PlanOptions | None:
     """Removes ``--plan`` and what belongs to it from the words; None where it is not given."""
     price = take_option(words, "--price-per-hour", wants="a price")
-    if not any(word == "--plan" or word.startswith("--plan=") for word in words):
+    place = next((at for at, word in enumerate(words) if word.partition("=")[0] == "--plan"), None)
+    if place is None:
         if price is not None:
             raise UserError("--price-per-hour belongs to --plan: give both")
         return None
-    place = next(index for index, word in enumerate(words) if word.partition("=")[0] == "--plan")
     value = words.pop(place).partition("=")[2]
     if not value and place < len(words) and words[place] == "json":
         value = words.pop(place)

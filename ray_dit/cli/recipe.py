@@ -39,8 +39,10 @@ def _load(file: str) -> Any:
             text = source.read(LONGEST + 1)
         if len(text) > LONGEST:
             raise UserError(f"the configuration {file} has more than {LONGEST} letters: check --config")
-        _check_size(yaml.compose(text, Loader=yaml.SafeLoader))
-        return yaml.safe_load(text) or {}
+        loader = yaml.SafeLoader(text)
+        root = loader.get_single_node()
+        _check_size(root)  # before an alias is followed
+        return {} if root is None else loader.construct_document(root) or {}
     except OSError as error:
         raise UserError(
             f"the configuration {file} cannot be read ({error.strerror}): check --config"

@@ -41,7 +41,7 @@ from ray_dit.ledger.manifest import (
     plain_listing_key,
     plain_objects,
 )
-from ray_dit.ledger.markers import mark, put_marker, read_marker, unless_damaged
+from ray_dit.ledger.markers import mark, marker_at, put_marker, read_marker, unless_damaged
 from ray_dit.ledger.plain import MadeAgain, Plain
 from ray_dit.ledger.restore import hash_of, overwrite, put_back
 from ray_dit.ledger.results import (
@@ -53,7 +53,6 @@ from ray_dit.ledger.results import (
     Marker,
     R,
     parse_manifest,
-    parse_marker,
 )
 from ray_dit.ledger.runs import RunRecord
 from ray_dit.ledger.stored_json import Json, canonical, json_line, read_json, sealed
@@ -181,7 +180,7 @@ class Job:
             _log.warning("%s; it is made again", error)
             return None
         for listing in (*manifest.listings[-1:], *manifest.plain[-1:]) if manifest else ():
-            if hash_of(self.store, listing.key) != listing.sha256:
+            if not self._is_whole(listing):
                 _log.warning("%s is missing or damaged; it is made again", self.store.where(listing.key))
                 return None
         return manifest
@@ -241,8 +240,7 @@ class Job:
         """The markers of these objects (by default of all that are done, sorted by name), read some ahead."""
 
         def read(name: str) -> Marker[F]:
-            key = self._marker_key(name)
-            return parse_marker(read_json(self.store, key), facts, self.store.where(key))
+            return marker_at(self.store, self._marker_key(name), facts)
 
         return ahead(read, sorted(self.names()) if names is None else names)
 
@@ -284,7 +282,7 @@ class Job:
         """
         manifest = unless_damaged(lambda: self.manifest(Facts))
         listings = manifest.plain if manifest else ()
-        if manifest and listings and all(hash_of(self.store, one.key) == one.sha256 for one in listings):
+        if manifest and listings and all(map(self._is_whole, listings)):
             yield from self.plain.restore(plain_objects(self.store, manifest), made_again)
         else:
             yield from self.plain.remake(made_again)
@@ -347,6 +345,9 @@ class Job:
             f"_accepted/{self.fingerprint}.json", canonical(job | {"fingerprint": self.fingerprint})
         )
         return Job(self.store, self.stage, fingerprint, self.generation, accepted=self.fingerprint)
+
+    def _is_whole(self, listing: Listing) -> bool:
+        return hash_of(self.store, listing.key) == listing.sha256
 
     def _list(self, key: str, objects: Iterable[Marker[Any]]) -> tuple[Listing, list[str]]:
         """Stores a listing; its entry in the manifest, and the accepted fingerprints that occur in it."""

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ray_dit.errors import Conflict, Damaged
+from ray_dit.errors import Conflict, Damaged, NotFound
 from ray_dit.ledger.restore import overwrite
 from ray_dit.ledger.results import F, Facts, Marker, parse_marker
 from ray_dit.ledger.stored_json import canonical, read_json
@@ -20,10 +20,17 @@ def mark(name: str, key: str, data: bytes, facts: F, *, fingerprint: str | None 
     return Marker(key=key, bytes=len(data), sha256=sha256, name=name, facts=facts, **made_with)
 
 
+def marker_at(store: Store, place: str, facts: type[F]) -> Marker[F]:
+    """The marker at ``place``; NotFound, Damaged."""
+    return parse_marker(read_json(store, place), facts, store.where(place))
+
+
 def read_marker(store: Store, place: str, facts: type[F]) -> Marker[F] | None:
     """The marker at ``place``, None where there is none; Damaged."""
-    stored = read_json(store, place, absent=None)
-    return None if stored is None else parse_marker(stored, facts, store.where(place))
+    try:
+        return marker_at(store, place, facts)
+    except NotFound:
+        return None
 
 
 def put_marker(store: Store, place: str, marker: Marker[Any]) -> None:

@@ -100,8 +100,9 @@ class Plain:
         for key, make in made_again.items():
             place = self.place(key)
             if self.store.head(place) is not None and self._marker(key) is None:
-                marker = mark(key, key, make(), Facts(), fingerprint=self.accepted)
-                put_back(self.store, key, make(), marker.sha256)
+                data = make()
+                marker = mark(key, key, data, Facts(), fingerprint=self.accepted)
+                put_back(self.store, key, data, marker.sha256)
                 put_marker(self.store, place, marker)
                 yield key
 

@@ -23,8 +23,9 @@ from ray_dit.ledger.manifest import (
     manifest_objects,
     plain_objects,
 )
+from ray_dit.ledger.markers import marker_at
 from ray_dit.ledger.restore import hash_of
-from ray_dit.ledger.results import Facts, Listing, Manifest, Marker, Result, parse_marker
+from ray_dit.ledger.results import Facts, Listing, Manifest, Marker, Result
 from ray_dit.ledger.stored_json import Json, canonical, parse_json, read_json
 from ray_dit.ledger.writers import WRITERS, kind_name
 from ray_dit.storage.store import Store, ahead
@@ -208,7 +209,7 @@ def _marked_checks(folder: Store, generation: int) -> Iterator[Check]:
 def _marked_check(folder: Store, place: str, markers: str) -> Check:
     def check() -> tuple[list[Problem], int]:
         try:
-            marker = parse_marker(read_json(folder, place), Facts, folder.where(place))
+            marker = marker_at(folder, place, Facts)
         except NotFound:  # a checkpoint that was just pruned
             return [], 0
         except UserError as error:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ray_dit.errors import Conflict, Damaged
+from ray_dit.ledger.restore import overwrite
 from ray_dit.ledger.runs import machine_kind
 from ray_dit.ledger.stored_json import canonical, read_json, sealed
 from ray_dit.storage.store import Store
@@ -65,9 +66,7 @@ class Writers:
         except Conflict as conflict:
             before = self._read(place)
             if before is None:  # damaged: nothing is known
-                info = self.store.head(place)
-                if info is not None:
-                    self.store.replace(place, data, if_match=info.etag or "")
+                overwrite(self.store, place, data)
                 return True
             if before == sha256:
                 return False

@@ -45,8 +45,7 @@ def stopped_by_sigterm() -> Iterator[None]:
             raise Terminated from error
         raise
     finally:
-        if _in_main_thread():
-            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+        _give_back(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -61,13 +60,18 @@ def interrupted_as_ever() -> Iterator[None]:
     except SystemExit as error:
         raise KeyboardInterrupt from error
     finally:
-        if _in_main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+        _give_back(signal.SIGINT, before)
 
 
 def _take_sigterm() -> None:
     if _in_main_thread():
         signal.signal(signal.SIGTERM, _terminate)
+
+
+def _give_back(number: signal.Signals, handler: Any) -> None:
+    """Sets the handler that was there before; None is one that Python can't name."""
+    if _in_main_thread():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _in_main_thread() -> bool:
