@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from ray_dit.core.flops import count_flops
 from ray_dit.errors import NotFound, UserError, first_message
 from ray_dit.folders.model import recorded_hashes
 from ray_dit.formats.json_text import parse_json
+from ray_dit.formats.model_folder import VAE_FOLDER
 from ray_dit.ledger.restore import damaged, hash_of
-from ray_dit.results import VAEResult
+from ray_dit.ledger.results import Manifest
+from ray_dit.results import LatentsResult, VAEResult
 from ray_dit.storage.local_file import local_folder
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
@@ -218,6 +220,16 @@ def _from_hub(hub_id: str) -> Any:
 
 def files_sha256(files: dict[str, bytes]) -> str:
     """One hash of a VAE's files, in order of their names: stands for the VAE in fingerprints."""
-    return hashlib.sha256(
-        b"".join(hashlib.sha256(files[name]).digest() for name in sorted(files))
-    ).hexdigest()
+    return _joined(hashlib.sha256(files[name]).digest() for name in sorted(files))
+
+
+def check_latents_vae(latents: Store, manifest: Manifest[LatentsResult]) -> None:
+    """Damaged unless the VAE in a latents folder is the one whose hash the job's fingerprint has."""
+    wanted = manifest.parts.get("inputs", {}).get("vae")
+    found = (hash_of(latents, f"{VAE_FOLDER}/{name}") or "" for name in sorted((CONFIG_NAME, WEIGHTS_NAME)))
+    if wanted is not None and _joined(map(bytes.fromhex, found)) != wanted:
+        raise damaged(latents, VAE_FOLDER)
+
+
+def _joined(digests: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(digests)).hexdigest()

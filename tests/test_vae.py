@@ -9,8 +9,10 @@ import torch
 
 from ray_dit.config import VAESizeConfig
 from ray_dit.core.latents import normalize, sample_moments
-from ray_dit.errors import NotFound, UserError
-from ray_dit.vae import VAE
+from ray_dit.errors import Damaged, NotFound, UserError
+from ray_dit.storage.open import open_store
+from ray_dit.vae import VAE, check_latents_vae, files_sha256
+from tests.support.results import latents_result, manifest_of
 
 SIZE = VAESizeConfig(block_out_channels=(4, 8), norm_num_groups=2)
 
@@ -164,3 +166,21 @@ def test_fold_normalisation(vae: VAE, folder: Path, images: torch.Tensor) -> Non
     module.quant_conv = None
     with pytest.raises(UserError, match="no 1x1 convolutions"):
         VAE(module).fold_normalisation(0.0, 2.0)
+
+
+def test_the_vae_of_latents_is_the_one_the_job_was_begun_with(tmp_path: Path) -> None:
+    """Also in a folder of an earlier version, which listed no plain objects."""
+    store = open_store(str(tmp_path))
+    files = {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"weights"}
+    for name, data in files.items():
+        store.put(f"vae/{name}", data)
+    manifest = manifest_of(latents_result()).model_copy(
+        update={"parts": {"inputs": {"vae": files_sha256(files)}}}
+    )
+    check_latents_vae(store, manifest)
+    (tmp_path / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"Weights")
+    with pytest.raises(Damaged, match="vae does not hold what was written there"):
+        check_latents_vae(store, manifest)
+    store.delete("vae/config.json")
+    with pytest.raises(Damaged):
+        check_latents_vae(store, manifest)

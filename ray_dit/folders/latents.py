@@ -8,7 +8,6 @@ whole or not there. Disks forget: each row has a checksum, which is compared whe
 """
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
@@ -22,15 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ray_dit.formats.latents import read_latent_shard
-from ray_dit.ledger.restore import damaged, hash_of, read_whole
-from ray_dit.ledger.results import Manifest, Marker
-from ray_dit.results import LatentShardFacts, LatentsResult
+from ray_dit.ledger.restore import read_whole
+from ray_dit.ledger.results import Marker
+from ray_dit.results import LatentShardFacts
 from ray_dit.storage.store import Store
-
-VAE_FOLDER = "vae"
-"""Where the VAE that made the latents lies in their folder."""
-VAE_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
-"""Its files, in the order of their names."""
 
 
 class DamagedCopy(RuntimeError):
@@ -67,17 +61,6 @@ def cache_folder() -> Path:
     """Where local copies go: $RAY_DIT_CACHE, or ray-dit in the user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ray-dit"
     return Path(os.environ.get("RAY_DIT_CACHE") or default)
-
-
-def check_latents_vae(store: Store, manifest: Manifest[LatentsResult]) -> None:
-    """Damaged unless the VAE in the folder is the one whose hash the job's fingerprint has.
-
-    The hash is that of the hashes of its files in the order of their names.
-    """
-    wanted = manifest.parts.get("inputs", {}).get("vae")
-    digests = [bytes.fromhex(hash_of(store, f"{VAE_FOLDER}/{name}") or "") for name in VAE_FILES]
-    if wanted is not None and hashlib.sha256(b"".join(digests)).hexdigest() != wanted:
-        raise damaged(store, VAE_FOLDER)
 
 
 def open_latent_rows(

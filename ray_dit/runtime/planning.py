@@ -19,7 +19,7 @@ from ray_dit.folders.checkpoints import checkpoint_steps
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import Made, ShardMaker, Work, make_shards, shard_name
-from ray_dit.runtime.training.checkpointer import KEPT
+from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.runtime.training.task import Task
 from ray_dit.runtime.training.trial import TimedTask, TrainingTimes
@@ -123,7 +123,7 @@ def plan_shards(
     known: Known,
     *,
     begun: float,
-    use_gpu: bool = False,
+    gpus: int = 0,
     loads: Sequence[int] | None = None,
     before: Callable[[Any], tuple[dict[str, float], int]] | None = None,
 ) -> Plan:
@@ -135,15 +135,14 @@ def plan_shards(
         trial: a piece of it.
         known: what needs no trial, and what the plan rests on where the cluster lacks the device.
         begun: when starting began, in ``time.monotonic()``.
-        use_gpu: whether each actor has a GPU.
+        gpus: those of each actor.
         loads: how many units' time each shard takes; by default as many as it holds.
         before: given Ray, tries what is done ahead of the shards: its seconds by name, and its bytes.
     """
-    done = _done(config.output, len(work.sizes))
-    units, units_left = (
-        sum(work.sizes),
-        sum(size for shard, size in enumerate(work.sizes) if shard not in done),
-    )
+    store = open_store(config.output)
+    done = _done(store, len(work.sizes))
+    units = sum(work.sizes)
+    units_left = sum(size for shard, size in enumerate(work.sizes) if shard not in done)
     shards_left = len(work.sizes) - len(done)
     workers = min(config.actors, max(shards_left, 1))
     common: dict[str, Any] = {
@@ -155,17 +154,17 @@ def plan_shards(
         "bytes_in": known.bytes_in,
         "workers": workers,
     }
-    if _is_finished(config.output):
-        return _finished(common, config.output)
+    if _is_finished(store):
+        return _finished(common, store)
     with ray_session(config) as ray:
-        if use_gpu and not _gpus(ray):
+        if gpus and not _gpus(ray):
             share = units_left / max(units, 1)
             return assumed(common, known, share=share, workers=workers)
-        common["workers"] = workers = min(workers, _room(ray, config, use_gpu=use_gpu))
+        common["workers"] = workers = min(workers, _room(ray, config, gpus))
         ready = time.monotonic()
         earlier, earlier_bytes = before(ray) if before is not None else ({}, 0)
-        begun += 0 if before is None else time.monotonic() - ready
-        times = try_shards(ray, config, work, trial, begun=begun, gpus=1 if use_gpu else 0)
+        begun += time.monotonic() - ready  # that has a part of its own
+        times = try_shards(ray, config, work, trial, begun=begun, gpus=gpus)
     busiest = makespan(work.sizes if loads is None else loads, done, workers)
     seconds = {"starting": times.start, **earlier, "shards": busiest * times.unit}
     pieces = len(work.sizes) if trial.equal_bytes else units / trial.size
@@ -188,7 +187,9 @@ def plan_training(
     Trains the task of ``make_task(config, job)`` for a few steps on the job's workers.
     """
     samples = config.steps * config.batch_size
-    checkpoints, steps_done = checkpoints_due(config, config.steps), _steps_done(config)
+    store = open_store(config.output)
+    finished, checkpoints = _is_finished(store), checkpoints_due(config, config.steps)
+    steps_done = config.steps if finished else max(checkpoint_steps(store), default=0)
     left = config.steps - steps_done
     common: dict[str, Any] = {
         "stage": what,
@@ -203,8 +204,8 @@ def plan_training(
         "bytes_in": known.bytes_in,
         "workers": config.num_workers,
     }
-    if _is_finished(config.output):
-        return _finished(common, config.output)
+    if finished:
+        return _finished(common, store)
     with ray_session(config) as ray:
         if config.use_gpu and _gpus(ray) < config.num_workers:
             return assumed(common, known, share=left / config.steps, workers=config.num_workers)
@@ -235,8 +236,7 @@ def try_shards(
 
     ``begun`` is when starting began.
     """
-    room = _room(ray, config, use_gpu=gpus > 0)
-    actors = min(config.actors, trial.shards, TRIAL_ACTORS, room)
+    actors = min(config.actors, trial.shards, TRIAL_ACTORS, _room(ray, config, gpus))
     count = min(actors * SHARDS_PER_ACTOR, trial.shards)
     tally = ray.remote(num_cpus=0)(_Tally).remote(actors)
     small = config.model_copy(update={"actors": actors})
@@ -354,12 +354,6 @@ def _scratch_job(stage: str) -> Job:
     return Job.open(ScratchStore("memory://trial"), stage, {"made": "for a plan"})
 
 
-def checkpoints_due(config: TrainingConfig, steps: int) -> int:
-    """Checkpoints written by the time so many steps are done: every so many, and the last one."""
-    last = steps == config.steps and steps % config.checkpoint_every != 0
-    return steps // config.checkpoint_every + last
-
-
 def stored_bytes(store: Store) -> int:
     """Bytes of all objects below a store."""
     return sum(info.size for info in store.list())
@@ -369,37 +363,26 @@ def _gpus(ray: Any) -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def _room(ray: Any, config: ShardsConfig, *, use_gpu: bool) -> int:
+def _room(ray: Any, config: ShardsConfig, gpus: int) -> int:
     """How many of the actors the cluster has room for now; at least one, whose start says what is missing."""
     cpus = int(ray.cluster_resources().get("CPU", 0)) // config.threads
-    return max(min(cpus, _gpus(ray)) if use_gpu else cpus, 1)
+    return max(min(cpus, _gpus(ray) // gpus) if gpus else cpus, 1)
 
 
-def _done(output: str, shards: int) -> set[int]:
+def _done(store: Store, shards: int) -> set[int]:
     """Numbers of the shards whose markers are there."""
-    there = set(Job(open_store(output), "", "").names())
+    there = set(Job(store, "", "").names())
     return {shard for shard in range(shards) if shard_name(shard) in there}
 
 
-def _steps_done(config: TrainingConfig) -> int:
-    """Steps that the job would not do again."""
-    return (
-        config.steps
-        if _is_finished(config.output)
-        else max(checkpoint_steps(open_store(config.output)), default=0)
-    )
+def _is_finished(store: Store) -> bool:
+    return Job(store, "", "").is_finished()
 
 
-def _is_finished(output: str) -> bool:
-    return Job(open_store(output), "", "").is_finished()
-
-
-def _finished(common: dict[str, Any], output: str) -> Plan:
+def _finished(common: dict[str, Any], store: Store) -> Plan:
     own = ("_", "manifest")  # what the ledger writes is no result
     there = sum(
-        info.size
-        for info in open_store(output).list()
-        if not any(part.startswith(own) for part in info.key.split("/"))
+        info.size for info in store.list() if not any(part.startswith(own) for part in info.key.split("/"))
     )
     return summed(common, {}, bytes_out=there, basis="finished: nothing is left to be done")
 

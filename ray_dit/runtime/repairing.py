@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ray_dit.config import ShardsConfig
+from ray_dit.config import EncodeConfig, GenerateConfig, ShardsConfig
 from ray_dit.errors import Damaged, UserError
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import repair
 from ray_dit.ledger.plain import MadeAgain
-from ray_dit.ledger.results import Facts, Marker
+from ray_dit.ledger.results import F, Facts, Manifest, Marker
 from ray_dit.results import RESULTS
 from ray_dit.runtime.session import check_resources, ray_session
 from ray_dit.runtime.shards import ShardMaker, make_shard, set_up_torch
@@ -33,10 +33,26 @@ def finish_shards(job: Job, make: Callable[[], None], finish: Callable[[], R]) -
     return finish()
 
 
-def restore_plain(job: Job, plain: MadeAgain) -> None:
-    """Puts back plain objects of a finished job, and prints which."""
-    for key in job.restore_plain(plain):
-        print(f"repaired {job.store.where(key)}", file=sys.stderr)
+def take_finished(
+    config: EncodeConfig | GenerateConfig,
+    job: Job,
+    result: type[F],
+    build: Callable[[], ShardMaker],
+    *,
+    gpus: int,
+    plain: MadeAgain,
+) -> Manifest[F] | None:
+    """A finished job's manifest, once damaged plain objects are put back; None while it is unfinished.
+
+    With ``--repair`` all objects are read again first, and put right.
+    """
+    if config.repair:
+        repair_shards(config, job, build, gpus=gpus, plain=plain)
+    manifest = job.whole(result)
+    if manifest is not None:
+        for key in job.restore_plain(plain):
+            print(f"repaired {job.store.where(key)}", file=sys.stderr)
+    return manifest
 
 
 def repair_shards(

@@ -26,15 +26,15 @@ from ray_dit.folders.images import (
     quarantine_bytes,
     refuse_output_inside,
 )
-from ray_dit.folders.latents import VAE_FOLDER
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
+from ray_dit.formats.model_folder import VAE_FOLDER
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.plain import MadeAgain
 from ray_dit.ledger.results import Manifest
 from ray_dit.results import LatentShardFacts, LatentsResult
 from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_bytes
-from ray_dit.runtime.repairing import finish_shards, repair_shards, restore_plain
+from ray_dit.runtime.repairing import finish_shards, take_finished
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import (
     Made,
@@ -71,11 +71,8 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
         **{f"{VAE_FOLDER}/{name}": lambda data=data: data for name, data in files.items()},
     }
     plain = {**inputs_of_actors, QUARANTINE_KEY: lambda: quarantine_bytes(_all_bad(job, len(sizes)))}
-    if config.repair:
-        repair_shards(config, job, build, gpus=gpus, plain=plain)
-    manifest = job.whole(LatentsResult)
+    manifest = take_finished(config, job, LatentsResult, build, gpus=gpus, plain=plain)
     if manifest is not None:
-        restore_plain(job, plain)
         return manifest
     for key, data in inputs_of_actors.items():
         job.put_plain(key, data())
@@ -115,7 +112,7 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
             left_out="reading and decoding images is not counted",
         ),
         begun=begun,
-        use_gpu=config.use_gpu,
+        gpus=1 if config.use_gpu else 0,
     )
 
 

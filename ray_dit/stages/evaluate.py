@@ -3,8 +3,8 @@
 Each figure stands beside the same one for held-out real images. Classifiers are trained first, each in a Ray
 task: the judge on the real training images, whose features are compared, and those whose score on real images
 is a figure itself. Then all images pass them in pieces, and what the figures of ``metrics.registry`` keep of
-a piece is one small object. The driver merges those in their order and holds no image. Knows
-no figure: each reads the merged statistics and names its values.
+a piece is one small object. The driver merges those in their order and holds no image. Knows no figure: each
+reads the merged statistics and names its values.
 """
 
 import time
@@ -34,14 +34,7 @@ from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_byt
 from ray_dit.runtime.progress import progress
 from ray_dit.runtime.repairing import finish_shards, repair_shards
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.shards import (
-    Made,
-    ShardMaker,
-    Work,
-    all_markers,
-    make_shards,
-    shard_name,
-)
+from ray_dit.runtime.shards import Made, ShardMaker, Work, all_markers, make_shards, shard_name
 from ray_dit.runtime.tasks import run_tasks
 from ray_dit.stages.evaluation_data import EvaluationData, check
 from ray_dit.stages.fingerprint import open_job

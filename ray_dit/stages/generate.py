@@ -26,7 +26,7 @@ from ray_dit.ledger.results import Manifest
 from ray_dit.pipeline import dit_flops
 from ray_dit.results import DatasetResult, ImageShardFacts, ModelResult, UsedSampler
 from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_bytes
-from ray_dit.runtime.repairing import finish_shards, repair_shards, restore_plain
+from ray_dit.runtime.repairing import finish_shards, take_finished
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import (
     Made,
@@ -79,11 +79,8 @@ def generate(config: GenerateConfig) -> Manifest[DatasetResult]:
     job = open_job(config, STAGE, inputs, resolved=resolved)
     build, gpus = _Build(config, plan, sampler), 1 if config.use_gpu else 0
     plain: MadeAgain = {CARD_KEY: lambda: dataset_card(plan, folder.labels, sampler).encode()}
-    if config.repair:
-        repair_shards(config, job, build, gpus=gpus, plain=plain)
-    manifest = job.whole(DatasetResult)
+    manifest = take_finished(config, job, DatasetResult, build, gpus=gpus, plain=plain)
     if manifest is not None:
-        restore_plain(job, plain)
         return manifest
 
     def make() -> None:
@@ -116,7 +113,7 @@ def plan_generate(config: GenerateConfig, *, begun: float) -> Plan:
             left_out=f"a PNG takes {PNG_BYTES_PER_PIXEL} bytes per pixel, and the VAE is not counted",
         ),
         begun=begun,
-        use_gpu=config.use_gpu,
+        gpus=1 if config.use_gpu else 0,
     )
 
 

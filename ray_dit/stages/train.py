@@ -32,7 +32,7 @@ from ray_dit.core.order import rows_at
 from ray_dit.core.settle import evaluations_per_image, settle_sampler
 from ray_dit.errors import UserError, first_message
 from ray_dit.folders.checkpoints import FOLDER
-from ray_dit.folders.latents import LatentRows, cache_folder, check_latents_vae, open_latent_rows
+from ray_dit.folders.latents import LatentRows, cache_folder, open_latent_rows
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import MODEL_STAGE, VAE_FOLDER, ModelConfig, model_card, model_objects
@@ -41,13 +41,14 @@ from ray_dit.ledger.manifest import manifest_objects, read_manifest
 from ray_dit.ledger.results import Facts, Manifest
 from ray_dit.pipeline import Pipeline, check_adaptable, dit_flops, initial_state, meta_dit
 from ray_dit.results import LatentShardFacts, LatentsResult, ModelResult, TrainingResult
-from ray_dit.runtime.planning import Known, Plan, checkpoints_due, plan_training
+from ray_dit.runtime.planning import Known, Plan, plan_training
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.training.checkpointer import KEPT
+from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.runtime.training.restoring import damaged_results, to_restore
 from ray_dit.stages.fingerprint import open_job
 from ray_dit.storage.open import open_store
+from ray_dit.vae import check_latents_vae
 
 STAGE = TrainingResult.stage_name
 SD_SCALING_FACTOR = 0.18215
@@ -85,10 +86,8 @@ def plan_train(config: TrainConfig, *, begun: float) -> Plan:
     latents, model_config = _settled(config)
     samples = config.steps * config.batch_size
     sampled = checkpoints_due(config, config.steps) * len(_grid_labels(config, model_config))
-    forward, parameters = (
-        dit_flops(model_config.model),
-        sum(p.numel() for p in meta_dit(model_config.model).parameters()),
-    )
+    forward = dit_flops(model_config.model)
+    parameters = sum(parameter.numel() for parameter in meta_dit(model_config.model).parameters())
 
     def make_task(small: TrainConfig, job: Job) -> DiTTask:
         model_job = Job.open(job.store.child("model"), MODEL_STAGE, {"train": job.fingerprint})

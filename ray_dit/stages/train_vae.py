@@ -37,10 +37,10 @@ from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
 from ray_dit.ledger.results import Facts, Manifest
 from ray_dit.results import VAEResult
-from ray_dit.runtime.planning import Known, Plan, checkpoints_due, plan_training, stored_bytes
+from ray_dit.runtime.planning import Known, Plan, plan_training, stored_bytes
 from ray_dit.runtime.progress import progress
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.training.checkpointer import KEPT
+from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.runtime.training.restoring import damaged_results, to_restore
 from ray_dit.stages.fingerprint import open_job

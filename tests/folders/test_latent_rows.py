@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from ray_dit.errors import Damaged, NotFound
-from ray_dit.folders.latents import DamagedCopy, cache_folder, check_latents_vae, open_latent_rows
+from ray_dit.folders.latents import DamagedCopy, cache_folder, open_latent_rows
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.ledger.results import Marker
 from ray_dit.results import LatentShardFacts
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
-from ray_dit.vae import files_sha256
-from tests.support.results import latent_facts, latents_result, manifest_of
+from tests.support.results import latent_facts
 
 
 def write(store: Store, sizes: list[int], *, mirror: bool) -> list[Marker[LatentShardFacts]]:
@@ -111,24 +110,6 @@ def test_a_shard_that_is_not_what_was_written_is_refused(tmp_path: Path) -> None
     with pytest.raises(Damaged, match="latents/1.parquet does not hold what was written there"):
         open_latent_rows(store, entries, "name", tmp_path / "cache")
     assert list((tmp_path / "cache/latents").iterdir()) == []
-
-
-def test_the_vae_of_latents_is_the_one_the_job_was_begun_with(tmp_path: Path) -> None:
-    """Also in a folder of an earlier version, which listed no plain objects."""
-    store = open_store(str(tmp_path))
-    files = {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"weights"}
-    for name, data in files.items():
-        store.put(f"vae/{name}", data)
-    manifest = manifest_of(latents_result()).model_copy(
-        update={"parts": {"inputs": {"vae": files_sha256(files)}}}
-    )
-    check_latents_vae(store, manifest)
-    (tmp_path / "vae/diffusion_pytorch_model.safetensors").write_bytes(b"Weights")
-    with pytest.raises(Damaged, match="vae does not hold what was written there"):
-        check_latents_vae(store, manifest)
-    store.delete("vae/config.json")
-    with pytest.raises(Damaged):
-        check_latents_vae(store, manifest)
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,18 +4,8 @@ from typing import Any
 
 import pytest
 
-from ray_dit.config import TrainConfig
 from ray_dit.runtime import planning
 from ray_dit.runtime.planning import Known, Plan
-
-
-def training(**fields: Any) -> TrainConfig:
-    return TrainConfig(latents="unused", output="unused", **fields)
-
-
-@pytest.mark.parametrize(("steps", "due"), [(0, 0), (9, 0), (10, 1), (24, 2), (25, 3)])
-def test_checkpoints_come_every_so_many_steps_and_at_the_end(steps: int, due: int) -> None:
-    assert planning.checkpoints_due(training(steps=25, checkpoint_every=10), steps) == due
 
 
 @pytest.mark.parametrize(

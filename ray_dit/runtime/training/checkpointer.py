@@ -5,6 +5,7 @@ from typing import Protocol
 
 import torch
 
+from ray_dit.config import TrainingConfig
 from ray_dit.folders.checkpoints import FOLDER, checkpoint_key, checkpoint_steps, read_checkpoint
 from ray_dit.formats.checkpoint import CheckpointFacts, checkpoint_bytes
 from ray_dit.ledger.job import Job
@@ -86,3 +87,9 @@ class JobCheckpointer:
     def _prune(self) -> None:
         for step in checkpoint_steps(self.job.store)[: -self.keep]:
             self.drop(step)
+
+
+def checkpoints_due(config: TrainingConfig, steps: int) -> int:
+    """Checkpoints that a ``JobCheckpointer`` finds due by the time so many steps are done."""
+    last = steps == config.steps and steps % config.checkpoint_every != 0
+    return steps // config.checkpoint_every + last

@@ -9,7 +9,7 @@ from ray_dit.config import OptimizerConfig
 from ray_dit.errors import UserError
 from ray_dit.folders.checkpoints import checkpoint_key, checkpoint_steps
 from ray_dit.ledger.job import Job
-from ray_dit.runtime.training.checkpointer import JobCheckpointer
+from ray_dit.runtime.training.checkpointer import JobCheckpointer, checkpoints_due
 from ray_dit.runtime.training.parallel import Alone
 from ray_dit.runtime.training.state import TrainingState
 from ray_dit.runtime.training.worker import resume
@@ -35,6 +35,13 @@ def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
 
 def test_every_so_many_steps_and_at_the_end_one_is_due(tmp_path: Path) -> None:
     assert [step for step in range(1, 11) if checkpointer(tmp_path).is_due(step)] == [4, 8, 10]
+
+
+@pytest.mark.parametrize(("steps", "due"), [(0, 0), (9, 0), (10, 1), (24, 2), (25, 3)])
+def test_checkpoints_come_every_so_many_steps_and_at_the_end(tmp_path: Path, steps: int, due: int) -> None:
+    assert checkpoints_due(CONFIG.model_copy(update={"steps": 25, "checkpoint_every": 10}), steps) == due
+    each = checkpointer(tmp_path, every=10, last=25)
+    assert sum(each.is_due(step) for step in range(1, steps + 1)) == due
 
 
 def test_the_newest_is_restored_and_as_many_as_asked_for_are_kept(tmp_path: Path) -> None:
