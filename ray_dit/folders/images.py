@@ -22,7 +22,7 @@ from ray_dit.core.media import UnreadableImage, decode
 from ray_dit.core.order import is_heldout
 from ray_dit.errors import UserError
 from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
-from ray_dit.formats.image_format import Place
+from ray_dit.formats.image_format import Place, input_sha256
 from ray_dit.formats.registry import input_format
 from ray_dit.storage.open import is_inside, open_store
 from ray_dit.storage.store import ahead
@@ -143,7 +143,7 @@ def plan_images(config: ImagesConfig) -> ImagePlan:
         keys=listing.keys,
         labels=listing.labels,
         heldout=np.array([is_heldout(key, config.heldout) for key in listing.keys], dtype=np.bool_),
-        sha256=listing.sha256,
+        sha256=input_sha256(listing),
         places=listing.places,
     )
 

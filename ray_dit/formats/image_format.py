@@ -5,6 +5,8 @@ only read is an ``InputFormat``, one that datasets are made in an ``OutputFormat
 from both.
 """
 
+import hashlib
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +29,8 @@ class Entry(Protocol):
     def key(self) -> str: ...
     @property
     def size(self) -> int: ...
+    @property
+    def etag(self) -> str | None: ...
 
 
 class Source(Protocol):
@@ -49,8 +53,11 @@ class Listing:
     """A name of each image, unique and stable: which ones are held out is a function of it."""
     labels: NDArray[np.int64]
     classes: tuple[str, ...]
-    sha256: str
-    """Changes whenever the images may have changed: stands for the input in fingerprints."""
+    sizes: NDArray[np.int64]
+    """Bytes of the object each image lies in."""
+    versions: NDArray[np.int64]
+    """Which version of that object it is, by its ETag (``version_of``); 0 where storage tells none that
+    stands for the content."""
     places: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
     """Columns of one value per image that say where it lies, such as object, start and length; none where the
     key is the object. A plan keeps them beside its own columns, ``key``, ``label`` and ``heldout``."""
@@ -105,6 +112,26 @@ class OutputFormat(ABC):
     @abstractmethod
     def read(self, source: Source, keys: Sequence[str]) -> ImageShard:
         """The shard whose objects are ``keys``: what ``write`` was given."""
+
+
+def version_of(source: Source, entry: Entry) -> int:
+    """An object's version as a number of 64 bits; 0 on a disk, where a copy has another ETag."""
+    if entry.etag is None or source.local_path(entry.key) is not None:
+        return 0
+    return int.from_bytes(hashlib.sha256(entry.etag.encode()).digest()[:8], "big", signed=True)
+
+
+def input_sha256(listing: Listing) -> str:
+    """Stands for the input in fingerprints: the same for every copy of the same images.
+
+    A hash of keys, sizes and places, not of the images, whose bytes are not read to make a plan.
+    """
+    digest = hashlib.sha256(b"[")
+    columns = [listing.keys, listing.sizes.tolist(), *(c.tolist() for c in listing.places.values())]
+    for number, row in enumerate(zip(*columns, strict=True)):
+        digest.update((b", " if number else b"") + json.dumps(row).encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def number_classes(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:

@@ -1,6 +1,8 @@
 """The image folder as stages see it: order, labels, split, and pictures that cannot be read."""
 
+import hashlib
 import io
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +59,13 @@ def test_the_hash_sees_another_picture(folder: Path) -> None:
     assert plan_of(folder).sha256 == before
     (folder / "2" / "0.png").write_bytes(png(3, (8, 9)))
     assert plan_of(folder).sha256 != before
+
+
+def test_the_hash_of_a_folder_is_that_of_earlier_versions(folder: Path) -> None:
+    found = sorted(
+        (path.relative_to(folder).as_posix(), path.stat().st_size) for path in folder.rglob("*.png")
+    )
+    assert plan_of(folder).sha256 == hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def test_a_plan_survives_its_bytes(folder: Path) -> None:

@@ -24,6 +24,7 @@ CLASSES = ("2", "10", "maße, größen")
 class Info:
     key: str
     size: int
+    etag: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
 """A folder with one sub-folder per class: each image is an object, its key the path below the folder."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ray_dit.errors import NotFound, UserError
-from ray_dit.formats.image_format import InputFormat, Listing, Place, Source, number_classes
+from ray_dit.formats.image_format import InputFormat, Listing, Place, Source, number_classes, version_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -19,20 +19,24 @@ class ImageFolder(InputFormat):
 
     def list_images(self, source: Source) -> Listing:
         """Lists the folder once; UserError for a missing or empty folder and for a class without images."""
-        found = [(entry.key, entry.size) for entry in source.list() if entry.key.lower().endswith(SUFFIXES)]
-        found = sorted((key, size) for key, size in found if "/" in key)
+        found = sorted(
+            (entry.key, entry.size, version_of(source, entry))
+            for entry in source.list()
+            if entry.key.lower().endswith(SUFFIXES) and "/" in entry.key
+        )
         if not found:
             raise _nothing_found(source)
-        names = [key.split("/", 1)[0] for key, _ in found]
+        keys = tuple(key for key, _, _ in found)
+        names = [key.split("/", 1)[0] for key in keys]
         _refuse_empty_classes(source, names)
-        _refuse_unreadable_names(source, found)
+        _refuse_unreadable_names(source, keys)
         classes, labels = number_classes(names)
         return Listing(
-            keys=tuple(key for key, _ in found),
+            keys=keys,
             labels=labels,
             classes=classes,
-            # Keys and sizes stand for the images, since their bytes are not read to make a plan.
-            sha256=hashlib.sha256(json.dumps(found).encode()).hexdigest(),
+            sizes=np.array([size for _, size, _ in found], np.int64),
+            versions=np.array([version for _, _, version in found], np.int64),
         )
 
     def read_image(self, source: Source, key: str, place: Place) -> bytes:
@@ -52,9 +56,9 @@ def _refuse_empty_classes(source: Source, names: Sequence[str]) -> None:
         )
 
 
-def _refuse_unreadable_names(source: Source, found: Sequence[tuple[str, int]]) -> None:
+def _refuse_unreadable_names(source: Source, keys: Sequence[str]) -> None:
     """UserError for a name that is no text, as a file system may hold it: no format could write it down."""
-    for key, _ in found:
+    for key in keys:
         if not key.isascii():
             try:
                 key.encode()
