@@ -1,15 +1,17 @@
 """What a job leaves for its consumers: the manifest and the listing of its objects; knows no writing.
 
 A manifest is small whatever the size of the job: the markers of its objects lie in a *listing*, one JSON line
-per object, which is read as a stream. An extended job has a manifest and a listing per generation; the newest
+per object. An extended job has a manifest and a listing per generation; the newest
 manifest counts.
 """
 
+import io
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from ray_dit.errors import NotFound, UserError
+from ray_dit.ledger.restore import read_whole
 from ray_dit.ledger.results import F, Facts, Listing, Manifest, Marker, R, parse_manifest, parse_marker
 from ray_dit.ledger.stored_json import parse_json, read_json
 from ray_dit.storage.open import open_store
@@ -115,8 +117,10 @@ def plain_objects(store: Store, manifest: Manifest[Any]) -> list[Marker[Facts]]:
 
 
 def listed(store: Store, listing: Listing, facts: type[F]) -> Iterator[Marker[F]]:
-    """The markers in one listing, streamed; Damaged where a line is none."""
+    """The markers in one listing, one parsed at a time; Damaged where it is not the manifest's.
+
+    It is read whole first, which takes as much memory as writing it did: parts of it have no hash.
+    """
     where = store.where(listing.key)
-    with store.open_file(listing.key) as lines:
-        for line in lines:
-            yield parse_marker(parse_json(line, where), facts, where)
+    for line in io.BytesIO(read_whole(store, listing.key, listing.sha256)):
+        yield parse_marker(parse_json(line, where), facts, where)

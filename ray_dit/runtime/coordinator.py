@@ -25,6 +25,8 @@ class Outcome:
     """Why it ended before all shards had been tried."""
     over: bool = True
     """Whether it was the coordinator that ended it."""
+    orphaned: bool = False
+    """Whether the coordinator's process died, so that nobody knows more than markers tell."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class News:
     """What kept actors from loading their model, each with a traceback."""
     stuck: list[Any]
     """Handles of the actors that passed their deadline."""
+    actors: list[Any]
+    """Handles of all actors that ever joined."""
 
 
 class Coordinator:
@@ -98,7 +102,8 @@ class Coordinator:
         workers, failures = self._queue.overdue(time.monotonic())
         self._failures += [(failure, "") for failure in failures]
         stuck = [self._handles[worker] for worker in workers]
-        news = News(self._finished, self._failures, self._start_errors, stuck)
+        actors = list(self._handles.values())
+        news = News(self._finished, self._failures, self._start_errors, stuck, actors)
         self._finished, self._failures, self._start_errors = [], [], []
         return news
 
@@ -106,7 +111,3 @@ class Coordinator:
         """How things stand."""
         queue = self._queue
         return Outcome(list(queue.made.values()), dict(queue.lost), queue.stopped, queue.over)
-
-    def handles(self) -> list[Any]:
-        """All actors that ever joined."""
-        return list(self._handles.values())

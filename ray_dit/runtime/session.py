@@ -178,6 +178,20 @@ def check_resources(ray: Any, config: Placed, *, cpus: int, gpus: int) -> None:
         )
 
 
+def beside_the_driver(ray: Any, kind: type, *, max_restarts: int = 0) -> Any:
+    """What makes an actor of this class on the driver's machine, without a CPU of its own.
+
+    Where that machine goes, the driver goes too. Calls that a network fault interrupts are repeated, so a
+    method may run twice.
+    """
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    return ray.remote(num_cpus=0, max_restarts=max_restarts, max_task_retries=-1, scheduling_strategy=here)(
+        kind
+    )
+
+
 def debugging() -> bool:
     """Whether the user asked for tracebacks and Ray's own words (``--debug``)."""
     return bool(os.environ.get("RAY_DIT_DEBUG"))

@@ -31,7 +31,7 @@ from ray_dit.ledger.writers import HashAlarm
 from ray_dit.results import ShardFacts
 from ray_dit.runtime.coordinator import Coordinator, News, Outcome
 from ray_dit.runtime.progress import Advance, progress
-from ray_dit.runtime.session import check_resources, debugging
+from ray_dit.runtime.session import beside_the_driver, check_resources, debugging
 from ray_dit.runtime.shard_queue import STARTS, TRIES, Turn
 from ray_dit.storage.proven import trust_settings
 
@@ -39,6 +39,10 @@ ERRORS = 2
 """Errors in a row after which an actor goes on in a new process."""
 PAUSE = 0.2
 """Seconds after which an idle actor asks again, and the driver looks at what has happened."""
+_ORPHANED = (
+    f"the process that hands out the shards of {{work}} died {STARTS} times, perhaps for want of memory; "
+    "what is finished stays, and the same command continues from it"
+)
 SHOWN = 3
 """Failed shards whose causes the closing message tells; all are in the run's record."""
 
@@ -137,6 +141,12 @@ def make_shards(
                 watch = _Watch(work, run, advance, done=before)
                 arguments = {"job": job, "build": build, "set_up": set_up, "threads": config.threads}
                 outcome = _fan_out(ray, config, missing, arguments, watch, gpus)
+                for _ in range(STARTS - 1):
+                    if not outcome.orphaned:
+                        break
+                    missing = _missing(job, len(work.sizes))
+                    watch.done = total - sum(work.sizes[shard] for shard in missing)
+                    outcome = _fan_out(ray, config, missing, arguments, watch, gpus)
                 after = watch.done
         run.end(
             **{work.unit: after - before, "shards": sum(outcome.made), "shards_by_actor": outcome.made},
@@ -175,41 +185,47 @@ class _Actor:
 
         context = ray.get_runtime_context()
         self._get, self._coordinator, self._job = ray.get, coordinator, job
+        self._orphaned = ray.exceptions.ActorDiedError
         self._id = context.get_actor_id()
         self._errors_in_a_row = 0
         self._maker: ShardMaker | None = None
         trust_settings()
-        # First of all, so that whatever ends this process from now on is noticed when the next one joins.
-        if not self._get(coordinator.join.remote(self._id, uuid.uuid4().hex, context.current_actor)):
-            return
-        try:
-            set_up(threads)
-            self._maker = build()
-        except Exception as error:
-            if isinstance(error, CredentialsExpired):
-                self._get(coordinator.stop.remote(str(error)))
-                return
-            # A storage that does not answer now may do so in a minute; other errors of users will not go
-            # away.
-            for_all = isinstance(error, UserError) and not isinstance(error, StoreFailure)
-            report = coordinator.fail_to_start.remote(_cause(error), traceback.format_exc(), for_all=for_all)
-            if not self._get(report):
-                self._start_again()
+        with contextlib.suppress(self._orphaned):
+            # First of all, so that whatever ends this process from now on is noticed when the next one joins.
+            if self._get(coordinator.join.remote(self._id, uuid.uuid4().hex, context.current_actor)):
+                self._load(build, set_up, threads)
 
     def __call__(self, _: dict[str, Any]) -> Iterator[dict[str, list[int]]]:
-        """Works until nothing is left.
+        """Works until nothing is left, or the coordinator has died.
 
         Yields the number of each finished shard at once, and -1 at the very end.
         """
-        while not (turn := self._take()).over:
-            if turn.shard is None:
-                time.sleep(PAUSE)
-            elif self._make(turn.shard):
-                self._coordinator.finish.remote(self._id, turn.shard)
-                # The next shard is taken after this row has left: the driver may be slow to take rows, and
-                # the deadline of a shard must not run meanwhile.
-                yield {"shard": [turn.shard]}
+        with contextlib.suppress(self._orphaned):
+            while not (turn := self._take()).over:
+                if turn.shard is None:
+                    time.sleep(PAUSE)
+                elif self._make(turn.shard):
+                    self._coordinator.finish.remote(self._id, turn.shard)
+                    # The next shard is taken after this row has left: the driver may be slow to take rows,
+                    # and the deadline of a shard must not run meanwhile.
+                    yield {"shard": [turn.shard]}
         yield {"shard": [-1]}
+
+    def _load(self, build: Callable[[], ShardMaker], set_up: Callable[[int], None], threads: int) -> None:
+        """Makes the maker, or reports why that failed."""
+        try:
+            set_up(threads)
+            self._maker = build()
+        except CredentialsExpired as error:
+            self._get(self._coordinator.stop.remote(str(error)))
+        except Exception as error:
+            # A storage that does not answer now may do so in a minute; other errors of users will not go
+            # away.
+            for_all = isinstance(error, UserError) and not isinstance(error, StoreFailure)
+            trace = traceback.format_exc()
+            report = self._coordinator.fail_to_start.remote(_cause(error), trace, for_all=for_all)
+            if not self._get(report):
+                self._start_again()
 
     def _take(self) -> Turn:
         return self._get(self._coordinator.take.remote(self._id))
@@ -253,10 +269,13 @@ class _Watch:
     advance: Advance
     done: int
     recording: bool = True
+    actors: Sequence[Any] = ()
+    """Handles of the actors of this fan-out."""
 
     def look(self, ray: Any, coordinator: Any) -> None:
         """Takes in what has happened since the last look."""
         news: News = ray.get(coordinator.news.remote())
+        self.actors = news.actors
         for handle in news.stuck:  # also works on a stopped process; Ray starts it again
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(handle, no_restart=False)
@@ -303,13 +322,7 @@ def _fan_out(
     ray: Any, config: ShardsConfig, shards: list[int], arguments: dict[str, Any], watch: _Watch, gpus: int
 ) -> Outcome:
     """Lets actors, made with these ``arguments``, pull the shards until each is made or given up."""
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
-    # Calls that a network fault interrupts are repeated, which does no harm.
-    coordinator = ray.remote(num_cpus=0, max_task_retries=-1, scheduling_strategy=here)(Coordinator).remote(
-        shards, config.shard_deadline
-    )
+    coordinator = beside_the_driver(ray, Coordinator).remote(shards, config.shard_deadline)
     actors = min(config.actors, len(shards))
     with ray.data.DataContext.current(_data_context(ray, actors)):
         # A slot is an input block for Ray Data to give to an actor, which then works until the job is over.
@@ -335,21 +348,34 @@ def _fan_out(
                         break
             return ray.get(coordinator.outcome.remote())
         except ray.exceptions.RayError as error:
+            if _is_dead(ray, coordinator):
+                return Outcome(stopped=_ORPHANED.format(work=watch.work.what), orphaned=True)
             raise UserError(
                 f"Ray gave up the actors of {watch.work.what}: {first_message(error)}; what is finished "
                 "stays, and the same command continues from it"
             ) from error
         finally:
-            _end(ray, coordinator)
+            _end(ray, coordinator, watch)
             del rows
 
 
-def _end(ray: Any, coordinator: Any) -> None:
+def _is_dead(ray: Any, coordinator: Any) -> bool:
+    try:
+        ray.get(coordinator.outcome.remote())
+    except ray.exceptions.ActorDiedError:
+        return True
+    except ray.exceptions.RayError:
+        pass
+    return False
+
+
+def _end(ray: Any, coordinator: Any, watch: _Watch) -> None:
     """Ends the actors, which may still be busy: with a shard that another one made first, or for ever."""
     with contextlib.suppress(ray.exceptions.RayError):
-        for handle in ray.get(coordinator.handles.remote()):
-            with contextlib.suppress(ray.exceptions.RayError):
-                ray.kill(handle)
+        watch.look(ray, coordinator)
+    for handle in watch.actors:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.kill(handle)
     with contextlib.suppress(ray.exceptions.RayError):
         ray.kill(coordinator)  # last: an actor that is still starting can't join any more, and ends
 

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import pickle
+from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from ray_dit.errors import Conflict, NotFound, UserError
+from ray_dit.errors import Conflict, Damaged, NotFound, UserError
 from ray_dit.ledger import runs
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import Tally, abandon, gc, repair, verify
@@ -291,6 +293,30 @@ def test_an_object_whose_writer_died_before_its_marker_is_made_anew(
     marker = put_shards(impatient, 0)[0]
     assert store.get("data/00000") == shard(0)
     assert store.sha256("data/00000") == marker.sha256
+
+
+class FlippingStore(LocalStore):
+    """Each object is read with a flipped bit the first ``wrong`` times."""
+
+    wrong = 1
+    reads: ClassVar[Counter[str]] = Counter()
+
+    def get(self, key: str) -> bytes:
+        data = super().get(key)
+        self.reads[key] += 1
+        return data if self.reads[key] > self.wrong else data.replace(b'"rows"', b'"sows"')
+
+
+def test_a_listing_is_held_against_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = finished(open_store(str(tmp_path))).manifest(Shards)
+    assert manifest is not None
+    store = FlippingStore(str(tmp_path))
+    assert [marker.facts.to_json() for marker in manifest_objects(store, manifest, Facts)] == 3 * [
+        {"rows": 1}
+    ]
+    monkeypatch.setattr(FlippingStore, "wrong", 1000)
+    with pytest.raises(Damaged, match=r"manifest/objects.jsonl does not hold what was written there"):
+        list(manifest_objects(store, manifest, Facts))
 
 
 # Generations

@@ -62,6 +62,28 @@ def test_few_shards_reach_every_actor(one_ray: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
+def test_a_coordinator_that_dies_is_replaced_and_nothing_is_made_twice(
+    one_ray: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run(one_ray, tmp_path, 14, actors=3, seconds=0.3, poison={6: "orphan"}, once=True)
+    assert made(tmp_path) == expected(range(14))
+    assert records(tmp_path)["images"] == 14 * SIZE
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_coordinators_that_die_every_time_end_the_job_and_cost_what_was_not_made(
+    one_ray: Any, tmp_path: Path
+) -> None:
+    poison = dict.fromkeys(range(14), "orphan")
+    with pytest.raises(UserError, match="hands out the shards of test died 3 times"):
+        run(one_ray, tmp_path, 14, actors=2, seconds=0.3, poison=poison)
+    run(one_ray, tmp_path, 14, actors=2)
+    assert made(tmp_path) == expected(range(14))
+
+
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("poison", "causes", "deadline"),

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from ray_dit.config import ShardsConfig
 from ray_dit.errors import CredentialsExpired, UserError
 from ray_dit.ledger.job import Job
@@ -37,7 +39,8 @@ class Build:
     together: int = 1
     """Actors that must have started before any of them makes a shard."""
     poison: dict[int, str] = field(default_factory=lambda: {})
-    """What happens in these shards: raise, alarm, expire, kill, stop or hang."""
+    """What happens in these shards: raise, alarm, expire, kill, stop, hang, or orphan: the coordinator is
+    killed."""
     once: bool = False
     """Poison works in the first try only."""
     start: str = ""
@@ -81,6 +84,10 @@ class Maker:
                 raise CredentialsExpired("no fresh ones came")
             if what == "hang":
                 time.sleep(1000)
+            if what == "orphan":
+                os.kill(_coordinator(), signal.SIGKILL)
+                time.sleep(self._seconds)
+                return inputs
             os.kill(os.getpid(), signal.SIGKILL if what == "kill" else signal.SIGSTOP)
             time.sleep(1000)  # the signal may take a moment
         time.sleep(self._seconds)
@@ -89,6 +96,14 @@ class Maker:
     def finish(self, outputs: int) -> Made:
         """Bytes that are a function of the shard."""
         return Made(f"data/{outputs:05d}", f"shard {outputs}".encode(), ShardFacts(shard=outputs, rows=SIZE))
+
+
+def _coordinator() -> int:
+    """The process of this cluster's coordinator."""
+    here = psutil.Process(os.getppid())
+    return next(
+        child.pid for child in here.children() if "::Coordinator" in child.name() + str(child.cmdline())
+    )
 
 
 def _claim(folder: Path, what: str) -> int:

@@ -131,7 +131,7 @@ def draw(
             now = read()
             for note in now.notes[told:]:
                 tell(note)
-            told = len(now.notes)
+            told = len(now.notes)  # fewer than before where the board begins anew
             # The bar begins with the first step: until then it isn't known where this start goes on from.
             if bar is None and (now.done or ended):
                 bar = stack.enter_context(progress(what, steps, "steps", done=now.begin))

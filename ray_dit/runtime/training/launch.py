@@ -15,7 +15,7 @@ from ray_dit.config import TrainingConfig
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import Job
-from ray_dit.runtime.session import check_resources, interrupted_as_ever
+from ray_dit.runtime.session import beside_the_driver, check_resources, interrupted_as_ever
 from ray_dit.runtime.training.board import Board, Progress, show_progress
 from ray_dit.runtime.training.parallel import make_parallel
 from ray_dit.runtime.training.task import Task
@@ -39,8 +39,9 @@ def run_training(ray: Any, config: TrainingConfig, job: Job, task: Task[Any], wh
 
     workers = config.num_workers
     check_resources(ray, config, cpus=workers * config.threads, gpus=workers if config.use_gpu else 0)
-    # Without a CPU of its own: a machine that has just enough for the workers trains.
-    board = ray.remote(num_cpus=0)(Board).remote()
+    # Without a CPU of its own: a machine that has just enough for the workers trains. One that is killed
+    # begins anew: what was on it is shown again, and an error met again.
+    board = beside_the_driver(ray, Board, max_restarts=-1).remote()
     run = job.run({"what": what, "num_workers": workers, "device": "gpu" if config.use_gpu else "cpu"})
     resources = {"CPU": float(config.threads)} | ({"GPU": 1.0} if config.use_gpu else {})
     trainer = TorchTrainer(
@@ -61,8 +62,13 @@ def run_training(ray: Any, config: TrainingConfig, job: Job, task: Task[Any], wh
         with contextlib.suppress(UserError):  # storage refuses, or stays silent: the training must go on
             run.event("note", cause=note)
 
+    seen = Progress()
+
     def read() -> Progress:
-        return ray.get(board.progress.remote())
+        nonlocal seen
+        with contextlib.suppress(ray.exceptions.RayError):  # the driver meets it too, and says so
+            seen = ray.get(board.progress.remote())
+        return seen
 
     with show_progress(read, what, config.steps, config.tensorboard, tell):
         try:
@@ -74,7 +80,7 @@ def run_training(ray: Any, config: TrainingConfig, job: Job, task: Task[Any], wh
                 f"training failed after {MAX_WORKER_FAILURES} restarts of its workers"
             ) from error
     _raise_final(ray, board)
-    progress = ray.get(board.progress.remote())
+    progress = read()
     steps = progress.done - progress.begin
     run.end(steps=steps, samples=steps * config.batch_size)
 
