@@ -182,10 +182,11 @@ class _Actor:
         threads: int,
     ) -> None:
         import ray
+        from ray.exceptions import ActorDiedError
 
         context = ray.get_runtime_context()
         self._get, self._coordinator, self._job = ray.get, coordinator, job
-        self._orphaned = ray.exceptions.ActorDiedError
+        self._orphaned = ActorDiedError
         self._id = context.get_actor_id()
         self._errors_in_a_row = 0
         self._maker: ShardMaker | None = None
