@@ -1,8 +1,8 @@
-"""SIGKILL from outside, at random times in every stage.
+"""The whole pipeline once undisturbed on a disk, and again: killed in every stage, and on a real S3 server.
 
-Run again, the pipeline ends in the bytes of an undisturbed run. Every stage runs as its own process with its
-own Ray, as a user would run it. The moment of the kill is drawn from a seed; which stages it hit, and whether
-anything was lost, is checked on the files.
+Both end in the bytes of the first. SIGKILL comes from outside, at random times. Every stage runs as its own
+process with its own Ray, as a user would run it. The moment of the kill is drawn from a seed; which stages it
+hit, and whether anything was lost, is checked on the files.
 """
 
 import contextlib
@@ -15,12 +15,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from jobs.demo_s3 import compare, digests
+from ray_dit.errors import UserError
 from ray_dit.ledger.maintenance import gc, verify
 from ray_dit.ledger.verification import FOREIGN
 from ray_dit.results import RESULTS
 from ray_dit.storage.local import TEMP
 from ray_dit.storage.open import open_store
-from tests.support import pipeline, tiny
+from tests.support import pipeline, seaweed, tiny
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -92,6 +94,33 @@ def test_killed_in_every_stage_and_run_again(undisturbed: Path, tmp_path: Path) 
     assert sum(hit.values()) >= 3, hit
     list(gc(open_store(str(folder)), older_than=0))
     assert list(folder.rglob(f"{TEMP}*")) == [], "gc left what a killed writer left"
+
+
+@pytest.mark.s3
+def test_on_s3_and_on_disk_every_object_is_the_same(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in seaweed.environment(seaweed.endpoint()).items():
+        monkeypatch.setenv(name, value)
+    uri = seaweed.fresh_uri("pipeline")
+    store = open_store(uri)
+    for path in sorted((undisturbed / "images").rglob("*.png")):
+        store.put(str(path.relative_to(undisturbed)), path.read_bytes())
+    pipeline.finish(uri, ",".join(pipeline.STAGES), tmp_path)
+    on_s3 = digests(store)
+    assert on_s3 == tiny.contents(undisturbed)
+    assert {key.split("/")[0] for key in on_s3} >= {"vae", "latents", "run", "model", "dataset", "evaluation"}
+    assert not [key for key in on_s3 if "ray_train" in key]
+    assert (
+        compare(store, undisturbed)
+        == f"equal: all {len(on_s3)} objects at {uri} have the sha256 of their files in {undisturbed}"
+    )
+    metrics = undisturbed / "evaluation/metrics.json"
+    whole = metrics.read_bytes()
+    metrics.write_bytes(b"{}")
+    with pytest.raises(UserError, match=r"1 objects differ .*evaluation/metrics.json"):
+        compare(store, undisturbed)
+    metrics.write_bytes(whole)
 
 
 def test_verify_finds_a_flipped_bit_in_any_object(undisturbed: Path) -> None:
