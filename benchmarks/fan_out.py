@@ -32,7 +32,8 @@ from ray_dit.config import GenerateConfig, ShardsConfig
 from ray_dit.ledger.job import Job
 from ray_dit.results import ShardFacts
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.shards import Made, ShardMaker, Work, make_shards
+from ray_dit.runtime.shard_maker import Made, ShardMaker
+from ray_dit.runtime.shards import Work, make_shards
 from ray_dit.storage.open import open_store
 
 
@@ -185,7 +186,7 @@ def plain_worker(config: GenerateConfig, first: int, step: int) -> None:
     """Makes shards ``first``, ``first + step``, ... as an actor would, where the environment says."""
     from ray_dit.core.determinism import make_deterministic
     from ray_dit.folders.model import read_model
-    from ray_dit.runtime.shards import make_shard, shard_name
+    from ray_dit.runtime.shard_maker import make_shard, shard_name
     from ray_dit.stages.generate import Painter, plan_dataset
 
     make_deterministic(config.threads)

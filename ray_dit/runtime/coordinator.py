@@ -65,9 +65,9 @@ class Coordinator:
         self._failures += [(failure, "") for failure in self._queue.join(worker, process)]
         return not self._queue.over
 
-    def take(self, worker: str) -> Turn:
-        """The actor's next turn. Asking twice does no harm: a worker holds one shard."""
-        return self._queue.take(worker, time.monotonic())
+    def take(self, worker: str, lane: int) -> Turn:
+        """The next turn of one of the actor's lanes. Asking twice does no harm: a lane holds one shard."""
+        return self._queue.take(worker, time.monotonic(), lane)
 
     def finish(self, worker: str, shard: int) -> None:
         """The shard and its marker are stored."""

@@ -6,6 +6,7 @@ are carried over to the whole. Where the cluster lacks the device, figures rest 
 """
 
 import statistics
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,8 @@ from ray_dit.config import ShardsConfig, TrainingConfig
 from ray_dit.folders.checkpoints import checkpoint_steps
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.shards import Made, ShardMaker, Work, make_shards, shard_name
+from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
+from ray_dit.runtime.shards import Work, make_shards
 from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.runtime.training.task import Task
@@ -240,7 +242,7 @@ def try_shards(
     count = min(actors * SHARDS_PER_ACTOR, trial.shards)
     tally = ray.remote(num_cpus=0)(_Tally).remote(actors)
     small = config.model_copy(update={"actors": actors})
-    trial_work = Work(f"{work.what}, trial", work.unit, [trial.size] * count)
+    trial_work = Work(f"{work.what}, trial", work.unit, [trial.size] * count, lanes=work.lanes)
     make_shards(ray, small, _scratch_job(work.what), _TimedBuild(trial.build, tally), trial_work, gpus=gpus)
     whole = time.monotonic() - begun
     taken: dict[str, list[tuple[float, int]]] = ray.get(tally.told.remote())
@@ -329,15 +331,18 @@ class _TimedBuild:
 
 @dataclass
 class _TimedMaker:
-    """Does what its maker does and tells how long each shard took and how large it is."""
+    """Does what its maker does and tells how long after the one before each shard was made, and its size.
+
+    Some are under way at once; the first one's time counts from the beginning.
+    """
 
     maker: ShardMaker
     tally: Any
     who: str
-    _begun: float = field(default=0.0)
+    _before: float = field(default_factory=time.monotonic)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def prepare(self, shard: int) -> Any:
-        self._begun = time.monotonic()
         return self.maker.prepare(shard)
 
     def compute(self, inputs: Any) -> Any:
@@ -345,7 +350,10 @@ class _TimedMaker:
 
     def finish(self, outputs: Any) -> Made:
         made = self.maker.finish(outputs)
-        self.tally.tell.remote(self.who, (time.monotonic() - self._begun, len(made.data)))
+        with self._lock:
+            now = time.monotonic()
+            seconds, self._before = now - self._before, now
+            self.tally.tell.remote(self.who, (seconds, len(made.data)))
         return made
 
 

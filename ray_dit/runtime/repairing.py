@@ -15,7 +15,8 @@ from ray_dit.ledger.plain import MadeAgain
 from ray_dit.ledger.results import F, Facts, Manifest, Marker
 from ray_dit.results import RESULTS
 from ray_dit.runtime.session import check_resources, ray_session
-from ray_dit.runtime.shards import ShardMaker, make_shard, set_up_torch
+from ray_dit.runtime.shard_maker import ShardMaker, make_shard
+from ray_dit.runtime.shards import set_up_torch
 from ray_dit.storage.store import Store
 
 R = TypeVar("R")

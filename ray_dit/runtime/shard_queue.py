@@ -3,8 +3,9 @@
 Knows neither Ray nor clocks: workers are names, and every call that depends on time is told it, in seconds.
 So what happens when workers are late, slow, killed or stuck can be tested as a sequence of calls.
 
-A worker *takes* one shard at a time and reports it *finished* or *failed*. Nothing is handed out in advance,
-so no worker waits while another sits on shards it has not begun.
+A worker *takes* a shard and reports it *finished* or *failed*. It may have several under way, each in a lane
+of its own: one is read while another is computed. It gets one ahead only while more wait than there are other
+workers, so no worker waits while another sits on shards it has not begun.
 """
 
 import bisect
@@ -51,16 +52,19 @@ class Failure:
 
 @dataclass
 class _Shard:
-    """An unfinished shard: its holders, each with the time it began, and the tries that failed."""
+    """An unfinished shard: its holders, each with lane and the time it began, and the tries that failed."""
 
-    holders: dict[str, float] = field(default_factory=lambda: {})
+    holders: dict[str, tuple[int, float]] = field(default_factory=lambda: {})
     causes: list[str] = field(default_factory=lambda: [])
     failed_on: dict[str, float] = field(default_factory=lambda: {})
     """Workers it raised on, each with the time of the last error."""
+    suspect: bool = False
+    """Whether a process ended that held it, perhaps by its fault: it is made by a worker that has nothing
+    else under way, lest it cost the shards beside it a try once more."""
 
 
 class ShardQueue:
-    """The unfinished shards of a job and who works on them. A worker holds one shard at a time."""
+    """The unfinished shards of a job and who works on them. A worker holds one shard per lane."""
 
     def __init__(self, shards: Iterable[int], *, deadline: float | None = None) -> None:
         """``deadline``: seconds a shard may take.
@@ -114,11 +118,13 @@ class ShardQueue:
                 self.stop(f"{self._failed_starts} times in a row an actor could not start: {cause}")
         self._loading.add(worker)
         self._condemned.discard(worker)
-        died = "the process that made it died (killed, or out of memory)"
-        return [self._fail(worker, shard, died) for shard in self._held(worker)]
+        return self._fail_all(worker, "the process that made it died (killed, or out of memory)")
 
-    def take(self, worker: str, now: float) -> Turn:
-        """The worker's next shard: one nobody has begun, else one that another worker has held for long."""
+    def take(self, worker: str, now: float, lane: int = 0) -> Turn:
+        """The worker's next shard: one nobody has begun, else one that another worker has held for long.
+
+        A worker that holds others gets one only where enough wait for all, and none held long.
+        """
         if worker in self._loading:
             self._loading.remove(worker)
             self._failed_starts = 0
@@ -127,15 +133,22 @@ class ShardQueue:
             return Turn(over=True)
         if worker in self._condemned or self._rests(worker, now):
             return Turn()
-        self._release(worker)
+        self._release(worker, lane)
         while self._waiting and self._waiting[0] not in self._open:
             self._waiting.popleft()  # a try that was believed lost has finished it after all
+        held = self._held(worker)
+        if held and (len(self._waiting) < len(self._processes) or any(map(self._is_suspect, held))):
+            return Turn()
         for shard in self._waiting:
-            if shard in self._open and not self._is_for_others(shard, worker, now):
+            if (
+                shard in self._open
+                and not self._is_for_others(shard, worker, now)
+                and not (held and self._is_suspect(shard))
+            ):
                 self._waiting.remove(shard)
-                return self._lease(worker, shard, now)
-        late = self._late(worker, now)
-        return Turn() if late is None else self._lease(worker, late, now)
+                return self._lease(worker, lane, shard, now)
+        late = None if held else self._late(worker, now)
+        return Turn() if late is None else self._lease(worker, lane, late, now)
 
     def finish(self, worker: str, shard: int, now: float) -> bool:
         """The shard is stored; True where nobody had finished it before.
@@ -149,7 +162,7 @@ class ShardQueue:
         self.lost.pop(shard, None)
         self.made[worker] = self.made.get(worker, 0) + 1
         if worker in state.holders:
-            bisect.insort(self._seconds, now - state.holders[worker])
+            bisect.insort(self._seconds, now - state.holders[worker][1])
         self._errors_in_a_row[worker] = 0
         self._failed_starts = 0
         return True
@@ -170,26 +183,28 @@ class ShardQueue:
         return self._fail(worker, shard, cause)
 
     def overdue(self, now: float) -> tuple[list[str], list[Failure]]:
-        """Takes their shard from the workers that have held it for longer than the deadline.
+        """Takes all their shards from the workers that have held one for longer than the deadline.
 
         Returns those workers, whose processes must be ended, and the tries that failed so. They get nothing
         more to do until their next process has joined.
         """
         allowed = self._seconds_allowed()
-        late = [
-            (worker, shard)
-            for shard, state in self._shards.items()
-            for worker, since in state.holders.items()
-            if now - since > allowed
-        ]
+        late = list(
+            dict.fromkeys(
+                worker
+                for state in self._shards.values()
+                for worker, (_, since) in state.holders.items()
+                if now - since > allowed
+            )
+        )
         cause = (
             f"it was not finished within {allowed:.0f} s (if it is only slow, raise --shard-deadline or make "
             "shards smaller)"
         )
-        failures = [self._fail(worker, shard, cause) for worker, shard in late]
+        failures = [failure for worker in late for failure in self._fail_all(worker, cause)]
         self._timeouts += len(late)
-        self._condemned |= {worker for worker, _ in late}
-        return [worker for worker, _ in late], failures
+        self._condemned |= set(late)
+        return late, failures
 
     def note_start_error(self, cause: str) -> None:
         """A worker could not get ready; its process ends now, and another one of that worker will join."""
@@ -199,17 +214,22 @@ class ShardQueue:
         """Hands out nothing more; the first reason stays."""
         self.stopped = self.stopped or why
 
-    def _lease(self, worker: str, shard: int, now: float) -> Turn:
-        self._shards.setdefault(shard, _Shard()).holders[worker] = now
+    def _lease(self, worker: str, lane: int, shard: int, now: float) -> Turn:
+        self._shards.setdefault(shard, _Shard()).holders[worker] = lane, now
         return Turn(shard)
+
+    def _is_suspect(self, shard: int) -> bool:
+        return shard in self._shards and self._shards[shard].suspect
 
     def _held(self, worker: str) -> list[int]:
         return [shard for shard, state in self._shards.items() if worker in state.holders]
 
-    def _release(self, worker: str) -> None:
-        """A worker that asks for work holds none: the answer that gave it this shard was lost on the way."""
+    def _release(self, worker: str, lane: int) -> None:
+        """A lane that asks for work holds none: the answer that gave it this shard was lost on the way."""
         for shard in self._held(worker):
             state = self._shards[shard]
+            if state.holders[worker][0] != lane:
+                continue
             del state.holders[worker]
             if not state.holders:
                 self._waiting.appendleft(shard)
@@ -250,10 +270,17 @@ class ShardQueue:
             and len(state.causes) + 1
             < TRIES  # with the one under way: a deadly shard must not go on for ever
             and not self._is_for_others(shard, worker, now)
-            for since in state.holders.values()
+            for _, since in state.holders.values()
             if now - since >= usual
         ]
         return min(held)[1] if held else None
+
+    def _fail_all(self, worker: str, cause: str) -> list[Failure]:
+        """The worker's process has ended, or must be: a try of each shard it held has failed."""
+        held = self._held(worker)
+        for shard in held:
+            self._shards[shard].suspect = True
+        return [self._fail(worker, shard, cause) for shard in held]
 
     def _fail(self, worker: str, shard: int, cause: str) -> Failure:
         """Ends a lease and counts a try."""

@@ -6,43 +6,38 @@ A maker lives in an actor with its model and builds a shard in memory; the actor
 protocol, so a lost actor or a repeated try costs time and nothing else. Ray Data keeps the pool of actors: it
 places them, restarts them and starts more where the cluster grows. Which actor makes which shard is not its
 business: each actor pulls numbers from a coordinator until none is left, so whoever is ready works, however
-late it came. The driver holds shard numbers and counts, never rows of data, and takes them from the
-coordinator: when an actor is restarted, Ray Data drops as many of its rows as its first life had yielded.
+late it came (``shard_actor.py``). The driver holds shard numbers and counts, never rows of data, and takes
+them from the coordinator.
 """
 
 import contextlib
 import logging
-import os
 import sys
 import threading
-import time
-import traceback
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ray_dit.config import ShardsConfig
-from ray_dit.errors import CredentialsExpired, StoreFailure, UserError, first_message
+from ray_dit.errors import UserError, first_message
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.results import F, Marker
 from ray_dit.ledger.runs import RunRecord
-from ray_dit.ledger.writers import HashAlarm
-from ray_dit.results import ShardFacts
 from ray_dit.runtime.coordinator import Coordinator, News, Outcome
 from ray_dit.runtime.progress import Advance, progress
 from ray_dit.runtime.session import beside_the_driver, check_resources, debugging
-from ray_dit.runtime.shard_queue import STARTS, TRIES, Turn
-from ray_dit.storage.proven import trust_settings
+from ray_dit.runtime.shard_actor import Actor
+from ray_dit.runtime.shard_maker import ShardMaker, shard_name
+from ray_dit.runtime.shard_queue import STARTS, TRIES
 
-ERRORS = 2
-"""Errors in a row after which an actor goes on in a new process."""
 PAUSE = 0.2
-"""Seconds after which an idle actor asks again, and the driver looks at what has happened."""
+"""Seconds after which the driver looks again at what has happened."""
 _ORPHANED = (
     f"the process that hands out the shards of {{work}} died {STARTS} times, perhaps for want of memory; "
     "what is finished stays, and the same command continues from it"
 )
+LANES_BYTES = 2 << 30
+"""Memory that the shards which an actor has under way may take together; a single one may take more."""
 SHOWN = 3
 """Failed shards whose causes the closing message tells; all are in the run's record."""
 
@@ -55,43 +50,6 @@ def set_up_torch(threads: int) -> None:
 
 
 @dataclass(frozen=True)
-class Made:
-    """A finished shard: where it goes, its bytes, and the facts for its marker."""
-
-    key: str
-    data: bytes
-    facts: ShardFacts
-
-
-class ShardMaker(Protocol):
-    """Lives in an actor; made with its model loaded, compiled and warm.
-
-    A shard has three phases. Each is a pure function of the job and its argument, so an actor may run those
-    of different shards at the same time without changing a byte.
-    """
-
-    def prepare(self, shard: int) -> Any:
-        """Reads and decodes what the shard needs; in any thread, ahead of the shards before it."""
-        ...
-
-    def compute(self, inputs: Any) -> Any:
-        """Uses the accelerator on what ``prepare`` gave; one call at a time."""
-        ...
-
-    def finish(self, outputs: Any) -> Made:
-        """Compresses and serialises what ``compute`` gave.
-
-        In any thread, while the next shard is computed.
-        """
-        ...
-
-
-def make_shard(maker: ShardMaker, shard: int) -> Made:
-    """The three phases, one after the other."""
-    return maker.finish(maker.compute(maker.prepare(shard)))
-
-
-@dataclass(frozen=True)
 class Work:
     """What a stage wants made."""
 
@@ -101,11 +59,13 @@ class Work:
     """What progress counts, in the plural."""
     sizes: Sequence[int]
     """How many of them each shard holds, by the plan: progress needs no marker to be read."""
+    lanes: int = 3
+    """Shards an actor has under way: one that is read, one that is computed, one that is stored."""
 
 
-def shard_name(shard: int) -> str:
-    """Name of a shard's marker."""
-    return f"{shard:05d}"
+def lanes_for(shard_bytes: float) -> int:
+    """How many shards of this size in memory an actor may have under way: one to three."""
+    return int(min(3, max(1, LANES_BYTES // max(shard_bytes, 1))))
 
 
 def shard_sizes(total: int, shard_size: int) -> list[int]:
@@ -139,7 +99,13 @@ def make_shards(
             check_resources(ray, config, cpus=config.threads, gpus=gpus)
             with progress(work.what, total, work.unit, done=before) as advance:
                 watch = _Watch(work, run, advance, done=before)
-                arguments = {"job": job, "build": build, "set_up": set_up, "threads": config.threads}
+                arguments = {
+                    "job": job,
+                    "build": build,
+                    "set_up": set_up,
+                    "threads": config.threads,
+                    "lanes": work.lanes,
+                }
                 outcome = _fan_out(ray, config, missing, arguments, watch, gpus)
                 for _ in range(STARTS - 1):
                     if not outcome.orphaned:
@@ -165,100 +131,6 @@ def _missing(job: Job, num_shards: int) -> list[int]:
     """Numbers of the shards without a marker; markers are listed, not read."""
     there = set(job.names())
     return [shard for shard in range(num_shards) if shard_name(shard) not in there]
-
-
-class _Actor:
-    """Ray Data's callable class, one instance per actor: pulls shards, makes them, and reports how it went.
-
-    Nothing that a shard raises reaches Ray, which would try a whole task again without end.
-    """
-
-    def __init__(
-        self,
-        coordinator: Any,
-        job: Job,
-        build: Callable[[], ShardMaker],
-        set_up: Callable[[int], None],
-        threads: int,
-    ) -> None:
-        import ray
-        from ray.exceptions import ActorDiedError
-
-        context = ray.get_runtime_context()
-        self._get, self._coordinator, self._job = ray.get, coordinator, job
-        self._orphaned = ActorDiedError
-        self._id = context.get_actor_id()
-        self._errors_in_a_row = 0
-        self._maker: ShardMaker | None = None
-        trust_settings()
-        with contextlib.suppress(self._orphaned):
-            # First of all, so that whatever ends this process from now on is noticed when the next one joins.
-            if self._get(coordinator.join.remote(self._id, uuid.uuid4().hex, context.current_actor)):
-                self._load(build, set_up, threads)
-
-    def __call__(self, _: dict[str, Any]) -> Iterator[dict[str, list[int]]]:
-        """Works until nothing is left, or the coordinator has died.
-
-        Yields the number of each finished shard at once, and -1 at the very end.
-        """
-        with contextlib.suppress(self._orphaned):
-            while not (turn := self._take()).over:
-                if turn.shard is None:
-                    time.sleep(PAUSE)
-                elif self._make(turn.shard):
-                    self._coordinator.finish.remote(self._id, turn.shard)
-                    # The next shard is taken after this row has left: the driver may be slow to take rows,
-                    # and the deadline of a shard must not run meanwhile.
-                    yield {"shard": [turn.shard]}
-        yield {"shard": [-1]}
-
-    def _load(self, build: Callable[[], ShardMaker], set_up: Callable[[int], None], threads: int) -> None:
-        """Makes the maker, or reports why that failed."""
-        try:
-            set_up(threads)
-            self._maker = build()
-        except CredentialsExpired as error:
-            self._get(self._coordinator.stop.remote(str(error)))
-        except Exception as error:
-            # A storage that does not answer now may do so in a minute; other errors of users will not go
-            # away.
-            for_all = isinstance(error, UserError) and not isinstance(error, StoreFailure)
-            trace = traceback.format_exc()
-            report = self._coordinator.fail_to_start.remote(_cause(error), trace, for_all=for_all)
-            if not self._get(report):
-                self._start_again()
-
-    def _take(self) -> Turn:
-        return self._get(self._coordinator.take.remote(self._id))
-
-    def _make(self, shard: int) -> bool:
-        """Makes and stores a shard; False where that failed, which is reported."""
-        assert self._maker is not None, "a coordinator that was stopped hands out no shards"
-        name = shard_name(shard)
-        try:
-            if self._job.marker(name, ShardFacts) is None:  # another try may have made it
-                made = make_shard(self._maker, shard)
-                self._job.put(name, made.key, made.data, made.facts)
-        except (HashAlarm, CredentialsExpired) as error:  # the other shards would end in the same
-            self._get(self._coordinator.stop.remote(str(error)))
-            return False
-        except Exception as error:
-            self._get(self._coordinator.fail.remote(self._id, shard, _cause(error), traceback.format_exc()))
-            self._errors_in_a_row += 1
-            # A process in which CUDA has failed once fails for ever, and fails fast.
-            if self._errors_in_a_row >= ERRORS and not isinstance(error, UserError):
-                self._start_again()
-            return False
-        self._errors_in_a_row = 0
-        return True
-
-    def _start_again(self) -> None:
-        """Ends this process; Ray starts the actor in a new one."""
-        os._exit(1)
-
-
-def _cause(error: Exception) -> str:
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 @dataclass
@@ -327,13 +199,12 @@ def _fan_out(
     actors = min(config.actors, len(shards))
     with ray.data.DataContext.current(_data_context(ray, actors)):
         # A slot is an input block for Ray Data to give to an actor, which then works until the job is over.
-        # Twice as many as actors: the last row of an actor that was restarted may be dropped, and a spare
-        # slot yields it again.
+        # Twice as many as actors: an actor that died after its only row may leave the others without one.
         slots = 2 * actors
         rows = (
             ray.data.from_items([{"slot": slot} for slot in range(slots)], override_num_blocks=slots)
             .map_batches(
-                _Actor,
+                Actor,
                 fn_constructor_kwargs={"coordinator": coordinator, **arguments},
                 batch_size=1,
                 num_cpus=config.threads,
@@ -344,9 +215,7 @@ def _fan_out(
         )
         try:
             with _watched(ray, coordinator, watch):
-                for row in rows:
-                    if row["shard"] < 0:
-                        break
+                next(iter(rows), None)  # the first actor that finds nothing left to do
             return ray.get(coordinator.outcome.remote())
         except ray.exceptions.RayError as error:
             if _is_dead(ray, coordinator):
@@ -382,13 +251,12 @@ def _end(ray: Any, coordinator: Any, watch: _Watch) -> None:
 
 
 def _data_context(ray: Any, actors: int) -> Any:
-    """Ray Data's settings for a fan-out: silent, each row on its way at once, no time limit but ours."""
+    """Ray Data's settings for a fan-out: silent, no time limit but ours."""
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
     context.enable_rich_progress_bars = False
     context.print_on_execution_start = False
-    context.target_max_block_size = 1  # bytes: a row leaves the actor as soon as it is yielded
     context.execution_no_progress_timeout_s = -1  # a shard may take hours; deadlines are the coordinator's
     context.max_consecutive_actor_init_deaths = STARTS * actors - 1  # by default one death would end the job
     for handler in logging.getLogger("ray.data").handlers:  # set up when ray.data is imported, so not before

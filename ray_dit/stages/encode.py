@@ -36,15 +36,8 @@ from ray_dit.results import LatentShardFacts, LatentsResult
 from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_bytes
 from ray_dit.runtime.repairing import finish_shards, take_finished
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.shards import (
-    Made,
-    ShardMaker,
-    Work,
-    all_markers,
-    make_shards,
-    shard_name,
-    shard_sizes,
-)
+from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
+from ray_dit.runtime.shards import Work, all_markers, lanes_for, make_shards, shard_sizes
 from ray_dit.stages.fingerprint import open_job
 from ray_dit.storage.open import open_store
 
@@ -79,7 +72,7 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
 
     def make() -> None:
         with ray_session(config) as ray:
-            make_shards(ray, config, job, build, Work(STAGE, UNIT, sizes), gpus=gpus)
+            make_shards(ray, config, job, build, _work(config, sizes), gpus=gpus)
 
     return finish_shards(job, make, lambda: _finish(config, plan, job, len(sizes), vae))
 
@@ -95,7 +88,7 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
     side = config.images.size // vae.downsample
     return plan_shards(
         config,
-        Work(STAGE, UNIT, sizes),
+        _work(config, sizes),
         Trial(
             _TrialBuild(config.model_copy(update={"shard_size": size}), plan.take(spread)),
             size,
@@ -114,6 +107,11 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
         begun=begun,
         gpus=1 if config.use_gpu else 0,
     )
+
+
+def _work(config: EncodeConfig, sizes: list[int]) -> Work:
+    pixels = max(sizes) * config.images.size**2
+    return Work(STAGE, UNIT, sizes, lanes_for(3 * pixels))
 
 
 def _inputs(config: EncodeConfig) -> tuple[ImagePlan, Any]:

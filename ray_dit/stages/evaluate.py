@@ -34,7 +34,8 @@ from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_byt
 from ray_dit.runtime.progress import progress
 from ray_dit.runtime.repairing import finish_shards, repair_shards
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.shards import Made, ShardMaker, Work, all_markers, make_shards, shard_name
+from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
+from ray_dit.runtime.shards import Work, all_markers, make_shards
 from ray_dit.runtime.tasks import run_tasks
 from ray_dit.stages.evaluation_data import EvaluationData, check
 from ray_dit.stages.fingerprint import open_job

@@ -28,14 +28,8 @@ from ray_dit.results import DatasetResult, ImageShardFacts, ModelResult, UsedSam
 from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_bytes
 from ray_dit.runtime.repairing import finish_shards, take_finished
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.shards import (
-    Made,
-    ShardMaker,
-    Work,
-    all_markers,
-    make_shards,
-    shard_sizes,
-)
+from ray_dit.runtime.shard_maker import Made, ShardMaker
+from ray_dit.runtime.shards import Work, all_markers, lanes_for, make_shards, shard_sizes
 from ray_dit.stages.fingerprint import open_job
 
 STAGE = DatasetResult.stage_name
@@ -85,8 +79,7 @@ def generate(config: GenerateConfig) -> Manifest[DatasetResult]:
 
     def make() -> None:
         with ray_session(config) as ray:
-            sizes = shard_sizes(plan.num_images, plan.shard_size)
-            make_shards(ray, config, job, build, Work(STAGE, "images", sizes), gpus=gpus)
+            make_shards(ray, config, job, build, _work(plan, folder), gpus=gpus)
 
     return finish_shards(job, make, lambda: _finish(job, plan, folder, sampler))
 
@@ -95,14 +88,14 @@ def plan_generate(config: GenerateConfig, *, begun: float) -> Plan:
     """What the job will make and take; see ``runtime.planning``."""
     folder, plan, sampler = _settled(config)
     size = config.batch_size
-    sizes = shard_sizes(plan.num_images, plan.shard_size)
-    rows = sum(-(-count // size) * size for count in sizes)  # the last batch of a shard is filled up
+    work = _work(plan, folder)
+    rows = sum(-(-count // size) * size for count in work.sizes)  # the last batch of a shard is filled up
     evaluations = rows * evaluations_per_image(folder.config, sampler)
     side = folder.config.latents.image_size or 0
     trial = replace(plan, num_images=-(-plan.num_images // size) * size, shard_size=size)
     return plan_shards(
         config,
-        Work(STAGE, "images", sizes),
+        work,
         Trial(_Build(config, trial, sampler), size, trial.num_shards),
         Known(
             network_evaluations=evaluations,
@@ -115,6 +108,12 @@ def plan_generate(config: GenerateConfig, *, begun: float) -> Plan:
         begun=begun,
         gpus=1 if config.use_gpu else 0,
     )
+
+
+def _work(plan: DatasetPlan, folder: ModelFolder) -> Work:
+    sizes = shard_sizes(plan.num_images, plan.shard_size)
+    side = folder.config.latents.image_size or 0
+    return Work(STAGE, "images", sizes, lanes_for(3 * max(sizes) * side**2))
 
 
 def _settled(config: GenerateConfig) -> tuple[ModelFolder, DatasetPlan, SamplerConfig]:

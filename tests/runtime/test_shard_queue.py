@@ -318,6 +318,62 @@ def test_the_first_reason_to_stop_stays() -> None:
     assert shards.stopped == "no such model"
 
 
+def test_a_worker_gets_shards_ahead_only_while_enough_wait_for_the_others() -> None:
+    shards = queue(5, workers="abc")
+    assert shards.take("a", 0, lane=0).shard == 0
+    assert shards.take("a", 0, lane=1).shard == 1
+    assert shards.take("a", 0, lane=2).shard == 2, "two are left for the other two"
+    assert shards.take("b", 0, lane=0).shard == 3
+    assert shards.take("b", 0, lane=1) == ASK_AGAIN
+    assert shards.take("c", 0, lane=0).shard == 4
+    shards.finish("a", 0, 1)
+    assert shards.take("a", 100, lane=0) == ASK_AGAIN, "nor does it make again what others hold"
+    assert shards.take("a", 100, lane=1) == ASK_AGAIN, "its answer was lost, so that it has begun nothing"
+    shards.finish("c", 4, 101)
+    assert shards.take("c", 101, lane=0).shard == 1
+
+
+def test_one_worker_alone_always_has_shards_ahead() -> None:
+    shards = queue(3, workers="a")
+    assert [shards.take("a", 0, lane=lane).shard for lane in range(3)] == [0, 1, 2]
+
+
+def test_what_was_beside_a_deadly_shard_is_not_lost_with_it() -> None:
+    shards = queue(6, workers="ab")
+    deaths = 0
+    held: dict[tuple[str, int], int] = {}
+    for now in range(100):
+        for worker, lane in (("a", 0), ("a", 1), ("a", 2), ("b", 0)):
+            turn = shards.take(worker, now, lane)
+            if turn.shard is not None:
+                held[worker, lane] = turn.shard
+        for worker in "ab":
+            mine = {place: shard for place, shard in held.items() if place[0] == worker}
+            if 1 in mine.values():
+                deaths += 1
+                shards.join(worker, f"{now}")
+            for shard in set(mine.values()) if 1 not in mine.values() else ():
+                shards.finish(worker, shard, now + 0.5)
+            held = {place: shard for place, shard in held.items() if place not in mine}
+    assert shards.lost.keys() == {1}
+    assert deaths == TRIES
+    assert sum(shards.made.values()) == 5
+
+
+def test_a_stuck_process_is_ended_with_all_it_held_and_nothing_else_is_lost() -> None:
+    shards = queue(4, workers="a", deadline=5)
+    assert [shards.take("a", 0, lane=lane).shard for lane in range(2)] == [0, 1]
+    workers, failures = shards.overdue(5.1)
+    assert workers == ["a"]
+    assert sorted(failure.shard for failure in failures) == [0, 1]
+    assert shards.join("a", "second") == []
+    assert [shards.take("a", 6, lane=lane).shard for lane in range(2)] == [2, 3]
+    shards.finish("a", 2, 7)
+    shards.finish("a", 3, 7)
+    assert shards.take("a", 8, lane=0).shard == 0
+    assert shards.take("a", 8, lane=1) == ASK_AGAIN, "either may be to blame: each is made alone"
+
+
 def simulate(shards: ShardQueue, ready: Sequence[float], seconds: Sequence[float]) -> float:
     """Runs the queue with workers that become ready at ``ready`` and take ``seconds`` per shard.
 
@@ -364,27 +420,27 @@ def test_a_stuck_worker_does_not_hold_up_the_end() -> None:
 @given(st.lists(st.sampled_from(["take", "finish", "fail", "die", "late"]), max_size=200), st.randoms())
 def test_whatever_happens_each_shard_is_finished_once_or_lost(steps: list[str], random: object) -> None:
     shards = ShardQueue(range(6), deadline=1)
-    held: dict[str, int] = {}
+    held: dict[tuple[str, int], int] = {}
     finished: list[int] = []
     loading: set[str] = set()  # none dies there: after a few such deaths in a row the queue rightly gives up
     for now, step in enumerate(steps):
-        worker = random.choice("abc")  # type: ignore[attr-defined]
+        worker, lane = random.choice("abc"), random.choice((0, 1, 2))  # type: ignore[attr-defined]
         if step == "take":
             loading.discard(worker)
-            held.pop(worker, None)
-            turn = shards.take(worker, 10.0 * now)
+            held.pop((worker, lane), None)
+            turn = shards.take(worker, 10.0 * now, lane)
             if turn.shard is not None:
                 assert turn.shard not in finished
-                held[worker] = turn.shard
-        elif step == "finish" and worker in held:
-            shard = held.pop(worker)
+                held[worker, lane] = turn.shard
+        elif step == "finish" and (worker, lane) in held:
+            shard = held.pop((worker, lane))
             if shards.finish(worker, shard, 10.0 * now):
                 finished.append(shard)
-        elif step == "fail" and worker in held:
-            shards.fail(worker, held.pop(worker), "raised", 10.0 * now)
+        elif step == "fail" and (worker, lane) in held:
+            shards.fail(worker, held.pop((worker, lane)), "raised", 10.0 * now)
         elif step == "die" and worker not in loading:
             loading.add(worker)
-            held.pop(worker, None)
+            held = {place: shard for place, shard in held.items() if place[0] != worker}
             shards.join(worker, f"{now}")
         elif step == "late":
             shards.overdue(10.0 * now)

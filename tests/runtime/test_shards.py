@@ -11,8 +11,9 @@ from ray_dit.config import ShardsConfig
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import Job
 from ray_dit.results import ShardFacts
+from ray_dit.runtime.shard_maker import shard_name
 from ray_dit.runtime.shard_queue import TRIES
-from ray_dit.runtime.shards import Work, make_shards, shard_name, shard_sizes
+from ray_dit.runtime.shards import Work, make_shards, shard_sizes
 from ray_dit.storage.local import LocalStore
 from tests.support.shard_makers import SIZE, run
 
@@ -45,6 +46,16 @@ def test_actors_that_are_ready_together_make_equal_numbers(one_ray: Any, tmp_pat
     assert len(counts) == 3
     assert max(counts) - min(counts) <= 2
     assert made(tmp_path) == expected(range(41))
+
+
+@pytest.mark.ray
+def test_an_actor_reads_one_shard_computes_another_and_stores_a_third(one_ray: Any, tmp_path: Path) -> None:
+    """The phases wait for each other: one after the other they would wait until the deadline."""
+    run(one_ray, tmp_path, 8, actors=1, abreast=True, deadline=60.0)
+    assert made(tmp_path) == expected(range(8))
+    assert failures(tmp_path) == []
+    threads = {(tmp_path / f"claims/compute-{shard}").read_text() for shard in range(8)}
+    assert len(threads) == 1, "torch's number of threads is that of each thread"
 
 
 @pytest.mark.ray

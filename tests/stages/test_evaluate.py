@@ -21,7 +21,7 @@ from ray_dit.ledger.results import Marker
 from ray_dit.metrics.statistics import counts, moment_tensors, moments
 from ray_dit.results import ClassifierFacts, DatasetResult, EvaluationResult
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.shards import make_shard
+from ray_dit.runtime.shard_maker import make_shard
 from ray_dit.stages import evaluate as stage
 from ray_dit.stages.evaluation_data import JUDGE, ON_GENERATED, ON_REAL, EvaluationData
 from ray_dit.storage.open import open_store

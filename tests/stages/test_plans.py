@@ -21,7 +21,7 @@ from ray_dit.config import (
     TrainVaeConfig,
 )
 from ray_dit.runtime.planning import Plan
-from ray_dit.runtime.shards import make_shard
+from ray_dit.runtime.shard_maker import make_shard
 from ray_dit.stages.encode import encode, plan_encode
 from ray_dit.stages.evaluate import evaluate, plan_evaluate
 from ray_dit.stages.generate import Painter, generate, plan_dataset, plan_generate

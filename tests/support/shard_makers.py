@@ -8,6 +8,7 @@ Actors are told apart by the order in which they start: the first one is number 
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,8 @@ from ray_dit.errors import CredentialsExpired, UserError
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.writers import HashAlarm
 from ray_dit.results import ShardFacts
-from ray_dit.runtime.shards import Made, ShardMaker, Work, make_shards
+from ray_dit.runtime.shard_maker import Made, ShardMaker
+from ray_dit.runtime.shards import Work, make_shards
 from ray_dit.storage.open import open_store
 
 SIZE = 10
@@ -41,6 +43,11 @@ class Build:
     poison: dict[int, str] = field(default_factory=lambda: {})
     """What happens in these shards: raise, alarm, expire, kill, stop, hang, or orphan: the coordinator is
     killed."""
+    abreast: bool = False
+    """Whether the phases of shards wait for those of others: reading shard n + 1 must begin before n is
+    computed, and that before n - 1 is stored."""
+    shards: int = 0
+    """How many there are."""
     once: bool = False
     """Poison works in the first try only."""
     start: str = ""
@@ -70,10 +77,13 @@ class Maker:
 
     def prepare(self, shard: int) -> int:
         """Nothing to read."""
+        self._mark("prepare", shard)
         return shard
 
     def compute(self, inputs: int) -> int:
         """Sleeps, or does what the test wants done to this shard."""
+        self._mark("compute", inputs)
+        self._await("prepare", inputs + 1)
         what = self._build.poison.get(inputs)
         if what and (_claim(Path(self._build.folder), f"poison{inputs}") == 0 or not self._build.once):
             if what == "raise":
@@ -95,7 +105,18 @@ class Maker:
 
     def finish(self, outputs: int) -> Made:
         """Bytes that are a function of the shard."""
+        self._await("compute", outputs + 1)
         return Made(f"data/{outputs:05d}", f"shard {outputs}".encode(), ShardFacts(shard=outputs, rows=SIZE))
+
+    def _mark(self, phase: str, shard: int) -> None:
+        if self._build.abreast:
+            (Path(self._build.folder) / f"{phase}-{shard}").write_text(str(threading.get_ident()))
+
+    def _await(self, phase: str, shard: int) -> None:
+        while self._build.abreast and shard < self._build.shards:
+            if (Path(self._build.folder) / f"{phase}-{shard}").exists():
+                return
+            time.sleep(0.01)
 
 
 def _coordinator() -> int:
@@ -130,7 +151,8 @@ def run(
     config = ShardsConfig(output=str(folder / "out"), actors=actors, shard_deadline=deadline)
     job = Job.open(open_store(config.output), "generate", {"made": "by a test"})
     work = Work("test", "images", [SIZE] * num_shards)
-    make_shards(ray, config, job, Build(str(folder / "claims"), **build), work, set_up=no_set_up)
+    maker = Build(str(folder / "claims"), shards=num_shards, **build)
+    make_shards(ray, config, job, maker, work, set_up=no_set_up)
     return job
 
 
