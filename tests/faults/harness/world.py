@@ -160,6 +160,8 @@ class World:
 
 
 def _raylet(node: Any) -> Any:
+    if "raylet" not in node.all_processes:
+        raise SystemExit("the cluster has been taken down: nothing more can be tried")
     return node.all_processes["raylet"][0].process
 
 

@@ -1,0 +1,231 @@
+"""How much of the slower phase is left when an actor reads, computes and stores at once.
+
+``python -m benchmarks.overlap [--turns 7] [--only PART ...]``. The accelerator is simulated: computing
+sleeps, so that it takes no processor. Everything else is real: JPEGs of 500x375 decoded and cropped by
+`encode`'s own code, from a folder or from an S3 server behind 20 ms of latency; images of 256 pixels
+compressed by `generate`'s.
+
+A case sets the accelerator to 0.5, 1 or 2 times the rate of the processor's part. Its reference is the slower
+of two plain loops: the processor's part alone, in this process and with the same client, and the sleeping
+alone. Each turn measures, one after the other, the loop, the actor with one shard under way and the actor
+with three, from its first shard begun to its last marker. Medians and spread of the turns are printed and
+written to ``benchmarks/results/overlap.json``.
+"""
+
+import io
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from benchmarks.common import RESULTS, TRIALS, argument_parser, machine, write_json
+from jobs.local_s3 import CREDENTIALS, make_bucket, start_seaweed
+from ray_dit.config import ImagesConfig, ShardsConfig
+from ray_dit.core.media import png
+from ray_dit.folders.images import ImagePlan, load_images, plan_images
+from ray_dit.ledger.job import Job
+from ray_dit.results import ShardFacts
+from ray_dit.runtime.session import ray_session
+from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
+from ray_dit.runtime.shards import Work, make_shards
+from ray_dit.storage.open import open_store
+
+SHARDS, SIZE = 32, 256
+ROWS, LATE_ROWS = 64, 16
+"""Images of a shard; of one behind latency."""
+LATENCY = 0.02
+RATES = (0.5, 1.0, 2.0)
+"""Of the accelerator, in those of the processor's part."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The processor's part of `encode`: images read, decoded and cropped."""
+
+    plan: ImagePlan
+    rows: int
+
+    def before(self, shard: int) -> Any:
+        """Reads and decodes the shard's images."""
+        rows = np.arange(shard * self.rows, (shard + 1) * self.rows)
+        return len(load_images(self.plan, rows)[1])
+
+    def after(self, rows: int) -> bytes:
+        """Next to nothing."""
+        return b"x" * rows
+
+
+@dataclass(frozen=True)
+class Writing:
+    """The processor's part of `generate`: images as PNG."""
+
+    seed: int = 0
+
+    def before(self, shard: int) -> int:
+        """Nothing."""
+        return ROWS
+
+    def after(self, rows: int) -> bytes:
+        """PNG files of noisy images, which compress as photographs do."""
+        chance = np.random.default_rng(self.seed)
+        smooth = np.linspace(0, 200, SIZE)[:, None, None] + np.linspace(0, 40, SIZE)[None, :, None]
+        images = (smooth + chance.normal(0, 4, (8, SIZE, SIZE, 3))).clip(0, 255).astype(np.uint8)
+        return b"".join(png(images[row % 8]) for row in range(rows))
+
+
+@dataclass(frozen=True)
+class Build:
+    """Makes a maker whose accelerator sleeps ``seconds`` per shard."""
+
+    part: Reading | Writing
+    seconds: float
+    begun: str
+
+    def __call__(self) -> ShardMaker:
+        return Simulated(self)
+
+
+class Simulated:
+    """Does the processor's part and sleeps for the accelerator's."""
+
+    def __init__(self, build: Build) -> None:
+        self._build = build
+        build.part.after(build.part.before(0))  # warm
+
+    def prepare(self, shard: int) -> Any:
+        """Reads; the first one says when."""
+        path = Path(self._build.begun)
+        if not path.exists():
+            path.write_text(str(time.time()))
+        return shard, self._build.part.before(shard)
+
+    def compute(self, inputs: tuple[int, Any]) -> tuple[int, Any]:
+        """Sleeps."""
+        time.sleep(self._build.seconds)
+        return inputs
+
+    def finish(self, outputs: tuple[int, Any]) -> Made:
+        """Compresses, and says when."""
+        shard, rows = outputs
+        data = self._build.part.after(rows)
+        facts = ShardFacts.model_validate({"shard": shard, "end": time.time()})
+        return Made(f"data/{shard_name(shard)}", data[:1000], facts)
+
+
+def alone(part: Reading | Writing, shards: int) -> float:
+    """Seconds the processor's part takes in a plain loop, per shard."""
+    part.after(part.before(0))
+    begun = time.monotonic()
+    for shard in range(shards):
+        part.after(part.before(shard))
+    return (time.monotonic() - begun) / shards
+
+
+def through(ray: Any, part: Reading | Writing, seconds: float, lanes: int, shards: int) -> float:
+    """Seconds per shard through the fan-out, with one actor."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = ShardsConfig(output=f"{folder}/out", actors=1)
+        job = Job.open(open_store(config.output), "generate", {"made": "by a benchmark"})
+        build = Build(part, seconds, f"{folder}/begun")
+        make_shards(ray, config, job, build, Work("benchmark", "shards", [1] * shards, lanes=lanes))
+        ends = [marker.facts.to_json()["end"] for marker in job.markers(ShardFacts)]
+        return (max(ends) - float(Path(build.begun).read_text())) / shards
+
+
+def measure(ray: Any, part: Reading | Writing, rate: float, shards: int) -> dict[str, float]:
+    """One turn of a case."""
+    processor = alone(part, shards)
+    seconds = processor / rate
+    slower = max(processor, seconds)
+    one = through(ray, part, seconds, 1, shards)
+    three = through(ray, part, seconds, 3, shards)
+    return {
+        "processor": round(processor, 4),
+        "accelerator": round(seconds, 4),
+        "one_at_a_time": round(slower / one, 3),
+        "overlapped": round(slower / three, 3),
+    }
+
+
+def photographs(folder: Path, count: int) -> None:
+    """JPEGs of 500x375 with the detail of photographs, in two classes."""
+    chance = np.random.default_rng(0)
+    for number in range(count):
+        coarse = chance.integers(0, 256, (47, 63, 3), dtype=np.uint8)
+        image = PIL.Image.fromarray(coarse).resize((500, 375), PIL.Image.Resampling.BICUBIC)
+        sink = io.BytesIO()
+        image.save(sink, format="JPEG", quality=90)
+        path = folder / f"class-{number % 2}" / f"{number:05d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sink.getvalue())
+
+
+def parts(stack: ExitStack, folder: Path, shards: int) -> dict[str, Reading | Writing]:
+    """What is measured, by name; starts an S3 server and a proxy that answers late."""
+    from tests.support.proxy import FaultProxy
+
+    photographs(folder / "images", shards * ROWS)
+    here = plan_images(ImagesConfig(uri=str(folder / "images"), size=SIZE))
+    endpoint, stop = start_seaweed(folder / "s3")
+    stack.callback(stop)
+    make_bucket(endpoint, "bench")
+    os.environ |= {**CREDENTIALS, "AWS_ENDPOINT_URL": endpoint}
+    store = open_store("s3://bench/images")
+    for key in here.keys:
+        store.put(key, (folder / "images" / key).read_bytes())
+    late = FaultProxy(endpoint, rate=1.0, kinds=("latency",), per_target=10**9, latency_seconds=LATENCY)
+    os.environ["AWS_ENDPOINT_URL"] = stack.enter_context(late).endpoint
+    there = plan_images(ImagesConfig(uri=store.uri, size=SIZE))
+    return {
+        "encode, folder": Reading(here, ROWS),
+        "encode, S3 at 20 ms": Reading(there, LATE_ROWS),
+        "generate": Writing(),
+    }
+
+
+def summary(turns: Sequence[dict[str, float]]) -> dict[str, Any]:
+    """Medians of the turns, and the spread of what counts."""
+    median = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
+    overlapped = sorted(turn["overlapped"] for turn in turns)
+    return {**median, "overlapped_least": overlapped[0], "overlapped_most": overlapped[-1]}
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--only", nargs="*", help="these parts only, such as generate")
+    parser.add_argument("--quick", action="store_true", help="a turn of four shards, to see that it works")
+    arguments = parser.parse_args()
+    turns, shards = (1, 4) if arguments.quick else (arguments.turns, SHARDS)
+    found: dict[str, list[dict[str, float]]] = {}
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        measured = parts(stack, folder, shards)
+        ray = stack.enter_context(ray_session(ShardsConfig(output="unused", num_cpus=4)))
+        for _ in range(turns):
+            for name in arguments.only or measured:
+                for rate in RATES:
+                    turn = measure(ray, measured[name], rate, shards)
+                    found.setdefault(f"{name}, accelerator at {rate}", []).append(turn)
+                    print(f"{name}, accelerator at {rate}: {turn}", flush=True)
+    result = {
+        "machine": machine(),
+        "shards": shards,
+        "cases": {name: {**summary(runs), "turns": runs} for name, runs in found.items()},
+    }
+    write_json((TRIALS if arguments.quick else RESULTS) / "overlap.json", result)
+    print(json.dumps({name: summary(runs) for name, runs in found.items()}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
