@@ -9,7 +9,7 @@ it.
 # pyright: reportUnknownArgumentType=false
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from ray_dit.config import ImagesConfig
 from ray_dit.core.media import UnreadableImage, decode
 from ray_dit.core.order import is_heldout
+from ray_dit.core.to_rgb import Decoding
 from ray_dit.errors import UserError
 from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
 from ray_dit.formats.image_format import Place, input_sha256
@@ -45,6 +46,7 @@ class _PlanFacts(BaseModel):
     size: int
     sha256: str
     format: str = FOLDER
+    decoding: Decoding = Decoding()
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class ImagePlan:
     """Name of the format the images are read in."""
     places: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
     """Where each image lies in its object, for formats of several images per object; see ``Listing``."""
+    decoding: Decoding = Decoding()
+    """How images of other kinds than RGB become RGB."""
 
     def rows(self, *, heldout: bool) -> NDArray[np.int64]:
         """Row numbers of the held-out or of the training images."""
@@ -85,9 +89,11 @@ class ImagePlan:
     def to_bytes(self) -> bytes:
         """The plan as Parquet, for the actors that read a part of it each."""
         columns = {"key": list(self.keys), "label": self.labels, "heldout": self.heldout, **self.places}
-        facts = {"classes": self.classes, "size": self.size, "sha256": self.sha256}
+        facts: dict[str, Any] = {"classes": self.classes, "size": self.size, "sha256": self.sha256}
         if self.format != FOLDER:  # plans were made before there were other formats, and name none
             facts["format"] = self.format
+        if self.decoding != Decoding():  # nor other ways to decode
+            facts["decoding"] = asdict(self.decoding)
         return parquet_bytes(pa.table(columns), facts)
 
     @classmethod
@@ -110,6 +116,7 @@ class ImagePlan:
                 heldout=table["heldout"].to_numpy(),
                 sha256=known.sha256,
                 format=known.format,
+                decoding=known.decoding,
                 places={name: table[name].to_numpy() for name in places},
             )
         except (pa.ArrowException, ValueError) as error:
@@ -145,6 +152,7 @@ def plan_images(config: ImagesConfig) -> ImagePlan:
         heldout=np.array([is_heldout(key, config.heldout) for key in listing.keys], dtype=np.bool_),
         sha256=input_sha256(listing),
         places=listing.places,
+        decoding=Decoding(config.background, config.exif_orientation, config.white_level),
     )
 
 
@@ -163,7 +171,7 @@ def load_images(
     for row in rows:
         data = reader.read_image(store, plan.keys[row], plan.place(row))
         try:
-            images.append(decode(data, plan.size))
+            images.append(decode(data, plan.size, plan.decoding))
             kept.append(int(row))
         except UnreadableImage as error:
             bad.append(BadImage(plan.keys[row], str(error)))

@@ -62,13 +62,18 @@ def scratch() -> Path:
 def pictures() -> list[bytes]:
     image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8))
     found: list[bytes] = []
-    for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"):
+    for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"):
         with io.BytesIO() as sink:
             image.save(sink, kind)
             found.append(sink.getvalue())
-    for mode in ("P", "L", "1", "RGBA", "I;16"):
+    for mode in ("P", "L", "1", "RGBA", "LA"):
         with io.BytesIO() as sink:
-            image.convert("L" if mode == "I;16" else mode).convert(mode).save(sink, "PNG")
+            image.convert(mode).save(sink, "PNG", **({"transparency": 1} if mode in ("P", "L") else {}))
+            found.append(sink.getvalue())
+    deep = np.linspace(0, 1, 24 * 40).reshape(24, 40)
+    for values in ((deep * 65535).astype(np.uint16), deep.astype(np.float32), (deep * 1e9).astype(np.int32)):
+        with io.BytesIO() as sink:
+            PIL.Image.fromarray(values).save(sink, "TIFF")
             found.append(sink.getvalue())
     return found
 
