@@ -1,7 +1,7 @@
 """The real images: where they are, and how one becomes a square."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -17,15 +17,22 @@ def _color(name: str) -> str:
     raise ValueError(f"{name!r} is no colour: give white, black or six hexadecimal digits such as 808080")
 
 
+ImageFormatName = Literal["folder", "parquet", "zip", "tars", "webdataset", "tar"]
 Color = Annotated[str, AfterValidator(_color)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class ImagesConfig(Config):
-    """The images: a folder with one sub-folder per class, and how an image becomes a square."""
+    """The images: where they lie and in which layout, and how an image becomes a square."""
 
     uri: Placement[Uri]
-    """Folder of images, one sub-folder per class: a path or any fsspec URI."""
+    """Folder of images, one sub-folder per class, or a folder of archives, one archive, or several by a
+    pattern such as data/train-*.parquet: a path or any fsspec URI."""
+    format: Placement[ImageFormatName | None] = None
+    """How the images lie there; by default seen from the first names. docs/images.md has the layouts."""
+    labels: Placement[Uri | None] = None
+    """File that gives each image's class by its name (CSV, JSONL, JSON, text), for images that lie in no
+    folders of classes."""
     size: Content[PositiveInt] = 256
     """Height and width after the ADM centre crop, in pixels."""
     background: Content[Color] = "white"

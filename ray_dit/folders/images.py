@@ -8,6 +8,7 @@ it.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -22,10 +23,11 @@ from ray_dit.core.media import UnreadableImage, decode
 from ray_dit.core.order import is_heldout
 from ray_dit.core.to_rgb import Decoding
 from ray_dit.errors import UserError
+from ray_dit.folders.sources import open_images, read_labels
 from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
 from ray_dit.formats.image_format import Place, input_sha256
-from ray_dit.formats.registry import input_format
-from ray_dit.storage.open import is_inside, open_store
+from ray_dit.formats.registry import format_of, input_format
+from ray_dit.storage.open import is_inside
 from ray_dit.storage.store import ahead
 
 QUARANTINE_KEY = "quarantine.tsv"
@@ -141,8 +143,15 @@ def refuse_output_inside(output: str, config: ImagesConfig) -> None:
 
 
 def plan_images(config: ImagesConfig) -> ImagePlan:
-    """Lists the images; UserError for a missing or empty folder and for a class without images."""
-    listing = input_format(FOLDER).list_images(open_store(config.uri))
+    """Lists the images, and prints what was left out.
+
+    UserError for a missing or empty folder and for a class without images.
+    """
+    source = open_images(config.uri)
+    found = config.format or format_of(source)
+    listing = input_format(found).list_images(source, read_labels(config.labels))
+    if listing.note:
+        print(f"{config.uri}: {listing.note}", file=sys.stderr)
     return ImagePlan(
         uri=config.uri,
         size=config.size,
@@ -151,6 +160,7 @@ def plan_images(config: ImagesConfig) -> ImagePlan:
         labels=listing.labels,
         heldout=np.array([is_heldout(key, config.heldout) for key in listing.keys], dtype=np.bool_),
         sha256=input_sha256(listing),
+        format=found,
         places=listing.places,
         decoding=Decoding(config.background, config.exif_orientation, config.white_level),
     )
@@ -164,13 +174,13 @@ def load_images(
     Returns uint8 [N, S, S, 3], the N row numbers they belong to, and the unreadable ones, in order of
     ``rows``.
     """
-    store, reader = open_store(plan.uri), input_format(plan.format)
+    source, reader = open_images(plan.uri), input_format(plan.format)
     images: list[NDArray[np.uint8]] = []
     kept: list[int] = []
     bad: list[BadImage] = []
     for row in rows:
-        data = reader.read_image(store, plan.keys[row], plan.place(row))
         try:
+            data = reader.read_image(source, plan.keys[row], plan.place(row))
             images.append(decode(data, plan.size, plan.decoding))
             kept.append(int(row))
         except UnreadableImage as error:
