@@ -29,7 +29,7 @@ IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "photo")
 """Names of a column of images, in order of preference, where no feature says which it is."""
 LABELS = (*CLASSES, "fine_label", "labels")
 METADATA = b"huggingface"
-LARGEST_COLUMN = 1 << 30
+LARGEST_COLUMN = 128 << 20
 """Unpacked bytes of a row group's names or labels, at most."""
 GROUPS_KEPT, BYTES_KEPT = 4, 1 << 30
 """Row groups kept by a process for the next images, and their bytes if there are several."""
@@ -117,6 +117,12 @@ class GroupCache:
             raise UnreadableImage("its cell holds no bytes (a path alone leads out of the file)")
         return cast("bytes", found)
 
+    def forget(self, source: Source, key: str) -> None:
+        """Drops what was read of an object, which may be another one by now."""
+        with self._lock:
+            for name in [name for name in self._kept if name[:2] == (source.uri, key)]:
+                del self._kept[name]
+
     def __reduce__(self) -> tuple[type["GroupCache"], tuple[()]]:
         return GroupCache, ()
 
@@ -162,7 +168,7 @@ def _refuse_large_columns(group: Any, wanted: set[str]) -> None:
         column = group.column(number)
         if column.path_in_schema in wanted and column.total_uncompressed_size > LARGEST_COLUMN:
             raise ValueError(
-                f"the column {column.path_in_schema} unpacks to more than a GiB in one row group"
+                f"the column {column.path_in_schema} unpacks to more than 128 MiB in one row group"
             )
 
 

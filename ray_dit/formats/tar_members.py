@@ -51,6 +51,9 @@ def tar_piece(source: Source, piece: Piece) -> Iterator[Member]:
                 at = tar.offset
                 if not entry.isdir():
                     yield _member(entry, piece.start)
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # which tarfile takes for the end
+                raise ValueError(f"the header at {piece.start + tar.offset} is broken")
     except UserError:
         raise
     except Exception as error:  # tarfile raises much on damaged headers, and recurses where they ask for it

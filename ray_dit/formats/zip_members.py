@@ -83,9 +83,7 @@ def _directory(file: RangeFile, size: int) -> tuple[int, int, int, int]:
         raise ValueError("it is one part of several")
     end = tail_start + at
     locator = end - LOCATOR64.size
-    if count == 0xFFFF or length == 0xFFFFFFFF or offset == 0xFFFFFFFF:
-        if locator < 0:
-            raise ValueError("its directory is cut off")
+    if locator >= 0:
         file.seek(locator)
         signature, _, place, _ = LOCATOR64.unpack(file.read(LOCATOR64.size))
         if signature == b"PK\6\7":

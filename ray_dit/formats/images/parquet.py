@@ -53,6 +53,7 @@ class Parquet(InputFormat, OutputFormat):
 
     def list_piece(self, source: Source, piece: Piece) -> Rows:
         """Reads names and labels, row group by row group."""
+        self._groups.forget(source, piece.object)
         columns, found = parts_of(source, piece)
         parts = list(found)
         labels = [label for part in parts for label in part.labels]
@@ -137,7 +138,9 @@ def _numbers(labels: Sequence[Any], columns: Columns, where: str) -> np.ndarray:
     """The numbers of declared classes; -1, which stands for none, where a cell is empty."""
     numbers = [-1 if label is None else label for label in labels]
     names = {name: number for number, name in enumerate(columns.names)}
-    numbers = [names.get(label, len(names)) if isinstance(label, str) else label for label in numbers]
-    if any(not isinstance(number, int) or not -1 <= number < len(names) for number in numbers):
-        raise UserError(f"the column {columns.label} of {where} has labels beyond its {len(names)} classes")
+    numbers = [names.get(label, len(columns.names)) if isinstance(label, str) else label for label in numbers]
+    if any(not isinstance(number, int) or not -1 <= number < len(columns.names) for number in numbers):
+        raise UserError(
+            f"the column {columns.label} of {where} has labels beyond its {len(columns.names)} classes"
+        )
     return np.array(numbers, dtype=np.int64)
