@@ -10,6 +10,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -60,7 +61,7 @@ def merge(uri: str, pieces: Sequence[Rows], layout: Layout, labels: LabelFile | 
         classes = _folders(uri, names, layout)
     keys = _keys(uri, names, originals, classes, pieces, layout)
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    _refuse_twins(uri, [(keys[row], originals[row]) for row in order])
+    _refuse_twins(uri, keys, originals, order)
     numbered, numbers = declared or number_classes(classes)
     places = _columns(pieces, originals, keys)
     return Listing(
@@ -149,7 +150,8 @@ def _folders(uri: str, names: Sequence[str], layout: Layout) -> list[str]:
             f"{len(bare):,} images lie in {uri} outside of any folder, first {bare[0]!r}: give their classes "
             "by --images.labels FILE, or put each into a folder named as its class"
         )
-    classes = [name.partition("/")[0] for name in names]
+    known: dict[str, str] = {}  # one string per class and not per image
+    classes = [known.setdefault(told, told) for told in (name.partition("/")[0] for name in names)]
     _refuse_splits(uri, names, set(classes), layout)
     return classes
 
@@ -216,10 +218,11 @@ def _columns(
     return places
 
 
-def _refuse_twins(uri: str, rows: Sequence[tuple[str, str]]) -> None:
-    """UserError for two images of one key, among rows in the order of their keys."""
-    for (key, first), (other, second) in zip(rows, rows[1:], strict=False):
-        if key == other:
+def _refuse_twins(uri: str, keys: Sequence[str], originals: Sequence[str], order: Sequence[int]) -> None:
+    """UserError for two images of one key; ``order`` sorts the keys."""
+    for row, next_row in pairwise(order):
+        key, first, second = keys[row], originals[row], originals[next_row]
+        if key == keys[next_row]:
             same = first == second
             called = f"two images called {first!r}" if same else f"{first!r} and {second!r}"
             why = " (they differ in Unicode's form alone)" if not same and _nfc(first) == _nfc(second) else ""

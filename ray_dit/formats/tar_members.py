@@ -26,7 +26,7 @@ LOOK = 64
 """Entries of a tar that tell what it is."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """A regular file in a tar; ``start`` counts from the beginning of the object."""
 

@@ -26,7 +26,7 @@ ENCRYPTED, CRC_FOLLOWS = 1, 1 << 3
 UNIX_LINK = 0o120000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """An entry; ``start`` is where its local header lies in the object, ``packed`` its bytes there."""
 
