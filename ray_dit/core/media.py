@@ -6,7 +6,9 @@ N images, H height, W width. An image is uint8 [H, W, 3], RGB, 0..255; a grid ha
 opacity.
 """
 
+import contextlib
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,19 @@ import PIL.Image
 from jaxtyping import Float64, UInt8
 from numpy.typing import NDArray
 
-CODECS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+from ray_dit.core.to_rgb import Decoding, UnreadableImage, to_rgb
+
+CODECS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 """What Pillow may decode, whatever a file's name claims."""
+PLAIN = Decoding()
+"""The way to decode where nothing else was asked for."""
+STRIP = 16
+"""An image so many times as long as it is wide is cropped before it is resized: resized as a whole, a file of
+a few bytes could fill the memory."""
+MARGIN = 16
+"""Pixels kept around the part of a strip, at least as many as a bicubic kernel reaches."""
+LONGEST_STRIP, MOST_PIXELS_OF_A_STRIP = 1000, 4000 * 4000
+"""Beyond both, it is refused: hardly any of it would be seen, and to decode it takes all of it."""
 SMALLEST_SIDE = 64
 """In a grid, images smaller than this are enlarged by a whole factor, without smoothing, so that each pixel
 shows."""
@@ -23,8 +36,13 @@ PAD = 2
 """Pixels between two images of a grid."""
 
 
-class UnreadableImage(ValueError):
-    """The bytes are no image that can be decoded to the end; the message says why."""
+@dataclass(frozen=True)
+class DecodedImage:
+    """An image as pixels, and what had to be done to its own."""
+
+    pixels: UInt8[np.ndarray, "H W 3"]
+    conversions: tuple[str, ...]
+    """Short names, sorted, such as ``grey16``, ``palette``, ``transparent``; none of a plain RGB image."""
 
 
 def png(image: UInt8[np.ndarray, "H W channels"]) -> bytes:
@@ -34,62 +52,84 @@ def png(image: UInt8[np.ndarray, "H W channels"]) -> bytes:
     return sink.getvalue()
 
 
-def decode(data: bytes, size: int | None = None) -> UInt8[np.ndarray, "H W 3"]:
-    """Pixels of an encoded image as RGB; with ``size``, its middle square at that size (``center_crop``).
+def decode(data: bytes, size: int | None = None, decoding: Decoding = PLAIN) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of ``decode_image``."""
+    return decode_image(data, size, decoding).pixels
 
-    Raises UnreadableImage for bytes in no format of ``CODECS``, damaged ones, and more pixels than Pillow
-    thinks safe.
+
+def decode_image(data: bytes, size: int | None = None, decoding: Decoding = PLAIN) -> DecodedImage:
+    """An encoded image as RGB, of an animation the first frame; ``to_rgb.py`` says how.
+
+    With ``size``, it is the middle square at that size (``center_crop``). Raises UnreadableImage for bytes in
+    no format of ``CODECS``, damaged ones, values without a known meaning, and more pixels than Pillow thinks
+    safe.
     """
     try:
         with PIL.Image.open(io.BytesIO(data), formats=CODECS) as image:
-            if image.width * image.height > _most_pixels():
-                raise UnreadableImage(
-                    f"{image.width}x{image.height} pixels are more than Pillow's safety limit"
-                )
-            if size is not None and _is_strip(image.size, size):
-                raise UnreadableImage(
-                    f"{image.width}x{image.height} pixels are too long a strip to be brought to {size}"
-                )
+            _refuse_bombs(image.size)
             image.load()
-            rgb = image.convert("RGB")
-            return np.array(rgb) if size is None else center_crop(rgb, size)
+            rgb, conversions = to_rgb(image, decoding, png_bits=data[24] if image.format == "PNG" else None)
+            pixels = np.array(rgb) if size is None else center_crop(rgb, size)
+            if _is_animated(image):
+                conversions = tuple(sorted((*conversions, "first-frame")))
+            return DecodedImage(pixels, conversions)
     except UnreadableImage:
         raise
     except PIL.UnidentifiedImageError as error:  # its own text names an address in memory
-        # "picture", as in the quarantine.tsv of older datasets: the sentence is part of their bytes
-        raise UnreadableImage(f"not a picture in one of the formats {', '.join(CODECS)}") from error
+        raise UnreadableImage(f"not an image in one of the formats {', '.join(CODECS)}") from error
     except Exception as error:  # Pillow raises nearly anything on broken bytes
         raise UnreadableImage(f"{type(error).__name__}: {error}") from error
 
 
-def _most_pixels() -> int:
-    """Pillow's safety limit."""
-    return PIL.Image.MAX_IMAGE_PIXELS or 89_478_485
+def _refuse_bombs(shape: tuple[int, int]) -> None:
+    pixels, (short, long) = shape[0] * shape[1], sorted(shape)
+    if pixels > (PIL.Image.MAX_IMAGE_PIXELS or 89_478_485):
+        raise UnreadableImage(f"{shape[0]}x{shape[1]} pixels are more than Pillow's safety limit")
+    if long > LONGEST_STRIP * short and pixels > MOST_PIXELS_OF_A_STRIP:
+        raise UnreadableImage(f"{shape[0]}x{shape[1]} pixels are too long a strip")
 
 
-def _is_strip(shape: tuple[int, int], size: int) -> bool:
-    """Whether an image is so long that enlarging its shorter side to ``size`` could exhaust the memory.
-
-    It is brought to that size before its middle is cut out: a file of a few KB may become many GB.
-    """
-    ratio = max(shape) / max(1, min(shape))
-    return ratio > 16 and ratio * size * size > _most_pixels()
+def _is_animated(image: PIL.Image.Image) -> bool:
+    with contextlib.suppress(Exception):  # a damaged second frame says nothing of the first
+        return bool(getattr(image, "is_animated", False))
+    return False
 
 
 def center_crop(image: PIL.Image.Image, size: int) -> UInt8[np.ndarray, "size size 3"]:
     """The middle square of an image at ``size`` pixels, RGB, as in ADM (Dhariwal & Nichol 2021).
 
     Halved by box averages while the shorter side is at least twice ``size``, then bicubic to it exactly, then
-    cut.
+    cut. Of a strip (``STRIP``) only the part that is kept is resized: the same within a level.
     """
     image = image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), resample=PIL.Image.Resampling.BOX)
     scale = size / min(image.size)
     shape = (round(image.width * scale), round(image.height * scale))
+    left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
+    if max(image.size) > STRIP * min(image.size):
+        return np.array(_resize_part(image, shape, (left, top), size))
     image = image.resize(shape, resample=PIL.Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
     return np.array(image.crop((left, top, left + size, top + size)))
+
+
+def _resize_part(
+    image: PIL.Image.Image, shape: tuple[int, int], corner: tuple[int, int], size: int
+) -> PIL.Image.Image:
+    """The square of ``size`` pixels at ``corner`` of what a strip would be, resized to ``shape``."""
+    wide, high = image.width / shape[0], image.height / shape[1]
+    left, top = max(0, int(corner[0] * wide) - MARGIN), max(0, int(corner[1] * high) - MARGIN)
+    right, bottom = int((corner[0] + size) * wide) + MARGIN, int((corner[1] + size) * high) + MARGIN
+    part = image.crop((left, top, min(image.width, right), min(image.height, bottom)))
+    x, y = corner[0] * wide - left, corner[1] * high - top
+    spans = [(x, x + size * wide), (y, y + size * high)]
+    # In the order of Pillow, which resizes an axis at a time: each pass rounds, and cuts off what overshoots.
+    vertical_first = image.height > image.width and shape[1] < image.height
+    for axis in (1, 0) if vertical_first else (0, 1):
+        (start, end), (width, height) = spans[axis], part.size
+        box = (0, start, width, end) if axis else (start, 0, end, height)
+        part = part.resize((width, size) if axis else (size, height), PIL.Image.Resampling.BICUBIC, box=box)
+    return part
 
 
 def grid(images: NDArray[Any], columns: int, *, smallest_side: int = SMALLEST_SIDE) -> bytes:

@@ -8,8 +8,9 @@ it.
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,13 @@ from pydantic import BaseModel
 from ray_dit.config import ImagesConfig
 from ray_dit.core.media import UnreadableImage, decode
 from ray_dit.core.order import is_heldout
+from ray_dit.core.to_rgb import Decoding
 from ray_dit.errors import UserError
+from ray_dit.folders.sources import open_images, read_labels
 from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
 from ray_dit.formats.image_format import Place, input_sha256
-from ray_dit.formats.registry import input_format
-from ray_dit.storage.open import is_inside, open_store
+from ray_dit.formats.registry import format_of, input_format
+from ray_dit.storage.open import is_inside
 from ray_dit.storage.store import ahead
 
 QUARANTINE_KEY = "quarantine.tsv"
@@ -45,6 +48,7 @@ class _PlanFacts(BaseModel):
     size: int
     sha256: str
     format: str = FOLDER
+    decoding: Decoding = Decoding()
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class ImagePlan:
     """Name of the format the images are read in."""
     places: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
     """Where each image lies in its object, for formats of several images per object; see ``Listing``."""
+    decoding: Decoding = Decoding()
+    """How images of other kinds than RGB become RGB."""
 
     def rows(self, *, heldout: bool) -> NDArray[np.int64]:
         """Row numbers of the held-out or of the training images."""
@@ -85,9 +91,11 @@ class ImagePlan:
     def to_bytes(self) -> bytes:
         """The plan as Parquet, for the actors that read a part of it each."""
         columns = {"key": list(self.keys), "label": self.labels, "heldout": self.heldout, **self.places}
-        facts = {"classes": self.classes, "size": self.size, "sha256": self.sha256}
+        facts: dict[str, Any] = {"classes": self.classes, "size": self.size, "sha256": self.sha256}
         if self.format != FOLDER:  # plans were made before there were other formats, and name none
             facts["format"] = self.format
+        if self.decoding != Decoding():  # nor other ways to decode
+            facts["decoding"] = asdict(self.decoding)
         return parquet_bytes(pa.table(columns), facts)
 
     @classmethod
@@ -110,6 +118,7 @@ class ImagePlan:
                 heldout=table["heldout"].to_numpy(),
                 sha256=known.sha256,
                 format=known.format,
+                decoding=known.decoding,
                 places={name: table[name].to_numpy() for name in places},
             )
         except (pa.ArrowException, ValueError) as error:
@@ -134,8 +143,15 @@ def refuse_output_inside(output: str, config: ImagesConfig) -> None:
 
 
 def plan_images(config: ImagesConfig) -> ImagePlan:
-    """Lists the images; UserError for a missing or empty folder and for a class without images."""
-    listing = input_format(FOLDER).list_images(open_store(config.uri))
+    """Lists the images, and prints what was left out.
+
+    UserError for a missing or empty folder and for a class without images.
+    """
+    source = open_images(config.uri)
+    found = config.format or format_of(source)
+    listing = input_format(found).list_images(source, read_labels(config.labels))
+    if listing.note:
+        print(f"{config.uri}: {listing.note}", file=sys.stderr)
     return ImagePlan(
         uri=config.uri,
         size=config.size,
@@ -144,7 +160,9 @@ def plan_images(config: ImagesConfig) -> ImagePlan:
         labels=listing.labels,
         heldout=np.array([is_heldout(key, config.heldout) for key in listing.keys], dtype=np.bool_),
         sha256=input_sha256(listing),
+        format=found,
         places=listing.places,
+        decoding=Decoding(config.background, config.exif_orientation, config.white_level),
     )
 
 
@@ -156,14 +174,14 @@ def load_images(
     Returns uint8 [N, S, S, 3], the N row numbers they belong to, and the unreadable ones, in order of
     ``rows``.
     """
-    store, reader = open_store(plan.uri), input_format(plan.format)
+    source, reader = open_images(plan.uri), input_format(plan.format)
     images: list[NDArray[np.uint8]] = []
     kept: list[int] = []
     bad: list[BadImage] = []
     for row in rows:
-        data = reader.read_image(store, plan.keys[row], plan.place(row))
         try:
-            images.append(decode(data, plan.size))
+            data = reader.read_image(source, plan.keys[row], plan.place(row))
+            images.append(decode(data, plan.size, plan.decoding))
             kept.append(int(row))
         except UnreadableImage as error:
             bad.append(BadImage(plan.keys[row], str(error)))

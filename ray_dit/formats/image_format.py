@@ -7,60 +7,23 @@ from both.
 
 import hashlib
 import json
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Place = Mapping[str, Any]
-"""Where one image lies in its object, as its format wrote it down in ``Listing.places``; empty where it is
-the object."""
+from ray_dit.errors import UserError
+from ray_dit.formats.clutter import suffix_of, why_no_image
+from ray_dit.formats.label_file import LabelFile
+from ray_dit.formats.merging import Layout, merge, natural_key, number_classes, refuse_several_splits
+from ray_dit.formats.rows import Entry, Listing, Piece, Place, Rows, Source
 
-
-class Entry(Protocol):
-    """An object as a listing shows it."""
-
-    @property
-    def key(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def etag(self) -> str | None: ...
-
-
-class Source(Protocol):
-    """A folder of objects as the formats see it; every store is one. NotFound where an object is absent."""
-
-    @property
-    def uri(self) -> str: ...
-    def list(self, prefix: str = "") -> Iterator[Entry]: ...
-    def get(self, key: str) -> bytes: ...
-    def get_range(self, key: str, start: int, length: int) -> bytes: ...
-    def open_file(self, key: str) -> BinaryIO: ...
-    def local_path(self, key: str) -> Path | None: ...
-
-
-@dataclass(frozen=True)
-class Listing:
-    """All images of a source in key order: row i is ``keys[i]``, of class ``classes[labels[i]]``."""
-
-    keys: tuple[str, ...]
-    """A name of each image, unique and stable: which ones are held out is a function of it."""
-    labels: NDArray[np.int64]
-    classes: tuple[str, ...]
-    sizes: NDArray[np.int64]
-    """Bytes of the object each image lies in."""
-    versions: NDArray[np.int64]
-    """Which version of that object it is, by its ETag (``version_of``); 0 where storage tells none that
-    stands for the content."""
-    places: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
-    """Columns of one value per image that say where it lies, such as object, start and length; none where the
-    key is the object. A plan keeps them beside its own columns, ``key``, ``label`` and ``heldout``."""
+__all__ = [
+    "Entry", "ImageShard", "InputFormat", "Listing", "OutputFormat", "Piece", "Place", "Rows", "Source",
+    "input_sha256", "natural_key", "number_classes", "object_pieces", "version_of",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,18 +45,40 @@ class ImageShard:
 
 
 class InputFormat(ABC):
-    """A way images lie in storage that stages can read."""
+    """A way images lie in storage that stages can read.
+
+    A source is split into pieces, each of which can be listed by itself, anywhere; ``merge`` makes their rows
+    one listing.
+    """
+
+    layout = Layout()
 
     @abstractmethod
-    def list_images(self, source: Source) -> Listing:
-        """Finds all images without reading them.
+    def fits(self, source: Source, first: Sequence[Entry]) -> bool:
+        """Whether a source is in this format, by its first objects."""
 
-        UserError or NotFound where there are none, saying what is wanted.
-        """
+    @abstractmethod
+    def pieces(self, source: Source) -> Sequence[Piece]:
+        """Splits a source, cheaply; UserError or NotFound where it holds none, saying what is wanted."""
+
+    @abstractmethod
+    def list_piece(self, source: Source, piece: Piece) -> Rows:
+        """Finds the images of a piece without reading them; what is none is counted."""
 
     @abstractmethod
     def read_image(self, source: Source, key: str, place: Place) -> bytes:
-        """One listed image, encoded as it lies there, by one request."""
+        """One listed image, encoded as it lies there, by one request.
+
+        UnreadableImage where it can't be unpacked.
+        """
+
+    def list_images(self, source: Source, labels: LabelFile | None = None) -> Listing:
+        """Finds all images; ``labels`` give their classes where the layout does not.
+
+        UserError or NotFound where there are none, saying what is wanted.
+        """
+        rows = [self.list_piece(source, piece) for piece in self.pieces(source)]
+        return merge(source.uri, rows, self.layout, labels)
 
 
 class OutputFormat(ABC):
@@ -121,27 +106,49 @@ def version_of(source: Source, entry: Entry) -> int:
     return int.from_bytes(hashlib.sha256(entry.etag.encode()).digest()[:8], "big", signed=True)
 
 
+_ROWS = 1 << 16
+"""Rows that are hashed at once, which bounds the memory."""
+
+
+def object_pieces(source: Source, suffix: str) -> list[Piece]:
+    """A piece per object of a suffix; UserError for none, and for objects of several splits."""
+    entries = [
+        entry
+        for entry in source.list()
+        if suffix_of(entry.key) == suffix and why_no_image(entry.key) == suffix
+    ]
+    if not entries:
+        raise UserError(
+            f"{source.uri} holds no objects that end in {suffix}: give another --images.format or URI"
+        )
+    refuse_several_splits(source.uri, [entry.key for entry in entries])
+    return [
+        Piece(entry.key, length=entry.size, size=entry.size, version=version_of(source, entry))
+        for entry in entries
+    ]
+
+
 def input_sha256(listing: Listing) -> str:
     """Stands for the input in fingerprints: the same for every copy of the same images.
 
-    A hash of keys, sizes and places, not of the images, whose bytes are not read to make a plan.
+    A hash of keys, sizes and places, not of the images, whose bytes are not read to make a plan; and of the
+    classes, where they are not the first folders of the keys in natural order.
     """
     digest = hashlib.sha256(b"[")
-    columns = [listing.keys, listing.sizes.tolist(), *(c.tolist() for c in listing.places.values())]
-    for number, row in enumerate(zip(*columns, strict=True)):
-        digest.update((b", " if number else b"") + json.dumps(row).encode())
+    between = b""
+    for start in range(0, len(listing.keys), _ROWS):
+        part = slice(start, start + _ROWS)
+        places = (column[part].tolist() for column in listing.places.values())
+        for row in zip(listing.keys[part], listing.sizes[part].tolist(), *places, strict=True):
+            digest.update(between + json.dumps(row).encode())
+            between = b", "
     digest.update(b"]")
+    if not _classes_follow(listing):
+        digest.update(json.dumps([listing.classes, listing.labels.tolist()]).encode())
     return digest.hexdigest()
 
 
-def number_classes(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """The classes in natural order, and the number of each image's, from the name of each image's class."""
-    classes = tuple(sorted(set(names), key=natural_key))
-    number = {name: label for label, name in enumerate(classes)}
-    return classes, np.array([number[name] for name in names], dtype=np.int64)
-
-
-def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Sorts 2 before 10 and otherwise as text."""
-    parts = re.split(r"(\d+)", name)
-    return tuple((0, int(part)) if part.isdecimal() else (1, part) for part in parts if part)
+def _classes_follow(listing: Listing) -> bool:
+    """Whether classes and labels follow from the keys."""
+    classes, labels = number_classes([key.partition("/")[0] for key in listing.keys])
+    return classes == listing.classes and np.array_equal(labels, listing.labels)

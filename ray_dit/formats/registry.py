@@ -1,14 +1,45 @@
 """The image formats by name: one line per format, and the only place that knows the modules they are in."""
 
+from itertools import islice
+
 from ray_dit.errors import UserError
-from ray_dit.formats.image_format import InputFormat, OutputFormat
+from ray_dit.formats.clutter import HIDDEN, SYSTEM, why_no_image
+from ray_dit.formats.image_format import InputFormat, OutputFormat, Source
 from ray_dit.formats.images.folder import ImageFolder
 from ray_dit.formats.images.parquet import Parquet
+from ray_dit.formats.images.tar import Tar, TarOfTars
+from ray_dit.formats.images.webdataset import WebDataset
+from ray_dit.formats.images.zip import Zip
+from ray_dit.formats.tar_members import COMPRESSED
 
 FORMATS: dict[str, InputFormat | OutputFormat] = {
     "folder": ImageFolder(),
     "parquet": Parquet(),
+    "zip": Zip(),
+    "tars": TarOfTars(),
+    "webdataset": WebDataset(),
+    "tar": Tar(),
 }
+LOOK = 1000
+"""Objects of a source that tell its format: a page of a listing."""
+
+
+def format_of(source: Source) -> str:
+    """Name of the format that a source is in, by its first objects; of several, the first in the registry.
+
+    A folder where nothing tells: whoever lists it says what is missing. UserError for a compressed tar.
+    """
+    first = [e for e in islice(source.list(), LOOK) if why_no_image(e.key) not in (HIDDEN, SYSTEM)]
+    for name, entry in FORMATS.items():
+        if isinstance(entry, InputFormat) and entry.fits(source, first):
+            return name
+    packed = [entry.key for entry in first if entry.key.lower().endswith(COMPRESSED)]
+    if packed:
+        raise UserError(
+            f"{packed[0]} in {source.uri} is a compressed tar, of which no image can be read alone: "
+            "uncompress it to a .tar"
+        )
+    return "folder"
 
 
 def input_format(name: str) -> InputFormat:

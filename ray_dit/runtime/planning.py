@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_dit.config import ShardsConfig, TrainingConfig
 from ray_dit.folders.checkpoints import checkpoint_steps
+from ray_dit.formats.rows import Source
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
@@ -362,9 +363,9 @@ def _scratch_job(stage: str) -> Job:
     return Job.open(ScratchStore("memory://trial"), stage, {"made": "for a plan"})
 
 
-def stored_bytes(store: Store) -> int:
-    """Bytes of all objects below a store."""
-    return sum(info.size for info in store.list())
+def stored_bytes(source: Source) -> int:
+    """Bytes of all objects of a store, or of a source of images."""
+    return sum(info.size for info in source.list())
 
 
 def _gpus(ray: Any) -> int:

@@ -26,6 +26,7 @@ from ray_dit.folders.images import (
     quarantine_bytes,
     refuse_output_inside,
 )
+from ray_dit.folders.sources import open_images
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.formats.model_folder import VAE_FOLDER
@@ -39,7 +40,6 @@ from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
 from ray_dit.runtime.shards import Work, all_markers, lanes_for, make_shards, shard_sizes
 from ray_dit.stages.fingerprint import open_job
-from ray_dit.storage.open import open_store
 
 STAGE = LatentsResult.stage_name
 UNIT = "images"
@@ -98,7 +98,7 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
             network_evaluations=sum(-(-rows // config.batch_size) for rows in sizes)
             * config.batch_size
             * views,
-            bytes_in=stored_bytes(open_store(config.images.uri)),
+            bytes_in=stored_bytes(open_images(config.images.uri)),
             flops=float(count * views * vae.encode_flops(config.images.size)),
             bytes_out=count * views * 2 * vae.latent_channels * side * side * np.dtype(np.float16).itemsize,
             other_bytes=len(plan.to_bytes()) + sum(map(len, vae.files().values())),

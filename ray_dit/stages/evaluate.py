@@ -22,6 +22,7 @@ from safetensors.torch import save as bytes_of
 from ray_dit.config import EvaluateConfig
 from ray_dit.errors import UserError
 from ray_dit.folders.images import BadImage, check_bad, load_images, plan_images, refuse_output_inside
+from ray_dit.folders.sources import open_images
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
 from ray_dit.ledger.plain import MadeAgain
@@ -110,7 +111,7 @@ def plan_evaluate(config: EvaluateConfig, *, begun: float) -> Plan:
         Trial(_TrialBuild(small), size, len(spread) // size, equal_bytes=True),
         Known(
             network_evaluations=trained + sum(loads),
-            bytes_in=stored_bytes(open_store(config.images.uri))
+            bytes_in=stored_bytes(open_images(config.images.uri))
             + sum(listing.bytes for listing in data.dataset.listings),
             flops=0.0,
             bytes_out=0.0,

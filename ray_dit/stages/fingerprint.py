@@ -16,12 +16,16 @@ LIBRARIES = ("torch", "diffusers", "numpy", "pillow", "pyarrow", "safetensors")
 """Their versions can change bytes; a job begun with other versions refuses to go on
 (--accept-fingerprint)."""
 
+_KINDS = (
+    "deep greys are scaled, transparency shows a background, long strips are cropped before they are resized"
+)
+"""What changed for every stage that reads images."""
 STAGE_RULES: dict[str, tuple[str, ...]] = {
-    "train-vae": ("as first released",),
-    "encode": ("as first released",),
+    "train-vae": ("as first released", _KINDS),
+    "encode": ("as first released", _KINDS),
     "train": ("as first released",),
     "generate": ("as first released",),
-    "evaluate": ("as first released",),
+    "evaluate": ("as first released", _KINDS),
     "model": ("as first released",),  # import-checkpoint; a trained model's job rests on its training's
 }
 """How each stage turns settings into bytes, a line per number. A change that gives other bytes for the same

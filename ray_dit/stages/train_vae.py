@@ -33,6 +33,7 @@ from ray_dit.folders.images import (
     read_quarantine,
     refuse_output_inside,
 )
+from ray_dit.folders.sources import open_images
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
 from ray_dit.ledger.results import Facts, Manifest
@@ -44,7 +45,6 @@ from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.runtime.training.restoring import damaged_results, to_restore
 from ray_dit.stages.fingerprint import open_job
-from ray_dit.storage.open import open_store
 
 STAGE = VAEResult.stage_name
 MAX_JUDGED = 1000
@@ -88,7 +88,7 @@ def plan_train_vae(config: TrainVaeConfig, *, begun: float) -> Plan:
         lambda small, job: VAETask(small, plan, config.optimizer),
         Known(
             network_evaluations=samples + judged,
-            bytes_in=stored_bytes(open_store(config.images.uri)),
+            bytes_in=stored_bytes(open_images(config.images.uri)),
             # decoder and encoder take about the same, and the backward pass twice the forward pass
             flops=float(samples * 2 * 3 * vae.encode_flops(config.images.size)),
             bytes_out=4 * parameters * (3 * min(KEPT, checkpoints_due(config, config.steps)) + 1),

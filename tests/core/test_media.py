@@ -92,12 +92,12 @@ def test_decoding_makes_every_mode_rgb_and_crops_where_asked():
 
 def test_what_cannot_be_decoded_says_why():
     whole = png(images(1, 64, 64)[0])
-    with pytest.raises(UnreadableImage, match="not a picture in one of the formats PNG, JPEG"):
+    with pytest.raises(UnreadableImage, match="not an image in one of the formats PNG, JPEG"):
         decode(b"GIF")
     with pytest.raises(UnreadableImage, match="OSError: .*truncated"):
         decode(whole[: len(whole) // 2])
     ppm = b"P6 1 1 255 abc"  # Pillow could, but formats like it are not ours
-    with pytest.raises(UnreadableImage, match="not a picture"):
+    with pytest.raises(UnreadableImage, match="not an image"):
         decode(ppm)
 
 

@@ -95,6 +95,25 @@ def test_a_plan_keeps_where_images_lie_in_shared_objects(folder: Path) -> None:
         load_images(again, [0])
 
 
+def test_images_are_decoded_as_the_settings_say_after_a_plan_was_stored(folder: Path) -> None:
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(folder / "2" / "1.png")
+    deep = Image.fromarray(np.full((8, 8), 2048, np.uint16))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    deep.putpixel((0, 0), 4095)
+    deep.save(folder / "2" / "2.png", exif=exif)
+    asked = ImagesConfig(
+        uri=str(folder), size=8, background="#FF0000", exif_orientation=True, white_level=4095
+    )
+    plan = ImagePlan.from_bytes(plan_images(asked).to_bytes(), str(folder))
+    rows = [plan.keys.index(key) for key in ("2/1.png", "2/2.png")]
+    clear, grey = load_images(plan, rows)[0]
+    assert clear[0, 0].tolist() == [255, 0, 0]
+    assert (grey[7, 7, 0], grey[0, 0, 0]) == (255, 128)
+    with pytest.raises(ValueError, match="'pink' is no colour: give white, black or six"):
+        ImagesConfig(uri="x", background="pink")
+
+
 def test_a_plan_made_before_formats_had_names_is_of_a_folder(folder: Path) -> None:
     plan = plan_of(folder)
     assert b"format" not in plan.to_bytes()

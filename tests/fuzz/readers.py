@@ -1,9 +1,12 @@
 """Every reader of bytes that come from elsewhere, as a function of bytes alone, and good bytes for it."""
 
+import contextlib
 import hashlib
 import io
 import json
+import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -26,9 +29,12 @@ from ray_dit.folders.dataset import read_shard
 from ray_dit.folders.images import ImagePlan
 from ray_dit.folders.latents import open_latent_rows
 from ray_dit.folders.model import read_model, read_safetensors
+from ray_dit.folders.sources import open_images
 from ray_dit.formats.checkpoint import CheckpointFacts, checkpoint_bytes
+from ray_dit.formats.label_file import read_label_file
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
+from ray_dit.formats.registry import format_of, input_format
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import verify
 from ray_dit.ledger.manifest import manifest_objects, read_manifest
@@ -36,6 +42,7 @@ from ray_dit.ledger.results import Facts, Marker
 from ray_dit.results import DatasetResult, LatentShardFacts, UsedSampler
 from ray_dit.storage.open import open_store
 from tests.support import tiny
+from tests.support.layouts import parquet_bytes, samples, tar_bytes, zip_bytes
 
 LISTING = "manifest/objects.jsonl"
 
@@ -62,13 +69,18 @@ def scratch() -> Path:
 def pictures() -> list[bytes]:
     image = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 40, 3), dtype=np.uint8))
     found: list[bytes] = []
-    for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"):
+    for kind in ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF"):
         with io.BytesIO() as sink:
             image.save(sink, kind)
             found.append(sink.getvalue())
-    for mode in ("P", "L", "1", "RGBA", "I;16"):
+    for mode in ("P", "L", "1", "RGBA", "LA"):
         with io.BytesIO() as sink:
-            image.convert("L" if mode == "I;16" else mode).convert(mode).save(sink, "PNG")
+            image.convert(mode).save(sink, "PNG", **({"transparency": 1} if mode in ("P", "L") else {}))
+            found.append(sink.getvalue())
+    deep = np.linspace(0, 1, 24 * 40).reshape(24, 40)
+    for values in ((deep * 65535).astype(np.uint16), deep.astype(np.float32), (deep * 1e9).astype(np.int32)):
+        with io.BytesIO() as sink:
+            PIL.Image.fromarray(values).save(sink, "TIFF")
             found.append(sink.getvalue())
     return found
 
@@ -255,7 +267,57 @@ def labels() -> list[bytes]:
     return [Labels(("a, b", "c"), ("n1", "n2")).to_json()]
 
 
+PICTURES = {f"{name}/{number}.png": bytes([number]) * 300 for name in ("cat", "dog") for number in range(3)}
+ARCHIVES = {
+    "tar": (".tar", [tar_bytes(PICTURES), tar_bytes(PICTURES, format=tarfile.PAX_FORMAT)]),
+    "tars": (".tar", [tar_bytes({f"{name}.tar": tar_bytes(PICTURES) for name in ("cat", "dog")})]),
+    "webdataset": (".tar", [tar_bytes(samples(PICTURES))]),
+    "zip": (".zip", [zip_bytes(PICTURES), zip_bytes(PICTURES, zipfile.ZIP_STORED)]),
+    "parquet": (".parquet", [parquet_bytes(PICTURES), parquet_bytes(PICTURES, compression="zstd")]),
+}
+"""What the images of a format end in, and good ones."""
+
+
+def archive_of(name: str) -> Callable[[bytes], object]:
+    """All that reads images of a format: what it is, where they lie, and each of them."""
+
+    def read(data: bytes) -> object:
+        place = write(f"archive-{name}/x{ARCHIVES[name][0]}", data)
+        source, entry = open_images(str(place)), input_format(name)
+        format_of(source)
+        listing = entry.list_images(source)
+        for row, key in enumerate(listing.keys):
+            with contextlib.suppress(UnreadableImage):
+                entry.read_image(source, key, {at: column[row] for at, column in listing.places.items()})
+        return listing
+
+    return read
+
+
+LABELS = {
+    "labels.csv": [b"file_name,label\na.png,cat\nb.png,dog\n", b"ImageId,PredictionString\na,n01 1 2 3 4\n"],
+    "labels.jsonl": [b'{"file_name": "a.png", "label": 3}\n{"file_name": "b.png", "label": "x"}\n'],
+    "labels.json": [b'{"labels": [["a.png", 3], ["b.png", 4]]}', b'{"a.png": "cat"}'],
+    "labels.txt": [b"a.png cat\nb.png dog\n", b"1\n2\n"],
+}
+
+
+def read_classes(name: str) -> Callable[[bytes], object]:
+    """The classes of two images by a file of labels."""
+    return lambda data: read_label_file(data, name).classes_of(["a.png", "b.png"])
+
+
 READERS: dict[str, Reader] = {
+    **{f"archive {name}": Reader(archive_of(name), lambda name=name: ARCHIVES[name][1]) for name in ARCHIVES},
+    **{
+        name: Reader(
+            read_classes(name),
+            lambda name=name: LABELS[name],
+            is_json=name.endswith(".json"),
+            good_is_read=False,
+        )
+        for name in LABELS
+    },
     "image": Reader(lambda data: decode(data, 16), pictures, (UnreadableImage,), megabytes=700),
     "image 256": Reader(lambda data: decode(data, 256), pictures, (UnreadableImage,), megabytes=700),
     "latents": Reader(read_latents, latents),

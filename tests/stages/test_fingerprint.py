@@ -11,6 +11,7 @@ import pytest
 from ray_dit import config
 from ray_dit.config import Placement, PositiveInt
 from ray_dit.errors import Conflict
+from ray_dit.ledger.comparison import RULES
 from ray_dit.ledger.description import fingerprint_of
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import Tally, verify
@@ -93,8 +94,10 @@ TODAY = {
     "train": train_config(),
     "generate": generate_config(),
     "generate-before-precision": generate_config(),
-    "encode-counting-actors": encode_config(actors=7),
 }
+UNDER_OLDER_RULES = {"encode-counting-actors": encode_config(actors=7)}
+SINCE = {"encode": ("background", "exif_orientation", "white_level")}
+"""Settings of the images that were not there that day."""
 
 
 @pytest.mark.parametrize("name", TODAY)
@@ -119,8 +122,19 @@ def test_the_same_settings_have_the_fingerprint_of_that_day(name: str, tmp_path:
     asked = TODAY[name]
     that_day = json.loads(there.read_bytes())["parts"]
     ours = parts(asked, name, that_day["inputs"], resolved=RESOLVED[name](asked))
+    for setting in SINCE.get(name, ()):
+        del ours["config"]["images"][setting]
+    assert ours.pop(RULES, 1) == len(STAGE_RULES[name])
     Job.open(store, name, ours | {"libraries": that_day["libraries"]})
     assert store.get("_job.json") == there.read_bytes()
+
+
+@pytest.mark.parametrize("name", UNDER_OLDER_RULES)
+def test_what_was_begun_under_older_rules_is_finished_by_the_version_that_began_it(
+    name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(Conflict, match="under rules 1 of encode, .* deep greys are scaled"):
+        open_as_today(stored(name, tmp_path), UNDER_OLDER_RULES[name])
 
 
 def test_a_setting_that_became_placement_may_change_and_a_new_one_may_be_absent(tmp_path: Path) -> None:
@@ -204,6 +218,7 @@ def test_a_finished_folder_under_older_rules_stays_readable(
 def test_rules_are_written_from_two_on_and_a_newer_number_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(STAGE_RULES, "encode", ("as first released",))
     assert "rules" not in parts(encode_config(), "encode", {})
     with monkeypatch.context() as later:
         new_rules("encode", later)

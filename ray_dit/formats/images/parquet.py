@@ -1,7 +1,8 @@
-"""Image shards as Parquet that ``datasets.load_dataset`` opens, one object per shard.
+"""Images in Parquet as ``datasets`` reads and writes them: shards of a dataset, and files of anybody's.
 
-Columns: ``image`` (struct of bytes and path, as Hugging Face's Image feature), ``label`` (ClassLabel) and
-``id``. The bytes are a function of the rows alone.
+Columns of what is written: ``image`` (struct of bytes and path, as Hugging Face's Image feature), ``label``
+(ClassLabel) and ``id``. The bytes are a function of the rows alone. What others wrote is opened by
+``parquet_images.py``.
 """
 
 # pyarrow has no type information; what it returns is unknown to the checker
@@ -11,10 +12,17 @@ Columns: ``image`` (struct of bytes and path, as Hugging Face's Image feature), 
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 
+from ray_dit.errors import UserError
+from ray_dit.formats.clutter import suffix_of
 from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
-from ray_dit.formats.image_format import ImageShard, OutputFormat, Source
+from ray_dit.formats.image_format import Entry, ImageShard, InputFormat, OutputFormat, object_pieces
+from ray_dit.formats.label_file import class_name
+from ray_dit.formats.merging import Layout
+from ray_dit.formats.parquet_images import Columns, GroupCache, Part, parts_of
+from ray_dit.formats.rows import Piece, Place, Rows, Source
 
 _METADATA = "huggingface"
 """Where `datasets` looks for the columns' meaning."""
@@ -22,10 +30,55 @@ _IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.str
 _COLUMNS = {"image": _IMAGE_TYPE, "label": pa.int64(), "id": pa.int64()}
 
 
-class Parquet(OutputFormat):
-    """The format `generate` writes; `datasets` finds Image and ClassLabel features in it."""
+class Parquet(InputFormat, OutputFormat):
+    """The format `generate` writes; `datasets` finds Image and ClassLabel features in it.
+
+    Of images that are read, the key is the file name beside the bytes, or the number of the row where those
+    are missing or not unique.
+    """
 
     suffix = ".parquet"
+    layout = Layout(names_repeat=True)
+
+    def __init__(self) -> None:
+        self._groups = GroupCache()
+
+    def fits(self, source: Source, first: Sequence[Entry]) -> bool:
+        """By the names of the objects."""
+        return any(suffix_of(entry.key) == self.suffix for entry in first)
+
+    def pieces(self, source: Source) -> Sequence[Piece]:
+        """One per file."""
+        return object_pieces(source, self.suffix)
+
+    def list_piece(self, source: Source, piece: Piece) -> Rows:
+        """Reads names and labels, row group by row group."""
+        self._groups.forget(source, piece.object)
+        columns, found = parts_of(source, piece)
+        parts = list(found)
+        labels = [label for part in parts for label in part.labels]
+        objects = np.empty(len(labels), dtype=object)
+        objects[:] = piece.object  # one string, referred to from each row
+        groups = [np.full(len(part.labels), part.group, np.int64) for part in parts]
+        rows = [np.arange(len(part.labels), dtype=np.int64) for part in parts]
+        none = [np.zeros(0, np.int64)]
+        return Rows(
+            names=_names(parts, labels),
+            sizes=np.full(len(labels), piece.size, np.int64),
+            versions=np.full(len(labels), piece.version, np.int64),
+            places={
+                "object": objects,
+                "group": np.concatenate(none + groups),
+                "row": np.concatenate(none + rows),
+            },
+            classes=None if columns.names else [class_name(label) or "" for label in labels],
+            declared=columns.names,
+            labels=_numbers(labels, columns, f"{source.uri}/{piece.object}") if columns.names else None,
+        )
+
+    def read_image(self, source: Source, key: str, place: Place) -> bytes:
+        """The cell; its row group is read, unless the image before was of it."""
+        return self._groups.image(source, str(place["object"]), int(place["group"]), int(place["row"]))
 
     def write(self, shard: ImageShard, name: str) -> dict[str, bytes]:
         """One object."""
@@ -66,3 +119,28 @@ class Parquet(OutputFormat):
         return ImageShard(
             images, table["label"].to_numpy(), table["id"].to_numpy(), tuple(cast("list[str]", classes))
         )
+
+
+def _names(parts: Sequence[Part], labels: Sequence[Any]) -> list[str]:
+    """The file name of each image in a file, or of all the numbers of their rows."""
+    paths = [path for part in parts for path in part.paths]
+    names = [path.replace("\\", "/").rpartition("/")[2] for path in paths if path]
+    if (
+        len(names) == len(paths)
+        and all(names)
+        and len({*zip(names, map(str, labels), strict=True)}) == len(names)
+    ):
+        return names
+    return [f"{number:09d}" for number in range(len(paths))]
+
+
+def _numbers(labels: Sequence[Any], columns: Columns, where: str) -> np.ndarray:
+    """The numbers of declared classes; -1, which stands for none, where a cell is empty."""
+    numbers = [-1 if label is None else label for label in labels]
+    names = {name: number for number, name in enumerate(columns.names)}
+    numbers = [names.get(label, len(columns.names)) if isinstance(label, str) else label for label in numbers]
+    if any(not isinstance(number, int) or not -1 <= number < len(columns.names) for number in numbers):
+        raise UserError(
+            f"the column {columns.label} of {where} has labels beyond its {len(columns.names)} classes"
+        )
+    return np.array(numbers, dtype=np.int64)

@@ -1,0 +1,87 @@
+"""What ``--images.uri`` and ``--images.labels`` name, opened: a folder, one object, or those of a pattern.
+
+Knows storage and no format.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import BinaryIO
+
+from ray_dit.errors import NotFound, UserError
+from ray_dit.formats.label_file import LabelFile, read_label_file
+from ray_dit.formats.rows import Source
+from ray_dit.storage.open import open_store
+from ray_dit.storage.store import ObjectInfo, Store
+
+ARCHIVES = (".tar", ".zip", ".parquet")
+"""What a single object of images ends in; anything else is a folder."""
+WILD = ("*", "?", "[")
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The objects of a store whose keys fit a pattern; a ``Source``."""
+
+    store: Store
+    pattern: str
+    exact: bool
+    """The pattern is a key, whatever signs are in it."""
+
+    @property
+    def uri(self) -> str:
+        """Where they lie."""
+        return self.store.uri
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """The objects that fit."""
+        if self.exact:
+            info = self.store.head(self.pattern)
+            return iter([info] if info is not None and info.key.startswith(prefix) else [])
+        return (info for info in self.store.list(prefix) if self._fits(info.key))
+
+    def get(self, key: str) -> bytes:
+        """The whole object."""
+        return self.store.get(key)
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """A part of the object."""
+        return self.store.get_range(key, start, length)
+
+    def open_file(self, key: str) -> BinaryIO:
+        """A seekable reader of the object."""
+        return self.store.open_file(key)
+
+    def local_path(self, key: str) -> Path | None:
+        """The file that holds the object."""
+        return self.store.local_path(key)
+
+    def _fits(self, key: str) -> bool:
+        return "/" not in key and fnmatchcase(key, self.pattern)
+
+
+def open_images(uri: str) -> Source:
+    """The source of images at a URI: all of a folder, one archive, or the archives that fit a pattern."""
+    folder, _, name = uri.rpartition("/")
+    if not folder.strip("/") or folder.endswith(":/"):  # nothing above it, or a bucket alone
+        return open_store(uri)
+    is_archive = name.lower().endswith(ARCHIVES)
+    if is_archive and open_store(folder).head(name) is not None:
+        return Selected(open_store(folder), name, exact=True)
+    if is_archive and any(sign in name for sign in WILD):
+        return Selected(open_store(folder), name, exact=False)
+    return open_store(uri)
+
+
+def read_labels(uri: str | None) -> LabelFile | None:
+    """The file of classes at a URI; UserError where it is none, NotFound where nothing is."""
+    if uri is None:
+        return None
+    folder, _, name = uri.rpartition("/")
+    try:
+        return read_label_file(open_store(folder or "/").get(name), uri)
+    except NotFound as error:
+        raise NotFound(f"the file of labels {uri} does not exist: check --images.labels") from error
+    except ValueError as error:
+        raise UserError(f"{uri} names no file of labels: give one for --images.labels") from error

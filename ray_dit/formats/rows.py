@@ -1,0 +1,106 @@
+"""What listing images goes through: a source's pieces, the rows of each, the listing of all.
+
+Types alone; knows no format and no store.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Place = Mapping[str, Any]
+"""Where one image lies in its object, as its format wrote it down in ``Listing.places``; empty where it is
+the object."""
+
+
+class Entry(Protocol):
+    """An object as a listing shows it."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def etag(self) -> str | None: ...
+
+
+class Source(Protocol):
+    """A folder of objects as the formats see it; every store is one. NotFound where an object is absent."""
+
+    @property
+    def uri(self) -> str: ...
+    def list(self, prefix: str = "") -> Iterator[Entry]: ...
+    def get(self, key: str) -> bytes: ...
+    def get_range(self, key: str, start: int, length: int) -> bytes: ...
+    def open_file(self, key: str) -> BinaryIO: ...
+    def local_path(self, key: str) -> Path | None: ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a source that can be listed by itself, on any machine: an object, a part of one, a prefix."""
+
+    object: str = ""
+    """Key of the object, or the prefix of several."""
+    start: int = 0
+    length: int = 0
+    """Which of its bytes, in an object."""
+    size: int = 0
+    """Bytes of the whole object."""
+    version: int = 0
+    """Of the object; see ``Listing.versions``."""
+    label: str | None = None
+    """The class of all its images, where the piece tells it."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The images of a piece, in any order."""
+
+    names: list[str]
+    """The path of each as the layout has it, below the source or the archive."""
+    sizes: NDArray[np.int64]
+    versions: NDArray[np.int64]
+    """As in a listing."""
+    places: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
+    classes: list[str] | None = None
+    """The class of each where the layout tells it, empty for one without; None where the first folder of its
+    name tells it."""
+    declared: tuple[str, ...] = ()
+    """Names of classes that the layout itself numbers; then ``labels`` holds the numbers, -1 for none."""
+    labels: NDArray[np.int64] | None = None
+    left_out: Counter[str] = field(default_factory=Counter[str])
+    """How many objects or entries were no images, by what they were."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All images of a source in key order: row i is ``keys[i]``, of class ``classes[labels[i]]``."""
+
+    keys: tuple[str, ...]
+    """A name of each image, unique and stable: which ones are held out is a function of it."""
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+    sizes: NDArray[np.int64]
+    """Bytes of the object each image lies in."""
+    versions: NDArray[np.int64]
+    """Which version of that object it is, by its ETag (``version_of``); 0 where storage tells none that
+    stands for the content."""
+    places: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
+    """Columns of one value per image that say where it lies, such as object, start and length; none where the
+    key is the object. A plan keeps them beside its own columns, ``key``, ``label`` and ``heldout``."""
+    left_out: Counter[str] = field(default_factory=Counter[str])
+    """How many objects or entries were no images, by what they were."""
+
+    @property
+    def note(self) -> str:
+        """One line on what was left out; empty where nothing was."""
+        if not self.left_out:
+            return ""
+        kinds = ", ".join(f"{count:,} {what}" for what, count in self.left_out.most_common(6))
+        more = "" if len(self.left_out) <= 6 else f" and {len(self.left_out) - 6} other kinds"
+        return f"{self.left_out.total():,} left out, which are no images: {kinds}{more}"
