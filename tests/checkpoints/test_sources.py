@@ -205,8 +205,8 @@ def test_sit_is_refused_by_its_file_s_name_and_by_metadata(official: Weights, tm
 
 def test_a_dit_s_own_arguments_are_no_objection(official: Weights, vae: Path, tmp_path: Path) -> None:
     arguments = argparse.Namespace(
-        data_path="/data", model="DiT-XL/2", image_size=256, num_classes=10, vae="ema", prediction="epsilon",
-        predict_xstart=False, noise_schedule="linear", path_type=None,
+        data_path="/data", model="DiT-XL/2", image_size=256, num_classes=np.int64(10), vae="ema",
+        prediction="epsilon", predict_xstart=False, noise_schedule="linear", path_type=None,
     )  # fmt: skip
     torch.save({"ema": official, "args": arguments}, tmp_path / "w.pt")
     lines = accounted(tmp_path / "w.pt", tmp_path / "m", vae=str(vae))

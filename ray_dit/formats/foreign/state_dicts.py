@@ -12,7 +12,6 @@ from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -228,9 +227,9 @@ def _plain_key(name: str) -> str:
 
 def told_classes(data: Any) -> int | None:
     """The number of classes by the checkpoint's arguments, None where they don't say."""
-    found = {int(value) for _, value in _arguments(data, ("num_classes",)) if _is_number(value)}
+    found = {value for _, value in _arguments(data, ("num_classes",)) if _is_number(value)}
     return found.pop() if len(found) == 1 else None
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -11,7 +11,7 @@ import re
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ def load_torch_file(path: Path) -> Any:
     """What a ``.pt`` or ``.bin`` file holds, tensors on the CPU.
 
     Beside tensors and plain data that is what training code leaves as arguments: namespaces, numpy's scalars
-    and arrays, and paths (as pure ones, whatever system wrote them). Raises UserError for a pickle with any
-    other code, naming it, and for a file that is no torch checkpoint.
+    (as Python's) and arrays (without their values), and paths (as pure ones, whatever system wrote them).
+    Raises UserError for a pickle with any other code, naming it, and for a file that is no torch checkpoint.
     """
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     with torch.serialization.safe_globals(_plain_data()):
@@ -48,14 +48,9 @@ def load_torch_file(path: Path) -> Any:
 
 def _plain_data() -> list[_Global]:
     """What may be unpickled beside torch's own, each under the names by which pickles know it."""
-    functions: dict[str, Any] = {
-        "scalar": np.float64(0).__reduce__()[0],
-        "_reconstruct": np.empty(0).__reduce__()[0],
-    }
-    dtypes = [kind for kind in vars(np.dtypes).values() if isinstance(kind, type)]
     arrays: list[_Global] = [
-        (function, f"{module}.{name}")
-        for name, function in functions.items()
+        (stand_in, f"{module}.{name}")
+        for name, stand_in in (("scalar", _scalar), ("_reconstruct", _array))
         for module in ("numpy._core.multiarray", "numpy.core.multiarray")  # numpy 2, numpy 1
     ]
     paths: list[_Global] = [
@@ -68,7 +63,41 @@ def _plain_data() -> list[_Global]:
         for prefix in ("", "Pure")
         for module in ("pathlib", "pathlib._local")  # Python 3.13 has them elsewhere
     ]
-    return [argparse.Namespace, types.SimpleNamespace, np.ndarray, np.dtype, *dtypes, *arrays, *paths]
+    kinds: list[_Global] = [(_Dtype, "numpy.dtype"), (_Array, "numpy.ndarray")]
+    return [argparse.Namespace, types.SimpleNamespace, *kinds, *arrays, *paths]
+
+
+class _Dtype:
+    """In place of numpy's dtype, which a damaged or hostile pickle makes crash the process."""
+
+    def __init__(self, code: Any = "", *_: Any) -> None:
+        self.code, self.order = code, ()
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple):
+            self.order = cast(tuple[Any, ...], state)[1:2]  # (version, byte order, ...)
+
+
+class _Array:
+    """In place of numpy's array: nothing asks for its values."""
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _array(*_: Any) -> _Array:
+    return _Array()
+
+
+def _scalar(dtype: Any, data: Any = None) -> Any:
+    """In place of numpy's scalars: the Python value of one of a plain kind, None of any other."""
+    code, order = getattr(dtype, "code", None), getattr(dtype, "order", None)
+    if not (isinstance(code, str) and re.fullmatch(r"b1|[iu][1248]|f[248]|c8|c16|U[0-9]{1,4}", code)):
+        return None
+    kind = np.dtype(f"{'>' if order == ('>',) else '<'}{code}")
+    if not isinstance(data, bytes) or len(data) != kind.itemsize or not data:
+        return None
+    return np.frombuffer(data, kind)[0].item()
 
 
 def _is_zip(path: Path) -> bool:
