@@ -85,7 +85,7 @@ def import_weights(options: argparse.Namespace) -> str:
 def generation(options: argparse.Namespace, model: str) -> GenerateConfig:
     """The settings of the paper's best figure, but with balanced labels.
 
-    Guidance on 3 channels is the model's own.
+    Guidance on 3 channels is the model's own: its import knows the published file by its name.
     """
     return GenerateConfig(
         model=model,

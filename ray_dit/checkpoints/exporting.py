@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from ray_dit.checkpoints.importing import SIDE_KEY, TORCH_SUFFIXES, check_position_table, locate
+from ray_dit.checkpoints.sources import SIDE_KEY, TORCH_SUFFIXES, check_position_table, locate
 from ray_dit.config import ExportConfig
 from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.errors import UserError
@@ -48,7 +48,7 @@ def _export_official(state_dict: dict[str, Tensor], output: str) -> str:
         )
     sink = io.BytesIO()
     torch.save(state_dict, sink)
-    store, name = locate(output)
+    store, name, _ = locate(output)
     store.put(name, sink.getvalue())
     return store.where(name)
 
@@ -68,6 +68,7 @@ def diffusers_objects(folder: ModelFolder, state_dict: dict[str, Tensor]) -> dic
         "config": config.model_copy(update={"latents": latents, "vae": VAE_FOLDER}).model_dump(mode="json"),
         "labels": json.loads(folder.labels.to_json()),
     }
+    # diffusers drops both when it saves the pipeline again; what it keeps then is the transformer's.
     index = {
         "_class_name": "DiTPipeline",
         "id2label": {str(number): name for number, name in enumerate(folder.labels.names)},
@@ -77,7 +78,7 @@ def diffusers_objects(folder: ModelFolder, state_dict: dict[str, Tensor]) -> dic
     }
     weights = to_diffusers(state_dict, config.model)
     return {
-        f"transformer/{CONFIG_KEY}": canonical(transformer_config(config.model)),
+        f"transformer/{CONFIG_KEY}": canonical(transformer_config(config.model, side)),
         f"transformer/{WEIGHTS_NAME}": save(weights, metadata={"format": "pt"}),
         "scheduler/scheduler_config.json": canonical(scheduler_config(config.diffusion)),
         **{f"{VAE_FOLDER}/{name}": data for name, data in vae.files().items()},

@@ -106,10 +106,8 @@ def _report(config: settings.ReportConfig) -> None:
 
 def _import(config: settings.ImportConfig) -> None:
     from ray_dit.checkpoints.importing import import_checkpoint
-    from ray_dit.folders.model import read_model
 
-    import_checkpoint(config)
-    print(read_model(config.output).config.summary())
+    import_checkpoint(config, say=print)
     _said(
         "model", config.output, f"ray-dit generate --model {config.output} --num-images 1000 --output dataset"
     )

@@ -30,8 +30,8 @@ class ImportConfig(Config):
     num_heads: Content[PositiveInt | None] = None
     """Attention heads of a model of no preset's size; weights don't show them."""
     guidance_channels: Content[PositiveInt | Literal["all"] | None] = None
-    """Latent channels guidance acts on; by default what the source says, else 3, as for the published
-    figures."""
+    """Latent channels guidance acts on; by default what the source says, else 3 for the published files, as
+    for their figures, and all for others."""
     licence: Content[str | None] = None
     """Licence of the weights, for the model card."""
     accept_fingerprint: Placement[bool] = False

@@ -52,12 +52,3 @@ class ModelConfig(ContentConfig):
                 f"guidance_channels is {self.guidance_channels}, but the latents have {channels}"
             )
         return self
-
-    def summary(self) -> str:
-        """What was found or assumed of the model, in a line, so that a wrong guess shows."""
-        model, latents = self.model, self.latents
-        return (
-            f"{model.num_classes} classes, VAE {self.vae}, latents (z - {latents.shift}) * {latents.scale}, "
-            f"guidance on {self.guidance_channels or model.in_channels} of {model.in_channels} channels, "
-            f"{self.diffusion.num_train_timesteps} time steps"
-        )

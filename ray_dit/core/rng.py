@@ -70,7 +70,7 @@ def normal(
 
     A row depends on its own (seed, sample_id, step, stream) alone; seeds and ids may be any int64, steps lie
     in [0, 2^32). Box & Muller 1958, on 32-bit uniforms: values reach ±6.7. Raises ValueError for too large a
-    shape.
+    shape and for tensors that are not int64.
     """
     size = math.prod(shape)
     words = _words(seed, sample_id, step, -(-size // 4), stream)
@@ -124,9 +124,13 @@ def integers(
 def _words(
     seed: int | Tensor, sample_id: Tensor, step: int | Tensor, num_blocks: int, stream: Stream
 ) -> Int64[Tensor, "B words"]:
-    """The random words of each sample, four a block."""
+    """The random words of each sample, four per block."""
     if num_blocks > MAX_BLOCKS:
         raise ValueError(f"{num_blocks} blocks of noise a sample and step: at most {MAX_BLOCKS} can be drawn")
+    for name, given in (("sample_id", sample_id), ("seed", seed), ("step", step)):
+        if isinstance(given, Tensor) and given.dtype != torch.int64:
+            # Narrower integers overflow in Philox' products and floats lose digits: other noise, silently.
+            raise ValueError(f"{name} must be int64, not {given.dtype}")
     device = sample_id.device
     seed = torch.as_tensor(seed, device=device).view(-1, 1)
     step = torch.as_tensor(step, device=device).view(-1, 1)

@@ -47,9 +47,12 @@ def test_first_rows_are_even_over_seeds():
         assert chi2(np.bincount(first, minlength=num_rows)) < 4
 
 
-def test_all_orders_of_a_few_rows_are_equally_likely():
-    counts = Counter(tuple(whole(0, epoch, 4).tolist()) for epoch in range(1500))
-    assert chi2(np.array([counts[rows] for rows in itertools.permutations(range(4))])) < 4
+@pytest.mark.parametrize("num_rows", [2, 3, 4, 5, 6])
+def test_all_orders_of_a_few_rows_are_equally_likely(num_rows: int):
+    orders = list(itertools.permutations(range(num_rows)))
+    epochs = 30_000  # enough to show that the network on four bits is uneven at 3 rows and more
+    counts = Counter(tuple(whole(0, epoch, num_rows).tolist()) for epoch in range(epochs))
+    assert chi2(np.array([counts[rows] for rows in orders])) < 4
 
 
 def test_neighbours_part_and_epochs_are_unrelated():
@@ -78,6 +81,7 @@ def test_values_stay_what_they_are():
     """Made by this code: a change here changes which samples every training step sees."""
     assert order(3, 2, np.arange(6), 1_281_167).tolist() == GOLDEN_ROWS
     assert whole(3, 2, 7).tolist() == GOLDEN_FEW_ROWS
+    assert [whole(3, 2, num_rows).tolist() for num_rows in range(1, 7)] == GOLDEN_FEWEST_ROWS
     assert [key for key in map(str, range(200)) if is_heldout(key, 0.02)] == GOLDEN_HELDOUT
 
 
@@ -98,4 +102,12 @@ def test_heldout_has_its_size_and_only_grows():
 
 GOLDEN_ROWS = [1214461, 124614, 10649, 972372, 672078, 678568]
 GOLDEN_FEW_ROWS = [0, 2, 1, 5, 4, 3, 6]
+GOLDEN_FEWEST_ROWS = [
+    [0],
+    [0, 1],
+    [0, 1, 2],
+    [3, 0, 1, 2],
+    [3, 4, 0, 1, 2],
+    [3, 4, 5, 0, 1, 2],
+]
 GOLDEN_HELDOUT = ["51", "55", "152", "178"]

@@ -1,5 +1,6 @@
 """The noise is Philox bit for bit, has the right distribution, and depends on nothing but its arguments."""
 
+import inspect
 import math
 
 import pytest
@@ -145,6 +146,17 @@ def test_too_much_is_refused():
         normal(0, ids(1), 0, (2**26 + 1,), stream=Stream.SAMPLE)
     with pytest.raises(ValueError, match="high"):
         integers(0, ids(1), 0, 2**31 + 1, stream=Stream.TRAIN_T)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.float32, torch.float64, torch.bool])
+@pytest.mark.parametrize("name", ["seed", "sample_id", "step"])
+def test_only_int64_is_taken(dtype: torch.dtype, name: str):
+    given = {"seed": ids(1), "sample_id": ids(1), "step": ids(1)}
+    given[name] = given[name].to(dtype)
+    # Outside the tests nothing checks annotations, so the functions' own refusal is what counts.
+    for draw, rest in ((normal, {"shape": (4,)}), (uniform, {}), (integers, {"high": 5})):
+        with pytest.raises(ValueError, match=f"{name} must be int64, not {dtype}"):
+            inspect.unwrap(draw)(**given, **rest, stream=Stream.SAMPLE)
 
 
 def test_streams_keep_their_numbers():

@@ -1,8 +1,10 @@
 """Every reader of bytes that come from elsewhere, as a function of bytes alone, and good bytes for it."""
 
+import argparse
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import tarfile
 import tempfile
@@ -152,9 +154,10 @@ def torch_files() -> list[bytes]:
     size = DiTConfig(hidden_size=8, depth=1, num_heads=2, input_size=4, in_channels=4, num_classes=3)
     state = DiT(size).state_dict()
     found: list[bytes] = []
-    for zipped in (True, False):
+    arguments = argparse.Namespace(lr=np.float64(1), seen=np.arange(3), data=Path("data"))
+    for args, zipped in itertools.product((None, arguments), (True, False)):
         with io.BytesIO() as sink:
-            torch.save({"ema": state, "args": None}, sink, _use_new_zipfile_serialization=zipped)
+            torch.save({"ema": state, "args": args}, sink, _use_new_zipfile_serialization=zipped)
             found.append(sink.getvalue())
     return found
 

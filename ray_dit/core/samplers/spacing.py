@@ -40,6 +40,11 @@ def _spaced(spacing: Spacing, steps: int, schedule: Schedule) -> Column:
             if steps > 1
             else np.array([float(last)])
         )
+    if spacing == "leading" and steps == 1 and last > 0:
+        raise ValueError(
+            "spacing 'leading' visits time 0 alone in 1 step, so the noise would come back as the image: "
+            "take 'trailing', or more steps"
+        )
     if spacing == "leading":
         return space_timesteps(last + 1, f"ddim{steps}")[::-1].astype(np.float64)
     if spacing == "trailing":

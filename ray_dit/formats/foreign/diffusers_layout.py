@@ -44,6 +44,9 @@ FIXED = {"norm_type": "ada_norm_zero", "activation_fn": "gelu-approximate", "att
 """Settings of diffusers' transformer without which it is no DiT."""
 POSITION_TABLE = "pos_embed.pos_embed"
 """diffusers computes it; some files hold it all the same."""
+OWN_KEY = "_ray_dit"
+"""In transformer/config.json: settings that diffusers has no place for. What begins with an underscore it
+hands on, unread, when it opens a model and saves it again; of other files of our own it knows nothing."""
 
 
 def _renamed(depth: int) -> Iterator[tuple[str, str]]:
@@ -107,9 +110,10 @@ def _padded_label_table(state_dict: Mapping[str, Tensor], config: DiTConfig) -> 
     )
 
 
-def transformer_config(config: DiTConfig) -> dict[str, Any]:
-    """transformer/config.json of diffusers."""
+def transformer_config(config: DiTConfig, own: Mapping[str, Any]) -> dict[str, Any]:
+    """transformer/config.json of diffusers; ``own`` comes back when the folder is read."""
     return {
+        OWN_KEY: dict(own),
         "_class_name": "DiTTransformer2DModel",
         "num_attention_heads": config.num_heads,
         "attention_head_dim": config.hidden_size // config.num_heads,
@@ -137,6 +141,7 @@ def scheduler_config(config: DiffusionConfig) -> dict[str, Any]:
         "prediction_type": "epsilon",
         "set_alpha_to_one": True,
         "steps_offset": 0,
+        "timestep_spacing": "leading",
     }
 
 
@@ -145,16 +150,18 @@ def schedule_from_diffusers(settings: Mapping[str, Any], where: str) -> Diffusio
 
     UserError for one that is not linear in beta.
     """
-    there = {"beta_schedule": "linear", "prediction_type": "epsilon", "trained_betas": None} | dict(settings)
-    wrong = [
-        f"{key} is {there[key]!r}"
-        for key, value in (
-            ("beta_schedule", "linear"),
-            ("prediction_type", "epsilon"),
-            ("trained_betas", None),
-        )
-        if there[key] != value
-    ]
+    needed = {
+        "beta_schedule": "linear",
+        "prediction_type": "epsilon",
+        "trained_betas": None,
+        "rescale_betas_zero_snr": False,
+        "use_flow_sigmas": False,
+    }
+    there = needed | dict(settings)
+    wrong = [f"{key} is {there[key]!r}" for key, value in needed.items() if there[key] != value]
+    kind = settings.get("_class_name", "DDIMScheduler")
+    if kind not in ("DDIMScheduler", "DDPMScheduler") and "beta_schedule" not in settings:
+        wrong.append(f"{kind} has no betas")  # of flow matching, or continuous
     if wrong:
         raise UserError(
             f"the scheduler in {where} is not the one a DiT is trained with ({', '.join(wrong)}): only "
@@ -236,6 +243,23 @@ def _common(rest: Mapping[str, Tensor], name: str, depth: int, where: str) -> Te
                 f"{block}), which a DiT shares: it was trained further in diffusers and can't be imported"
             )
     return copies[0]
+
+
+def unpadded(config: DiTConfig, state_dict: Mapping[str, Tensor], num_names: int | None) -> DiTConfig:
+    """``config`` with the classes that the label table really has; the inverse of `to_diffusers`' padding.
+
+    Rows at the end that equal the last one are the null class and its padding; where they are zero there is
+    no null class. ``num_names`` says how many of them are classes all the same, where names are known.
+    """
+    table = state_dict[LABEL_TABLE]
+    others = (table != table[-1]).any(1).nonzero()
+    has_null = bool(table[-1].any())
+    shown = int(others[-1]) + 1 if len(others) else int(has_null)
+    num_classes = min(max(shown, num_names or 0), config.num_classes)
+    dropout = config.class_dropout_prob
+    if num_classes:
+        dropout = (dropout or DiTConfig().class_dropout_prob) if has_null else 0.0
+    return config.model_copy(update={"num_classes": num_classes, "class_dropout_prob": dropout})
 
 
 def without_padding(state_dict: Mapping[str, Tensor], config: DiTConfig) -> dict[str, Tensor]:
