@@ -198,6 +198,9 @@ def _keys(
         keys = _below_classes(
             [f"{stems[key]}/{name}" for key, name in zip(objects, names, strict=True)], classes
         )
+    if any(rows.keyed for rows in pieces):
+        keyed = [rows.keyed for rows in pieces for _ in rows.names]
+        keys = [name if own else key for name, key, own in zip(names, keys, keyed, strict=True)]
     return keys
 
 

@@ -31,8 +31,8 @@ LABELS = (*CLASSES, "fine_label", "labels")
 METADATA = b"huggingface"
 LARGEST_COLUMN = 128 << 20
 """Unpacked bytes of a row group's names or labels, at most."""
-GROUPS_KEPT, BYTES_KEPT = 4, 1 << 30
-"""Row groups kept by a process for the next images, and their bytes if there are several."""
+BYTES_KEPT = 256 << 20
+"""Bytes of row groups that a process keeps for the next images; of one alone it keeps all."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,7 @@ class GroupCache:
         with self._lock:  # so that of threads that want one group, one reads it
             if name not in self._kept:
                 self._kept[name] = _images_of(source, key, group)
-                while len(self._kept) > GROUPS_KEPT or (
-                    len(self._kept) > 1 and sum(array.nbytes for array in self._kept.values()) > BYTES_KEPT
-                ):
+                while len(self._kept) > 1 and sum(map(_bytes_of, self._kept.values())) > BYTES_KEPT:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(name)
             found = self._kept[name][row].as_py()
@@ -125,6 +123,10 @@ class GroupCache:
 
     def __reduce__(self) -> tuple[type["GroupCache"], tuple[()]]:
         return GroupCache, ()
+
+
+def _bytes_of(array: pa.Array) -> int:
+    return int(array.nbytes)
 
 
 def _parts(file: pq.ParquetFile, columns: Columns, where: str) -> Iterator[Part]:

@@ -55,6 +55,8 @@ class Piece:
     """Of the object; see ``Listing.versions``."""
     label: str | None = None
     """The class of all its images, where the piece tells it."""
+    is_of_many: bool = False
+    """The source holds more bytes than a process can keep, so that images have to be read in their order."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ class Rows:
     declared: tuple[str, ...] = ()
     """Names of classes that the layout itself numbers; then ``labels`` holds the numbers, -1 for none."""
     labels: NDArray[np.int64] | None = None
+    keyed: bool = False
+    """The names are the keys, with no class before them: they are numbers of rows."""
     left_out: Counter[str] = field(default_factory=Counter[str])
     """How many objects or entries were no images, by what they were."""
 

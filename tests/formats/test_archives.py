@@ -304,14 +304,24 @@ def test_parquet_without_names_is_keyed_by_rows_and_classes_may_be_text() -> Non
     images = pa.array([b"0", b"1", b"2"], pa.binary())
     data = table_bytes(png=images, label=pa.array(["dog", "cat", "dog"]))
     assert read_all("parquet", {"x.parquet": data}) == {
-        "dog/000000000": b"0", "cat/000000001": b"1", "dog/000000002": b"2",
+        "x/000000000": b"0", "x/000000001": b"1", "x/000000002": b"2",
     }  # fmt: skip
     assert listed("parquet", {"x.parquet": data}).classes == ("cat", "dog")
     two = listed("parquet", {"a.parquet": data, "b.parquet": data})
-    assert two.keys[0] == "cat/a/000000001"
+    assert two.keys == tuple(f"{file}/00000000{row}" for file in "ab" for row in range(3))
     same_names = [{"bytes": b"x", "path": "image.png"}] * 2
     data = table_bytes(image=pa.array(same_names), label=pa.array([0, 0]))
-    assert listed("parquet", {"x.parquet": data}).keys == ("0/000000000", "0/000000001")
+    assert listed("parquet", {"x.parquet": data}).keys == ("x/000000000", "x/000000001")
+
+
+def test_a_large_set_is_keyed_so_that_it_is_read_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray_dit.formats.images.parquet.BYTES_KEPT", 100)
+    files = {f"{name}/{number}.png": b"x" for name in ("a", "b10", "c2") for number in range(1)}
+    assert listed("parquet", {"x.parquet": parquet_bytes(files)}).keys == tuple(files)
+    turned = dict(reversed(files.items()))
+    assert listed("parquet", {"a/x.parquet": parquet_bytes(turned)}).keys == tuple(
+        f"a/x/00000000{row}" for row in range(3)
+    )
 
 
 def empty_cells() -> bytes:

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tarfile
 import zlib
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 
 from tests.fuzz.readers import LISTING, READERS, dataset_job, torch_files
 from tests.fuzz.sandbox import Sandbox, Verdict
+from tests.support.layouts import parquet_bytes, zip_bytes
 
 
 def read(name: str, data: bytes, *, seconds: float = 20.0) -> Verdict:
@@ -131,3 +133,35 @@ def test_keys_that_leave_the_folder_are_refused(name: str, key: str) -> None:
         data = data.replace(f'"{there}"'.encode(), f'"{key}"'.encode())
     assert data != dataset_job()[name]
     assert read(f"job {name}", data).kind == "refused"
+
+
+def repeated(count: int) -> bytes:
+    """A ZIP archive of ``count`` entries of one range of bytes."""
+    data = bytearray(zip_bytes({"cat/0.png": b"x" * 1000}))
+    start, end = data.index(b"PK\1\2"), data.index(b"PK\5\6")
+    tail = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, count, count, count * (end - start), start, 0)
+    return bytes(data[:start] + data[start:end] * count + tail)
+
+
+def test_archives_that_stand_for_much_are_refused_or_read_in_bounds() -> None:
+    zeros = zip_bytes({"cat/0.png": bytes(60 << 20)})
+    assert read("archive zip", zeros).kind == "read"
+    assert read("archive zip", repeated(10_000)).kind == "refused", "one key for all"
+    header = tarfile.TarInfo("cat/0.png")
+    for size in (1 << 40, (1 << 63) - 1):
+        header.size = size
+        assert read("archive tar", header.tobuf(tarfile.GNU_FORMAT) + bytes(5000)).kind == "refused"
+    chain = tarfile.TarInfo("././@LongLink")
+    chain.type, chain.size = tarfile.GNUTYPE_LONGNAME, 512
+    assert read("archive tar", (chain.tobuf() + bytes(512)) * 5000).kind == "refused", (
+        "name of a name of a name"
+    )
+
+
+def test_parquet_images_whose_names_unpack_to_gigabytes_are_refused() -> None:
+    names = ["x" * (1 << 20) + str(number) for number in range(200)]
+    data = parquet_bytes({f"cat/{name}": b"x" for name in names}, group=200, compression="zstd")
+    assert len(data) < 2 << 20
+    verdict = read("archive parquet", data)
+    assert verdict.kind == "refused"
+    assert verdict.megabytes < 50

@@ -10,6 +10,8 @@ Columns of what is written: ``image`` (struct of bytes and path, as Hugging Face
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +23,7 @@ from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
 from ray_dit.formats.image_format import Entry, ImageShard, InputFormat, OutputFormat, object_pieces
 from ray_dit.formats.label_file import class_name
 from ray_dit.formats.merging import Layout
-from ray_dit.formats.parquet_images import Columns, GroupCache, Part, parts_of
+from ray_dit.formats.parquet_images import BYTES_KEPT, Columns, GroupCache, Part, parts_of
 from ray_dit.formats.rows import Piece, Place, Rows, Source
 
 _METADATA = "huggingface"
@@ -33,8 +35,9 @@ _COLUMNS = {"image": _IMAGE_TYPE, "label": pa.int64(), "id": pa.int64()}
 class Parquet(InputFormat, OutputFormat):
     """The format `generate` writes; `datasets` finds Image and ClassLabel features in it.
 
-    Of images that are read, the key is the file name beside the bytes, or the number of the row where those
-    are missing or not unique.
+    Of images that are read, the key is the class and the file name beside the bytes. It is the file and the
+    number of the row where those names are missing or not unique, and where a set too large to be kept would
+    be read in leaps by them: each image takes the row group it lies in.
     """
 
     suffix = ".parquet"
@@ -49,7 +52,9 @@ class Parquet(InputFormat, OutputFormat):
 
     def pieces(self, source: Source) -> Sequence[Piece]:
         """One per file."""
-        return object_pieces(source, self.suffix)
+        found = object_pieces(source, self.suffix)
+        is_of_many = sum(piece.size for piece in found) > BYTES_KEPT
+        return [replace(piece, is_of_many=is_of_many) for piece in found]
 
     def list_piece(self, source: Source, piece: Piece) -> Rows:
         """Reads names and labels, row group by row group."""
@@ -62,8 +67,16 @@ class Parquet(InputFormat, OutputFormat):
         groups = [np.full(len(part.labels), part.group, np.int64) for part in parts]
         rows = [np.arange(len(part.labels), dtype=np.int64) for part in parts]
         none = [np.zeros(0, np.int64)]
+        numbers = _numbers(labels, columns, f"{source.uri}/{piece.object}") if columns.names else None
+        if numbers is None:
+            told = [class_name(label) or "" for label in labels]
+        else:
+            told = [columns.names[number] for number in numbers.tolist()]
+        names = _names(parts, told, ordered=piece.is_of_many)
+        stem = piece.object.removesuffix(self.suffix)
         return Rows(
-            names=_names(parts, labels),
+            names=names or [f"{stem}/{row:09d}" for row in range(len(labels))],
+            keyed=names is None,
             sizes=np.full(len(labels), piece.size, np.int64),
             versions=np.full(len(labels), piece.version, np.int64),
             places={
@@ -71,9 +84,9 @@ class Parquet(InputFormat, OutputFormat):
                 "group": np.concatenate(none + groups),
                 "row": np.concatenate(none + rows),
             },
-            classes=None if columns.names else [class_name(label) or "" for label in labels],
+            classes=told if numbers is None else None,
             declared=columns.names,
-            labels=_numbers(labels, columns, f"{source.uri}/{piece.object}") if columns.names else None,
+            labels=numbers,
         )
 
     def read_image(self, source: Source, key: str, place: Place) -> bytes:
@@ -121,17 +134,14 @@ class Parquet(InputFormat, OutputFormat):
         )
 
 
-def _names(parts: Sequence[Part], labels: Sequence[Any]) -> list[str]:
-    """The file name of each image in a file, or of all the numbers of their rows."""
+def _names(parts: Sequence[Part], classes: Sequence[str], *, ordered: bool) -> list[str] | None:
+    """The file name of each image of a file; None where they are not unique, or out of order."""
     paths = [path for part in parts for path in part.paths]
     names = [path.replace("\\", "/").rpartition("/")[2] for path in paths if path]
-    if (
-        len(names) == len(paths)
-        and all(names)
-        and len({*zip(names, map(str, labels), strict=True)}) == len(names)
-    ):
-        return names
-    return [f"{number:09d}" for number in range(len(paths))]
+    keys = [*zip(classes, names, strict=False)]
+    if not names or len(names) < len(paths) or not all(names) or len({*keys}) < len(keys):
+        return None
+    return names if not ordered or all(first < second for first, second in pairwise(keys)) else None
 
 
 def _numbers(labels: Sequence[Any], columns: Columns, where: str) -> np.ndarray:
