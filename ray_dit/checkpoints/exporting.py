@@ -68,7 +68,8 @@ def diffusers_objects(folder: ModelFolder, state_dict: dict[str, Tensor]) -> dic
         "config": config.model_copy(update={"latents": latents, "vae": VAE_FOLDER}).model_dump(mode="json"),
         "labels": json.loads(folder.labels.to_json()),
     }
-    # diffusers drops both when it saves the pipeline again; what it keeps then is the transformer's.
+    # Neither the side file nor id2label is written when diffusers saves the pipeline again; what the
+    # transformer's configuration holds is.
     index = {
         "_class_name": "DiTPipeline",
         "id2label": {str(number): name for number, name in enumerate(folder.labels.names)},

@@ -141,15 +141,15 @@ def _pipeline_of(transformer: Store) -> Store | None:
 
 def _read_file(config: ImportConfig, store: Store, key: str, name: str) -> Checkpoint:
     """A file with the official names, whatever holds them."""
-    with _as_file(store, key, name) as path:
-        data, said = _tensors_and_settings(path)
-        sha256 = open_store(str(path.parent)).sha256(path.name)
-        found = _weights_of(data, path)
     if is_sit(name):
         raise UserError(
             f"{config.source} is called as SiT's files are, which are trained for flow matching, and sampled "
             "as a DiT it would make noise: give a DiT checkpoint, or rename the file if it is one"
         )
+    with _as_file(store, key, name) as path:
+        data, said = _tensors_and_settings(path)
+        sha256 = open_store(str(path.parent)).sha256(path.name)
+        found = _weights_of(data, path)
     has_objective = check_objective(said, config.source)
     if "pos_embed.proj.weight" in found.tensors:
         raise UserError(

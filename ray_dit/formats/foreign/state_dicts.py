@@ -118,9 +118,11 @@ class _Candidate:
         origins: dict[str, str] = {}
         for name, tensor in self.tensors.items():
             plain = plain_name(name)
-            if not plain.startswith(self.prefix) or (self.is_dit and _is_counter(plain, tensor)):
+            if not plain.startswith(self.prefix):
                 continue
             plain = plain.removeprefix(self.prefix)
+            if self.is_dit and _is_counter(plain, tensor):
+                continue
             if plain in named:
                 raise UserError(
                     f"{where} holds {plain} twice ({origins[plain]} and {name}), and nothing says which is "
@@ -190,7 +192,7 @@ def check_objective(data: Any, where: str) -> bool:
 
     Raises UserError where they say that the network was trained for something else, naming the arguments.
     """
-    told = [(name, value) for name, value in _arguments(data, OBJECTIVES) if value is not None]
+    told = [(name, value) for name, value in _arguments(data, OBJECTIVES) if not _says_nothing(value)]
     wrong = [f"{name} is {str(value)!r}" for name, value in told if not _is_dits(name, value)]
     models = (value for _, value in _arguments(data, ("model",)) if isinstance(value, str))
     wrong += [f"model is {name!r}" for name in models if is_sit(name)]
@@ -198,9 +200,13 @@ def check_objective(data: Any, where: str) -> bool:
         raise UserError(
             f"{where} was trained for something else than a DiT's prediction of eps with linear betas "
             f"({', '.join(dict.fromkeys(wrong))}), and sampled as a DiT it would make noise: give a DiT "
-            "checkpoint"
+            "checkpoint, or if it is one, a file of its weights alone"
         )
     return any(OBJECTIVES[_plain_key(name)] == EPS for name, _ in told)
+
+
+def _says_nothing(value: Any) -> bool:
+    return str(value).lower() in ("", "none")
 
 
 def _is_dits(name: str, value: Any) -> bool:
