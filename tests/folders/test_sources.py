@@ -1,5 +1,6 @@
 """What a URI of images names: a folder, an archive, several archives; on disk and on S3."""
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from ray_dit.formats.image_format import InputFormat
 from ray_dit.formats.registry import FORMATS
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
-from tests.support.layouts import LAYOUTS, tar_bytes
+from tests.support.layouts import LAYOUTS, tar_bytes, zip_bytes
 from tests.support.stores import s3_environment, store
 from tests.support.tiny import SIZE, write_pictures
 
@@ -42,6 +43,20 @@ def test_a_uri_is_a_folder_an_archive_or_a_pattern(tmp_path: Path) -> None:
     assert open_images(str(tmp_path / "train-0.tar")).uri == str(tmp_path)
     with pytest.raises(NotFound, match="nothing.tar does not exist"):
         plan_images(ImagesConfig(uri=str(tmp_path / "nothing.tar")))
+
+
+def test_an_entry_that_cannot_be_unpacked_is_set_aside(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "images", {"left": 3})
+    files = {f"left/{path.name}": path.read_bytes() for path in sorted((tmp_path / "images/left").iterdir())}
+    data = bytearray(zip_bytes(files, zipfile.ZIP_STORED))
+    data[data.index(files["left/01.png"]) + 60] ^= 1
+    (tmp_path / "x.zip").write_bytes(data)
+    plan = plan_images(ImagesConfig(uri=str(tmp_path / "x.zip"), size=SIZE))
+    _, kept, bad = load_images(plan, range(3))
+    assert (kept.tolist(), [(image.key, image.reason) for image in bad]) == (
+        [0, 2],
+        [("left/01.png", "damaged in its ZIP archive: its checksum is wrong")],
+    )
 
 
 def test_labels_that_are_not_there_are_named(tmp_path: Path) -> None:
