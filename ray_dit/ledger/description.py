@@ -1,11 +1,11 @@
 """``_job.json``: what a folder was begun with, held against what is asked for now; knows no objects."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from ray_dit.errors import Damaged, UserError
-from ray_dit.ledger.comparison import Comparison
-from ray_dit.ledger.manifest import generation_tag, job_key, manifest_key
+from ray_dit.errors import Conflict, Damaged, NotFound, UserError
+from ray_dit.ledger.comparison import LIBRARIES, Comparison
+from ray_dit.ledger.manifest import generation_tag, job_key, last_generation, manifest_key
 from ray_dit.ledger.restore import overwrite
 from ray_dit.ledger.results import Facts, parse_manifest
 from ray_dit.ledger.stored_json import Json, canonical, read_json
@@ -84,6 +84,61 @@ def extends(store: Store, generation: int) -> dict[str, str]:
     return {"extends": parse_manifest(before, Facts, store.where(key)).sha256}
 
 
+def newest_begun(store: Store) -> int:
+    """The newest generation that was begun: the one after the last manifest where it has a description."""
+    newest = last_generation(store)
+    return newest + 1 if store.head(job_key(newest + 1)) is not None else newest
+
+
+def generation_of(
+    store: Store, parts: Mapping[str, Json], comparison: Comparison, *, libraries: bool = True
+) -> int:
+    """The newest generation that was begun with these parts; where there is none, the newest of all.
+
+    Other ``libraries`` make no difference where those do not count.
+    """
+    newest = newest_begun(store)
+    for generation in range(newest, -1, -1):
+        there = known_parts(store, generation)
+        if there is not None and comparison.same(there, parts, libraries=libraries):
+            return generation
+    return newest
+
+
+def known_parts(store: Store, generation: int) -> dict[str, Json] | None:
+    """A generation's parts, as far as the folder still shows them; None where it was not begun, too."""
+    try:
+        return stored_description(store, generation)["parts"]
+    except (Damaged, NotFound):
+        there = from_manifest(store, generation)
+        return there["parts"] if there else None
+
+
+def check_extension(
+    store: Store,
+    comparison: Comparison,
+    there: Mapping[str, Json],
+    ours: Mapping[str, Json],
+    may_change: Iterable[str],
+    accept_fingerprint: bool,
+) -> None:
+    """Conflict where parts differ in anything that an extension has to leave as it was."""
+    free = (*may_change, LIBRARIES) if accept_fingerprint else tuple(may_change)
+    changed = {
+        name: pair
+        for name, pair in comparison.differences(there, ours).items()
+        if not any(name == part or name.startswith(f"{part}.") for part in free)
+    }
+    if not changed:
+        return
+    ways = "give what it was made with, or take another output folder"
+    if all(name.startswith(f"{LIBRARIES}.") for name in changed):
+        ways = "go back to those versions, or add --accept-fingerprint to extend it with these"
+    raise Conflict(
+        f"{store.uri} can't be extended with other settings than it was made with ({_shown(changed)}): {ways}"
+    )
+
+
 def difference(store: Store, there: Json, ours: Json, comparison: Comparison) -> str:
     """The sentence that refuses a job whose folder belongs to another one."""
     if there["stage"] != ours["stage"]:
@@ -93,14 +148,10 @@ def difference(store: Store, there: Json, ours: Json, comparison: Comparison) ->
             f"{store.uri} has format {there['format']}, not {ours['format']}: use the ray-dit that began it"
         )
     changed = comparison.differences(there["parts"], ours["parts"])
-    shown = ", ".join(
-        f"{name}: {_short(old)} -> {_short(new)}" for name, (old, new) in [*changed.items()][:6]
-    )
-    more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
     ways = way_out(store, "take another output folder, or go back to what it was begun with")
     if comparison.same(there["parts"], ours["parts"], libraries=False):
         ways = "go back to those versions, or add --accept-fingerprint to finish it with these"
-    return f"{store.uri} was begun with other settings ({shown}{more}): {ways}"
+    return f"{store.uri} was begun with other settings ({_shown(changed)}): {ways}"
 
 
 def way_out(store: Store, ways: str) -> str:
@@ -108,6 +159,14 @@ def way_out(store: Store, ways: str) -> str:
     if all(info.key.startswith(("_job", "_runs/", "_accepted/")) for info in store.list()):
         return f"nothing was made there yet, so delete it if no run is under way, or {ways}"
     return ways
+
+
+def _shown(changed: Mapping[str, tuple[Json, Json]]) -> str:
+    """The first of the parts that differ, with what they were and are."""
+    shown = ", ".join(
+        f"{name}: {_short(old)} -> {_short(new)}" for name, (old, new) in [*changed.items()][:6]
+    )
+    return shown + (f" and {len(changed) - 6} more" if len(changed) > 6 else "")
 
 
 def _short(value: Json) -> str:

@@ -27,7 +27,15 @@ from typing import Any
 
 from ray_dit.errors import Conflict, Damaged
 from ray_dit.ledger.comparison import Comparison
-from ray_dit.ledger.description import difference, extends, read_description, same_but_parts, way_out
+from ray_dit.ledger.description import (
+    check_extension,
+    difference,
+    extends,
+    known_parts,
+    read_description,
+    same_but_parts,
+    way_out,
+)
 from ray_dit.ledger.manifest import (
     FORMAT,
     check_finished,
@@ -131,20 +139,29 @@ class Job:
         stage: str,
         parts: Mapping[str, Json],
         *,
+        may_change: Iterable[str],
         accept_fingerprint: bool = False,
         comparison: Comparison = _AS_WRITTEN,
     ) -> "Job":
         """The next generation of a finished job, or the one that was begun with these parts.
 
-        Its objects get keys of their own (``prefix``), its manifest lists those of all generations, and until
-        that is written consumers see the generation before.
+        The newest generation itself where these are its parts: nothing is to be added then. Its objects get
+        keys of their own (``prefix``), its manifest lists those of all generations, and until that is written
+        consumers see the generation before.
+
+        Conflict where something else differs from the generation before than ``may_change``, dotted names of
+        parts (``inputs.images``) or of what they lie in (``config.model``); and, as in ``open``, where
+        another extension has been begun.
         """
-        newest = last_generation(store)
-        if newest == 0:
-            check_finished(store, stage)  # says so if the job is unfinished, or another's
-        there = read_json(store, job_key(newest))
-        same = there["stage"] == stage and comparison.same(there["parts"], parts)
-        generation = newest if same and comparison.other_rules(stage, there["parts"]) is None else newest + 1
+        check_finished(store, stage)  # says so if the job is unfinished, or another's
+        generation = last_generation(store)
+        if store.head(job_key(generation + 1)) is not None:
+            generation += 1
+        else:
+            there = known_parts(store, generation) or {}
+            if not comparison.same(there, parts, libraries=not accept_fingerprint):
+                check_extension(store, comparison, there, parts, may_change, accept_fingerprint)
+                generation += 1
         return cls.open(
             store,
             stage,

@@ -9,6 +9,7 @@ from typing import Any
 
 from ray_dit.config import Config, ImportConfig, StageConfig, content_defaults, placement_names, section_of
 from ray_dit.ledger.comparison import RULES, Comparison
+from ray_dit.ledger.description import generation_of
 from ray_dit.ledger.job import Job
 from ray_dit.storage.open import open_store
 
@@ -35,21 +36,29 @@ def open_job(
     inputs: dict[str, str],
     *,
     resolved: Mapping[str, Any] | None = None,
+    extend: bool = False,
+    may_change: tuple[str, ...] = (),
 ) -> Job:
-    """Begins or continues the stage's job in its output folder.
+    """Begins or continues the stage's job in its output folder, in the generation these settings belong to.
 
     Conflict where the folder belongs to another one.
 
     ``resolved`` replaces settings by what they came to mean: class names by numbers, what was asked for by
     the full settings (as a configuration or as JSON data).
+
+    ``extend``: the next generation of a finished job, which may differ from the one before in the parts
+    ``may_change`` alone; the newest one where nothing differs (``Job.extend``).
     """
-    return Job.open(
-        open_store(config.output),
-        stage,
-        parts(config, stage, inputs, resolved=resolved),
-        accept_fingerprint=config.accept_fingerprint,
-        comparison=comparison(type(config), stage, resolved=resolved),
-    )
+    store = open_store(config.output)
+    ours = parts(config, stage, inputs, resolved=resolved)
+    compared = comparison(type(config), stage, resolved=resolved)
+    accept = config.accept_fingerprint
+    if extend:
+        return Job.extend(
+            store, stage, ours, may_change=may_change, accept_fingerprint=accept, comparison=compared
+        )
+    generation = generation_of(store, ours, compared, libraries=not accept)
+    return Job.open(store, stage, ours, accept_fingerprint=accept, generation=generation, comparison=compared)
 
 
 def parts(

@@ -109,7 +109,7 @@ def test_an_unfinished_job_is_no_success(tmp_path: Path) -> None:
 
 def test_so_is_an_extension_that_was_begun(tmp_path: Path) -> None:
     store = made(tmp_path)
-    Job.extend(store, "generate", PARTS | {"config": {"seed": 1}})
+    Job.extend(store, "generate", PARTS | {"config": {"seed": 1}}, may_change=["config.seed"])
     assert [problem.split(":")[1].strip() for problem in problems(store)] == ["unfinished"]
 
 

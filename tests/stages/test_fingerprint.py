@@ -17,7 +17,7 @@ from ray_dit.ledger.maintenance import Tally, verify
 from ray_dit.ledger.results import Facts
 from ray_dit.ledger.stored_json import canonical
 from ray_dit.results import LatentsResult
-from ray_dit.stages.fingerprint import STAGE_RULES, comparison, parts
+from ray_dit.stages.fingerprint import STAGE_RULES, comparison, open_job, parts
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
@@ -221,3 +221,26 @@ def test_rules_are_written_from_two_on_and_a_newer_number_is_refused(
 def test_every_job_has_rules_with_a_history() -> None:
     assert set(STAGE_RULES) == {"train-vae", "encode", "train", "generate", "evaluate", "model"}
     assert all(history and all(history) for history in STAGE_RULES.values())
+
+
+def test_a_stage_extends_its_job_and_finds_the_extension_again(tmp_path: Path) -> None:
+    def job(images: str, *, extend: bool = False, **fields: Any) -> Job:
+        asked = encode_config(output=str(tmp_path), **fields)
+        return open_job(asked, "encode", {"images": images}, extend=extend, may_change=("inputs.images",))
+
+    first = job("a")
+    first.finish(Facts())
+    assert job("a", extend=True) == first
+    added = job("b", extend=True)
+    assert (added.generation, job("b"), job("b", extend=True)) == (1, added, added)
+    assert job("a") == first
+    with pytest.raises(Conflict, match=r"inputs.images: b -> c\)"):
+        job("c")
+    with pytest.raises(Conflict, match=r"inputs.images: b -> c\)"):
+        job("c", extend=True)
+    added.finish(Facts())
+    with pytest.raises(
+        Conflict, match=r"can't be extended with other settings .* \(config.mirror: False -> True\)"
+    ):
+        job("c", extend=True, mirror=True)
+    assert job("c", extend=True).generation == 2
