@@ -49,7 +49,7 @@ from ray_dit.ledger.manifest import (
     plain_listing_key,
     plain_objects,
 )
-from ray_dit.ledger.markers import mark, marker_at, put_marker, read_marker, unless_damaged
+from ray_dit.ledger.markers import in_order, mark, marker_at, put_marker, read_marker, unless_damaged
 from ray_dit.ledger.plain import MadeAgain, Plain
 from ray_dit.ledger.restore import hash_of, overwrite, put_back
 from ray_dit.ledger.results import (
@@ -254,12 +254,12 @@ class Job:
         return (info.key.removeprefix(folder).removesuffix(".json") for info in self.store.list(folder))
 
     def markers(self, facts: type[F], names: Iterable[str] | None = None) -> Iterator[Marker[F]]:
-        """The markers of these objects (by default of all that are done, sorted by name), read some ahead."""
+        """The markers of these objects, by default of all that are done ``in_order``, read some ahead."""
 
         def read(name: str) -> Marker[F]:
             return marker_at(self.store, self._marker_key(name), facts)
 
-        return ahead(read, sorted(self.names()) if names is None else names)
+        return ahead(read, sorted(self.names(), key=in_order) if names is None else names)
 
     def put(self, name: str, key: str, data: bytes, facts: F) -> Marker[F]:
         """Stores an object that was computed, then its marker, which is returned.
@@ -308,7 +308,7 @@ class Job:
     def finish(self, result: R, *, objects: Iterable[Marker[Any]] | None = None) -> Manifest[R]:
         """Writes the listings, then the manifest, the last write, and returns it.
 
-        ``objects``: markers, streamed, in the order they shall be listed; by default all, sorted by name.
+        ``objects``: markers, streamed, in the order they shall be listed; by default all, in ``in_order``.
         Their lines are gathered as bytes (about 350 per object), never as Python objects. Listings and a
         manifest that are damaged are replaced.
         """

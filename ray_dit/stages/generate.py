@@ -67,8 +67,12 @@ class DatasetPlan:
         return np.array(self.classes, dtype=np.int64)[ids % len(self.classes)]
 
     def name(self, shard: int) -> str:
-        """Where a shard lies, without the suffix of its format."""
-        return f"data/train-{shard:05d}-of-{self.num_shards:05d}"
+        """Where a shard lies, without the suffix of its format.
+
+        Readers sort names, so all numbers are as long as the last one, and of five digits at least.
+        """
+        width = max(5, len(str(self.num_shards - 1)))
+        return f"data/train-{shard:0{width}d}-of-{self.num_shards:05d}"
 
 
 def generate(config: GenerateConfig) -> Manifest[DatasetResult]:

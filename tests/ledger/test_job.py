@@ -195,6 +195,14 @@ def test_a_job_from_its_first_write_to_its_last(store: Store):
     assert manifest.sha256 == hashlib.sha256(store.get("manifest.json")).hexdigest()
 
 
+def test_markers_are_in_the_order_of_their_numbers_however_many(store: Store):
+    job = Job.open(store, "generate", PARTS)
+    by_number = put_shards(job, 99_998, 99_999, 100_000, 100_001)
+    words = [job.put(name, f"data/{name}", b"word", Facts()) for name in ("a10", "a9")]
+    assert list(job.markers(Facts)) == by_number + words
+    assert list(manifest_objects(store, job.finish(Shards(rows=4)), Facts)) == by_number + words
+
+
 def test_a_marker_that_is_there_is_returned_and_nothing_written(tmp_path: Path):
     job = Job.open(open_store(str(tmp_path)), "generate", PARTS)
     marker = put_shards(job, 0)[0]

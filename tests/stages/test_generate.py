@@ -137,6 +137,16 @@ def test_another_number_of_pictures_is_refused(place: Path, made: dict[str, Any]
         generate(settings(place, "dataset", num_images=12))
 
 
+@pytest.mark.parametrize("count", [1, 99_999, 100_000, 100_001, 1_000_001])
+def test_shards_sort_by_name_as_by_number(count: int) -> None:
+    plan = DatasetPlan((0,), num_images=count, shard_size=1)
+    numbers = {0, 1, count // 10 - 1, count // 10, 99_999, 100_000, count - 2, count - 1}
+    names = [plan.name(number) for number in sorted(numbers) if 0 <= number < count]
+    assert names == sorted(names)
+    if count <= 100_000:  # folders of before have these
+        assert names[-1] == f"data/train-{count - 1:05d}-of-{count:05d}"
+
+
 def test_classes_by_name_and_number(place: Path) -> None:
     chosen = settings(place, "chosen", num_images=None, per_class=2, classes=("right", "0", "right"))
     plan = plan_dataset(chosen, Labels(NAMES))
