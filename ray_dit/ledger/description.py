@@ -99,19 +99,18 @@ def generation_of(
     """
     newest = newest_begun(store)
     for generation in range(newest, -1, -1):
-        there = known_parts(store, generation)
-        if there is not None and comparison.same(there, parts, libraries=libraries):
+        there = known_description(store, generation)
+        if there is not None and comparison.same(there["parts"], parts, libraries=libraries):
             return generation
     return newest
 
 
-def known_parts(store: Store, generation: int) -> dict[str, Json] | None:
-    """A generation's parts, as far as the folder still shows them; None where it was not begun, too."""
+def known_description(store: Store, generation: int) -> dict[str, Json] | None:
+    """A generation's description, as far as the folder still shows it; None also where it was not begun."""
     try:
-        return stored_description(store, generation)["parts"]
+        return stored_description(store, generation)
     except (Damaged, NotFound):
-        there = from_manifest(store, generation)
-        return there["parts"] if there else None
+        return from_manifest(store, generation)
 
 
 def check_extension(
@@ -139,7 +138,7 @@ def check_extension(
     )
 
 
-def difference(store: Store, there: Json, ours: Json, comparison: Comparison) -> str:
+def difference(store: Store, there: Json, ours: Json, comparison: Comparison, generation: int = 0) -> str:
     """The sentence that refuses a job whose folder belongs to another one."""
     if there["stage"] != ours["stage"]:
         return f"{store.uri} belongs to {there['stage']}, not {ours['stage']}: take another output folder"
@@ -148,15 +147,22 @@ def difference(store: Store, there: Json, ours: Json, comparison: Comparison) ->
             f"{store.uri} has format {there['format']}, not {ours['format']}: use the ray-dit that began it"
         )
     changed = comparison.differences(there["parts"], ours["parts"])
-    ways = way_out(store, "take another output folder, or go back to what it was begun with")
+    ways = way_out(store, "take another output folder, or go back to what it was begun with", generation)
     if comparison.same(there["parts"], ours["parts"], libraries=False):
         ways = "go back to those versions, or add --accept-fingerprint to finish it with these"
     return f"{store.uri} was begun with other settings ({_shown(changed)}): {ways}"
 
 
-def way_out(store: Store, ways: str) -> str:
+def way_out(store: Store, ways: str, generation: int = 0) -> str:
     """What to do about a folder that is not ours: these ways, or to delete it where nothing was made."""
-    if all(info.key.startswith(("_job", "_runs/", "_accepted/")) for info in store.list()):
+    if generation:
+        tag = generation_tag(generation)
+        if not any(True for part in ("_markers", "_plain") for _ in store.list(f"{part}{tag}/")):
+            return (
+                "nothing was made of this extension yet, so delete "
+                f"{job_key(generation)} if no run is under way, or {ways}"
+            )
+    elif all(info.key.startswith(("_job", "_runs/", "_accepted/")) for info in store.list()):
         return f"nothing was made there yet, so delete it if no run is under way, or {ways}"
     return ways
 

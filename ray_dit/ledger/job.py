@@ -31,7 +31,7 @@ from ray_dit.ledger.description import (
     check_extension,
     difference,
     extends,
-    known_parts,
+    known_description,
     read_description,
     same_but_parts,
     way_out,
@@ -51,7 +51,7 @@ from ray_dit.ledger.manifest import (
 )
 from ray_dit.ledger.markers import in_order, mark, marker_at, put_marker, read_marker, unless_damaged
 from ray_dit.ledger.plain import MadeAgain, Plain
-from ray_dit.ledger.restore import hash_of, overwrite, put_back
+from ray_dit.ledger.restore import get_or_none, hash_of, overwrite, put_back
 from ray_dit.ledger.results import (
     MANIFEST_FIELDS,
     F,
@@ -124,10 +124,12 @@ class Job:
                 there["parts"], job["parts"], libraries=not accept_fingerprint
             )
             if not same:
-                raise Conflict(difference(store, there, job, comparison)) from error
+                raise Conflict(difference(store, there, job, comparison, generation)) from error
             other = comparison.other_rules(stage, there["parts"])
             if other and store.head(manifest_key(generation)) is None:
-                raise Conflict(f"{store.uri} was begun {other[0]}: {way_out(store, other[1])}") from error
+                raise Conflict(
+                    f"{store.uri} was begun {other[0]}: {way_out(store, other[1], generation)}"
+                ) from error
             if comparison.same(there["parts"], job["parts"]):
                 return replace(ours, fingerprint=there["fingerprint"])
             return ours._accepted_as(there["fingerprint"], job)
@@ -158,7 +160,7 @@ class Job:
         if store.head(job_key(generation + 1)) is not None:
             generation += 1
         else:
-            there = known_parts(store, generation) or {}
+            there = (known_description(store, generation) or {}).get("parts", {})
             if not comparison.same(there, parts, libraries=not accept_fingerprint):
                 check_extension(store, comparison, there, parts, may_change, accept_fingerprint)
                 generation += 1
@@ -261,10 +263,17 @@ class Job:
 
         return ahead(read, sorted(self.names(), key=in_order) if names is None else names)
 
-    def put(self, name: str, key: str, data: bytes, facts: F) -> Marker[F]:
+    def forget(self, names: Iterable[str]) -> None:
+        """Deletes the markers of these objects, so that the job's next run makes them again."""
+        for name in names:
+            self.store.delete(self._marker_key(name))
+
+    def put(self, name: str, key: str, data: bytes, facts: F, *, varies: bool = False) -> Marker[F]:
         """Stores an object that was computed, then its marker, which is returned.
 
-        Where the marker is there already, nothing is written, but by a job that is ``repairing``.
+        Where the marker is there already, nothing is written, but by a job that is ``repairing``. ``varies``:
+        what it was made of is not there as it was planned, so that other bytes may come out another time; of
+        several writers the first with a marker counts.
 
         HashAlarm if this kind of machine made the object before with other bytes; between kinds of machines
         the first writer's object stays.
@@ -275,7 +284,7 @@ class Job:
                 put_back(self.store, done.key, data, done.sha256)
             return done
         marker = mark(name, key, data, facts, fingerprint=self.accepted)
-        first = self._writers.record(key, marker.sha256)
+        first = self._writers.record(key, marker.sha256, varies=varies)
         try:
             self.store.put(key, data)
             put_marker(self.store, self._marker_key(name), marker)
@@ -401,9 +410,10 @@ class Job:
 
     def _settle(self, name: str, data: bytes, ours: Marker[F], first: bool, conflict: Conflict) -> Marker[F]:
         """Two writers made different things: the first one's stays."""
-        there = hash_of(self.store, ours.key)
+        there = get_or_none(self.store, ours.key)
         if there is not None:
-            self._writers.check(ours.key, there, first=first, conflict=conflict)
+            sha256 = hashlib.sha256(there).hexdigest()
+            self._writers.check(ours.key, sha256, first=first, conflict=conflict)
         theirs = self._await_marker(name, type(ours.facts))
         if theirs is not None:
             return theirs
@@ -412,12 +422,20 @@ class Job:
         put_back(self.store, ours.key, data, ours.sha256)
         try:
             put_marker(self.store, self._marker_key(name), ours)
-        except Conflict as late:
-            raise Conflict(
-                f"{self.store.where(ours.key)} was made by two kinds of machines at the same moment: run "
-                "its stage again with --repair"
-            ) from late
+        except Conflict as late:  # it was not dead: it has written its marker after all
+            return self._yield_to(name, there, ours, late)
         return ours
+
+    def _yield_to(self, name: str, there: bytes | None, ours: Marker[F], late: Conflict) -> Marker[F]:
+        """Puts back what ours has replaced, as its writer's marker came first."""
+        theirs = self.marker(name, type(ours.facts))
+        if theirs is None or there is None or hashlib.sha256(there).hexdigest() != theirs.sha256:
+            raise Conflict(
+                f"{self.store.where(ours.key)} was made in two ways at the same moment: run its stage again "
+                "with --repair"
+            ) from late
+        put_back(self.store, theirs.key, there, theirs.sha256)
+        return theirs
 
     def _await_marker(self, name: str, facts: type[F]) -> Marker[F] | None:
         end = time.monotonic() + self.settle_seconds

@@ -67,6 +67,23 @@ def read_manifest(place: str | Store, result: type[R]) -> Manifest[R]:
     return parse_manifest(read_json(store, key), result, store.where(key))
 
 
+def tied_manifest(place: str | Store, result: type[R], sha256: str | None) -> Manifest[R]:
+    """The manifest of the generation that a consumer has begun with, which is known by its hash.
+
+    The newest one where there is none of that hash, or none is given; errors as ``read_manifest``.
+    """
+    store = open_store(place) if isinstance(place, str) else place
+    manifest = read_manifest(store, result)
+    for generation in range(len(manifest.listings) - 2, -1, -1):
+        if sha256 is None or manifest.sha256 == sha256:
+            break
+        key = manifest_key(generation)
+        there = parse_manifest(read_json(store, key), result, store.where(key))
+        if there.sha256 == sha256:
+            return there
+    return manifest
+
+
 def check_finished(store: Store, stage: str) -> None:
     """NotFound or UserError, saying what to do, unless ``store`` holds a finished job of that stage."""
     wanted, made_by = HOLDS.get(stage, stage), MADE_BY.get(stage, stage)

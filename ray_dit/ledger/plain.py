@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ray_dit.errors import Conflict
 from ray_dit.ledger.markers import mark, put_marker, read_marker, unless_damaged
-from ray_dit.ledger.restore import hash_of, put_back, read_whole
+from ray_dit.ledger.restore import hash_of, overwrite, put_back, read_whole
 from ray_dit.ledger.results import Facts, Marker
 from ray_dit.ledger.writers import Writers
 from ray_dit.storage.store import Store
@@ -54,10 +54,42 @@ class Plain:
             put_back(self.store, key, data, known.sha256 if known else marker.sha256)
         return put_marker(self.store, self.place(key), marker)
 
+    def put_first(self, key: str, data: bytes, is_ours: Callable[[bytes], bool]) -> bytes:
+        """Stores an object of which the first writer's bytes count, whichever they are; returns those.
+
+        ``is_ours`` tells, of bytes without a marker, whether a writer of this job can have left them: then
+        they get one, else ours replace them. UserError where what has a marker is damaged and ours differ.
+        """
+        known = self._marker(key)
+        if known is not None:
+            if hash_of(self.store, key) == known.sha256:
+                return self.get(key)
+            _log.warning("%s is missing or damaged; it is made again", self.store.where(key))
+            put_back(self.store, key, data, known.sha256)
+            return data
+        try:
+            self.store.put(key, data)
+        except Conflict:
+            there = self.store.get(key)
+            if not is_ours(there):
+                overwrite(self.store, key, data)
+            else:
+                data = there
+        try:
+            put_marker(self.store, self.place(key), mark(key, key, data, Facts(), fingerprint=self.accepted))
+        except Conflict:  # another writer was first
+            return self.get(key)
+        return data
+
     def get(self, key: str) -> bytes:
         """An object's bytes; Damaged unless it is what its marker says, where it has one."""
         marker = self._marker(key)
         return self.store.get(key) if marker is None else read_whole(self.store, key, marker.sha256)
+
+    def sha256(self, key: str) -> str | None:
+        """What an object must hold by its marker; None where that is not there, or damaged."""
+        marker = self._marker(key)
+        return None if marker is None else marker.sha256
 
     def drop(self, key: str) -> None:
         """Deletes an object that is no longer wanted, its marker first: what is listed must be there."""

@@ -14,6 +14,15 @@ def hash_of(store: Store, key: str) -> str | None:
         return None
 
 
+def get_or_none(store: Store, key: str) -> bytes | None:
+    """An object's bytes as they are there, whatever hash was stored with them; None where it is missing."""
+    try:
+        with store.open_file(key) as file:
+            return file.read()
+    except NotFound:
+        return None
+
+
 def put_back(store: Store, key: str, data: bytes, sha256: str) -> bool:
     """Puts ``data`` where the object of that hash is missing or damaged; False where it is whole.
 

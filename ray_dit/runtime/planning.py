@@ -140,7 +140,7 @@ def plan_shards(
         before: given Ray, tries what is done ahead of the shards: its seconds by name, and its bytes.
     """
     store = open_store(config.output)
-    done = _done(store, len(work.sizes))
+    done = _done(store, work)
     units = sum(work.sizes)
     units_left = sum(size for shard, size in enumerate(work.sizes) if shard not in done)
     shards_left = len(work.sizes) - len(done)
@@ -154,7 +154,7 @@ def plan_shards(
         "bytes_in": known.bytes_in,
         "workers": workers,
     }
-    if _is_finished(store):
+    if _is_finished(store, work.generation):
         return _finished(common, store)
     with ray_session(config) as ray:
         if gpus and not _gpus(ray):
@@ -356,7 +356,7 @@ def _scratch_job(stage: str) -> Job:
 
 def stored_bytes(store: Store) -> int:
     """Bytes of all objects below a store."""
-    return sum(info.size for info in store.list())
+    return sum(max(info.size, 0) for info in store.list())  # some listings tell no sizes
 
 
 def _gpus(ray: Any) -> int:
@@ -369,14 +369,14 @@ def _room(ray: Any, config: ShardsConfig, gpus: int) -> int:
     return max(min(cpus, _gpus(ray) // gpus) if gpus else cpus, 1)
 
 
-def _done(store: Store, shards: int) -> set[int]:
+def _done(store: Store, work: Work) -> set[int]:
     """Numbers of the shards whose markers are there."""
-    there = set(Job(store, "", "").names())
-    return {shard for shard in range(shards) if shard_name(shard) in there}
+    there = set(Job(store, "", "", work.generation).names())
+    return {shard for shard in range(len(work.sizes)) if shard_name(shard) in there}
 
 
-def _is_finished(store: Store) -> bool:
-    return Job(store, "", "").is_finished()
+def _is_finished(store: Store, generation: int = 0) -> bool:
+    return Job(store, "", "", generation).is_finished()
 
 
 def _finished(common: dict[str, Any], store: Store) -> Plan:

@@ -18,9 +18,9 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ray_dit.config import ShardsConfig
 from ray_dit.errors import CredentialsExpired, StoreFailure, UserError, first_message
@@ -57,6 +57,8 @@ class Made:
     key: str
     data: bytes
     facts: ShardFacts
+    varies: bool = False
+    """Whether other bytes may come out another time, as something it is made of is gone or changed."""
 
 
 class ShardMaker(Protocol):
@@ -82,6 +84,15 @@ class ShardMaker(Protocol):
         ...
 
 
+@runtime_checkable
+class Remaker(Protocol):
+    """A maker whose shards follow not from their numbers alone, but also from what was there to make them."""
+
+    def make_again(self, key: str, facts: Mapping[str, Any]) -> Made:
+        """The shard of any generation that lies at ``key``, as its marker's facts say it was."""
+        ...
+
+
 def make_shard(maker: ShardMaker, shard: int) -> Made:
     """The three phases, one after the other."""
     return maker.finish(maker.compute(maker.prepare(shard)))
@@ -97,6 +108,8 @@ class Work:
     """What progress counts, in the plural."""
     sizes: Sequence[int]
     """How many of them each shard holds, by the plan: progress needs no marker to be read."""
+    generation: int = 0
+    """Of the job, that the shards belong to."""
 
 
 def shard_name(shard: int) -> str:
@@ -221,7 +234,7 @@ class _Actor:
         try:
             if self._job.marker(name, ShardFacts) is None:  # another try may have made it
                 made = make_shard(self._maker, shard)
-                self._job.put(name, made.key, made.data, made.facts)
+                self._job.put(name, made.key, made.data, made.facts, varies=made.varies)
         except (HashAlarm, CredentialsExpired) as error:  # the other shards would end in the same
             self._get(self._coordinator.stop.remote(str(error)))
             return False

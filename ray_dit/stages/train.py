@@ -37,7 +37,7 @@ from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import MODEL_STAGE, VAE_FOLDER, ModelConfig, model_card, model_objects
 from ray_dit.ledger.job import Job
-from ray_dit.ledger.manifest import manifest_objects, read_manifest
+from ray_dit.ledger.manifest import manifest_objects, read_manifest, tied_manifest
 from ray_dit.ledger.results import Facts, Manifest
 from ray_dit.pipeline import Pipeline, check_adaptable, dit_flops, initial_state, meta_dit
 from ray_dit.results import LatentShardFacts, LatentsResult, ModelResult, TrainingResult
@@ -46,7 +46,7 @@ from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.runtime.training.restoring import damaged_results, to_restore
-from ray_dit.stages.fingerprint import open_job
+from ray_dit.stages.fingerprint import begun_with, open_job
 from ray_dit.storage.open import open_store
 from ray_dit.vae import check_latents_vae
 
@@ -111,8 +111,11 @@ def plan_train(config: TrainConfig, *, begun: float) -> Plan:
 
 
 def _settled(config: TrainConfig) -> tuple[Manifest[LatentsResult], ModelConfig]:
-    """The latents and what the model will be; UserError where they do not fit together."""
-    latents = read_manifest(config.latents, LatentsResult)
+    """The latents and what the model will be; UserError where they do not fit together.
+
+    A training keeps to the latents it has begun with, though they were extended since.
+    """
+    latents = tied_manifest(config.latents, LatentsResult, begun_with(config.output, "latents"))
     source = None
     if config.init_from is not None:
         read_manifest(config.init_from, ModelResult)  # says best what lies there if it is no model

@@ -31,7 +31,8 @@ from ray_dit.config import (
 from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.core.dit import DiT
 from ray_dit.errors import UserError
-from ray_dit.folders.images import PLAN_KEY, plan_images
+from ray_dit.folders.images import plan_images
+from ray_dit.folders.latent_plans import plan_key
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import ModelConfig, model_objects
 from ray_dit.ledger.job import Job
@@ -135,7 +136,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ReportConfig:
     jobs["train-vae"].put_plain("log.npz", npz(log=np.array([[10, 0.5], [20, 0.1]])))
     jobs["train-vae"].finish(vae_result(), objects=[])
     plan = plan_images(settings(folder)["encode"].images)  # type: ignore[attr-defined]
-    jobs["encode"].put_plain(PLAN_KEY, plan.to_bytes())
+    jobs["encode"].put_plain(plan_key(), plan.to_bytes())
     jobs["encode"].finish(latents_result(classes=CLASSES, image_size=SIZE), objects=[])
     jobs["train"].put_plain("loss.json", json.dumps([[10, 1.0], [20, 0.1]]).encode())
     jobs["train"].finish(training_result(), objects=[])
