@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from ray_dit.errors import Conflict, Damaged, NotFound, UserError
 from ray_dit.ledger.comparison import LIBRARIES, Comparison
-from ray_dit.ledger.manifest import generation_tag, job_key, last_generation, manifest_key
+from ray_dit.ledger.manifest import LAST_GENERATION, generation_tag, job_key, last_generation, manifest_key
 from ray_dit.ledger.restore import overwrite
 from ray_dit.ledger.results import Facts, parse_manifest
 from ray_dit.ledger.stored_json import Json, canonical, read_json
@@ -82,6 +82,16 @@ def extends(store: Store, generation: int) -> dict[str, str]:
     if before is None:
         raise UserError(f"{store.uri} is unfinished: finish it before it is extended")
     return {"extends": parse_manifest(before, Facts, store.where(key)).sha256}
+
+
+def after(store: Store, generation: int) -> int:
+    """The number of the generation that extends this one; UserError where two digits do not hold it."""
+    if generation == LAST_GENERATION:
+        raise UserError(
+            f"{store.uri} has been extended {generation} times, which is as often as can be: take another "
+            "output folder"
+        )
+    return generation + 1
 
 
 def newest_begun(store: Store) -> int:

@@ -28,6 +28,7 @@ from typing import Any
 from ray_dit.errors import Conflict, Damaged
 from ray_dit.ledger.comparison import Comparison
 from ray_dit.ledger.description import (
+    after,
     check_extension,
     difference,
     extends,
@@ -163,7 +164,7 @@ class Job:
             there = (known_description(store, generation) or {}).get("parts", {})
             if not comparison.same(there, parts, libraries=not accept_fingerprint):
                 check_extension(store, comparison, there, parts, may_change, accept_fingerprint)
-                generation += 1
+                generation = after(store, generation)
         return cls.open(
             store,
             stage,
@@ -354,8 +355,7 @@ class Job:
     @property
     def plain(self) -> Plain:
         """This generation's plain objects."""
-        folder = f"_plain{generation_tag(self.generation)}/"
-        return Plain(self.store, folder, self._writers, self.accepted, self.repairing)
+        return Plain(self.store, self.generation, self._writers, self.accepted, self.repairing)
 
     @property
     def _writers(self) -> Writers:

@@ -27,6 +27,9 @@ HOLDS = {
 }
 MADE_BY = {"model": "train"}
 
+LAST_GENERATION = 99
+"""Readers sort names, so all generations have numbers of two digits."""
+
 _MANIFEST = re.compile(r"manifest-g(\d\d)\.json$")
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from ray_dit.errors import Damaged, NotFound, UserError
+from ray_dit.errors import Conflict, Damaged, NotFound, UserError
 from ray_dit.storage.store import Store
 
 
@@ -40,7 +40,12 @@ def put_back(store: Store, key: str, data: bytes, sha256: str) -> bool:
         return store.put(key, data)
     if store.sha256(key) == sha256:
         return False
-    store.replace(key, data, if_match=info.etag or "")
+    try:
+        store.replace(key, data, if_match=info.etag or "")
+    except Conflict:
+        if store.sha256(key) != sha256:
+            raise
+        return False  # another writer was faster
     return True
 
 

@@ -349,6 +349,17 @@ def test_only_one_extension_at_a_time_and_only_of_finished_jobs(tmp_path: Path):
         extend(store, EVEN_LONGER)
 
 
+def test_a_job_has_99_extensions_at_most(tmp_path: Path):
+    store = open_store(str(tmp_path))
+    Job.open(store, "generate", PARTS).finish(Shards())
+    for images in range(1, 100):
+        extend(store, PARTS | {"config": PARTS["config"] | {"images": images}}).finish(Shards())
+    with pytest.raises(UserError, match="has been extended 99 times"):
+        extend(store, PARTS | {"config": PARTS["config"] | {"images": 100}})
+    assert store.head("_job-g100.json") is None
+    assert list(verify(store)) == []
+
+
 def test_an_abandoned_extension_is_removed_alone(tmp_path: Path):
     store = open_store(str(tmp_path))
     finished(store)
