@@ -136,7 +136,7 @@ def check_extension(
     changed = {
         name: pair
         for name, pair in comparison.differences(there, ours).items()
-        if not any(name == part or name.startswith(f"{part}.") for part in free)
+        if not only_differs_in(free, [name])
     }
     if not changed:
         return
@@ -146,6 +146,12 @@ def check_extension(
     raise Conflict(
         f"{store.uri} can't be extended with other settings than it was made with ({_shown(changed)}): {ways}"
     )
+
+
+def only_differs_in(parts: Iterable[str], names: Iterable[str]) -> bool:
+    """Whether all these dotted names are among ``parts`` or lie in one of them."""
+    free = tuple(parts)
+    return all(any(name == part or name.startswith(f"{part}.") for part in free) for name in names)
 
 
 def difference(store: Store, there: Json, ours: Json, comparison: Comparison, generation: int = 0) -> str:

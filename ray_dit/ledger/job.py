@@ -40,6 +40,7 @@ from ray_dit.ledger.description import (
 from ray_dit.ledger.manifest import (
     FORMAT,
     check_finished,
+    generation_prefix,
     generation_tag,
     job_key,
     last_generation,
@@ -174,10 +175,17 @@ class Job:
             comparison=comparison,
         )
 
+    def extended_objects(self, facts: type[F]) -> Iterator[Marker[F]]:
+        """The markers of what this generation extends, streamed as by ``manifest_objects``."""
+        if self.generation:
+            before = replace(self, generation=self.generation - 1).manifest(Facts)
+            assert before is not None, "what is extended is finished"
+            yield from manifest_objects(self.store, before, facts)
+
     @property
     def prefix(self) -> str:
         """What this generation's objects are named with: ``data/`` + prefix + name; empty in the first."""
-        return f"{generation_tag(self.generation)[1:]}-" if self.generation else ""
+        return generation_prefix(self.generation)
 
     def is_finished(self) -> bool:
         """Whether the last write, that of the manifest, is done."""

@@ -38,6 +38,11 @@ def generation_tag(generation: int) -> str:
     return f"-g{generation:02d}" if generation else ""
 
 
+def generation_prefix(generation: int) -> str:
+    """What the names of a generation's objects begin with: ``g01-`` in the first extension."""
+    return f"{generation_tag(generation)[1:]}-" if generation else ""
+
+
 def job_key(generation: int) -> str:
     """Where a generation's fingerprint and parts lie."""
     return f"_job{generation_tag(generation)}.json"

@@ -370,9 +370,9 @@ def _room(ray: Any, config: ShardsConfig, gpus: int) -> int:
 
 
 def _done(store: Store, work: Work) -> set[int]:
-    """Numbers of the shards whose markers are there."""
+    """Places of the shards, in the order of their numbers, whose markers are there."""
     there = set(Job(store, "", "", work.generation).names())
-    return {shard for shard in range(len(work.sizes)) if shard_name(shard) in there}
+    return {place for place, shard in enumerate(work.numbers) if shard_name(shard) in there}
 
 
 def _is_finished(store: Store, generation: int = 0) -> bool:

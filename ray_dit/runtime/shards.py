@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -108,8 +108,19 @@ class Work:
     """What progress counts, in the plural."""
     sizes: Sequence[int]
     """How many of them each shard holds, by the plan: progress needs no marker to be read."""
+    first: int = 0
+    """Number of the first shard; the generations before have those below."""
     generation: int = 0
-    """Of the job, that the shards belong to."""
+    """Of the job."""
+
+    @property
+    def numbers(self) -> range:
+        """Those of the shards."""
+        return range(self.first, self.first + len(self.sizes))
+
+    def size(self, shard: int) -> int:
+        """How many the shard of this number holds."""
+        return self.sizes[shard - self.first]
 
 
 def shard_name(shard: int) -> str:
@@ -139,9 +150,9 @@ def make_shards(
     UserError, after everything else is done, if shards failed in all their tries; at once where no actor can
     work.
     """
-    missing = _missing(job, len(work.sizes))
+    missing = _missing(job, work.numbers)
     total = sum(work.sizes)
-    before = after = total - sum(work.sizes[shard] for shard in missing)
+    before = after = total - sum(map(work.size, missing))
     outcome = Outcome()
     with job.run({"what": work.what, "actors": config.actors, "device": "gpu" if gpus else "cpu"}) as run:
         if missing:
@@ -159,15 +170,15 @@ def make_shards(
             raise UserError(_complaint(outcome, job, work, run))
 
 
-def all_markers(job: Job, num_shards: int, facts: type[F]) -> Iterator[Marker[F]]:
-    """The markers in shard order."""
-    return job.markers(facts, [shard_name(shard) for shard in range(num_shards)])
+def all_markers(job: Job, num_shards: int, facts: type[F], *, first: int = 0) -> Iterator[Marker[F]]:
+    """The markers in shard order; ``first``: see ``Work``."""
+    return job.markers(facts, map(shard_name, range(first, first + num_shards)))
 
 
-def _missing(job: Job, num_shards: int) -> list[int]:
-    """Numbers of the shards without a marker; markers are listed, not read."""
+def _missing(job: Job, numbers: Iterable[int]) -> list[int]:
+    """Those of the shards that have no marker; markers are listed, not read."""
     there = set(job.names())
-    return [shard for shard in range(num_shards) if shard_name(shard) not in there]
+    return [shard for shard in numbers if shard_name(shard) not in there]
 
 
 class _Actor:
@@ -273,7 +284,7 @@ class _Watch:
         for handle in news.stuck:  # also works on a stopped process; Ray starts it again
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(handle, no_restart=False)
-        self.done += sum(self.work.sizes[shard] for shard in news.finished)
+        self.done += sum(map(self.work.size, news.finished))
         with contextlib.suppress(OSError):  # nobody may be reading standard error any more
             self.advance(self.done)
         for failure, trace in news.failures:

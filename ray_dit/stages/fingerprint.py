@@ -8,9 +8,11 @@ from importlib.metadata import version
 from typing import Any
 
 from ray_dit.config import Config, ImportConfig, StageConfig, content_defaults, placement_names, section_of
+from ray_dit.errors import Conflict
 from ray_dit.ledger.comparison import RULES, Comparison
-from ray_dit.ledger.description import generation_of, known_description, newest_begun
+from ray_dit.ledger.description import generation_of, known_description, newest_begun, only_differs_in
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import manifest_key
 from ray_dit.storage.open import open_store
 
 LIBRARIES = ("torch", "diffusers", "numpy", "pillow", "pyarrow", "safetensors")
@@ -76,7 +78,17 @@ def open_job(
             store, stage, ours, may_change=may_change, accept_fingerprint=accept, comparison=compared
         )
     generation = generation_of(store, ours, compared, libraries=not accept)
-    return Job.open(store, stage, ours, accept_fingerprint=accept, generation=generation, comparison=compared)
+    try:
+        return Job.open(
+            store, stage, ours, accept_fingerprint=accept, generation=generation, comparison=compared
+        )
+    except Conflict as error:
+        there = known_description(store, generation) or {"parts": {}}
+        changed = compared.differences(there["parts"], ours)
+        finished = store.head(manifest_key(generation)) is not None
+        if changed and finished and only_differs_in(may_change, changed):
+            raise Conflict(f"{error}, or add --extend to keep what is there and add to it") from error
+        raise
 
 
 def begun_with(output: str, name: str) -> str | None:

@@ -14,11 +14,11 @@ from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 from tests.support.killer import arm
 
-SHARDS = (3, 1)
+SHARDS = (2, 1)
 """Of the job, and of its extension."""
-READMES = (b"three shards\n", b"four shards\n")
+READMES = (b"two shards\n", b"three shards\n")
 PARTS = {"config": {"seed": 1}, "libraries": {"torch": "1"}}
-LONGER = {**PARTS, "config": {"seed": 1, "shards": 4}}
+LONGER = {**PARTS, "config": {"seed": 1, "shards": 3}}
 
 
 def shard_bytes(shard: int) -> bytes:
