@@ -214,12 +214,16 @@ class Job:
         return manifest
 
     def damage(self, manifest: Manifest[Any], skip: tuple[str, ...] = ()) -> list[str]:
-        """Keys of the finished job's objects that are missing or damaged, all read anew: for jobs of few.
+        """Keys of the generation's objects that are missing or damaged, all read anew: for jobs of few.
 
         Those that start with one of ``skip`` are not looked at.
         """
-        listed = (*manifest_objects(self.store, manifest, Facts), *plain_objects(self.store, manifest))
-        objects = {marker.key: marker.sha256 for marker in listed if not marker.key.startswith(skip)}
+        markers = (
+            marker
+            for listing in (*manifest.listings[-1:], *manifest.plain[-1:])
+            for marker in listed(self.store, listing, Facts)
+        )
+        objects = {marker.key: marker.sha256 for marker in markers if not marker.key.startswith(skip)}
         found = ahead(lambda key: hash_of(self.store, key), objects)
         return [key for key, sha256 in zip(objects, found, strict=True) if sha256 != objects[key]]
 

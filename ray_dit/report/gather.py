@@ -19,15 +19,24 @@ from ray_dit import config as settings
 from ray_dit.config import ReportConfig
 from ray_dit.core.media import decode, psnr
 from ray_dit.errors import Conflict, NotFound, UserError
+from ray_dit.folders.checkpoints import loss_key
 from ray_dit.folders.dataset import read_shard
 from ray_dit.folders.images import ImagePlan, load_images
 from ray_dit.folders.latent_plans import read_plans
 from ray_dit.folders.model import read_model
 from ray_dit.formats.model_folder import ModelConfig
+from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import manifest_objects, read_manifest, tied_manifest
 from ray_dit.ledger.results import Facts, Manifest
 from ray_dit.report.commands import command
-from ray_dit.results import DatasetResult, EvaluationResult, LatentsResult, TrainingResult, VAEResult
+from ray_dit.results import (
+    DatasetResult,
+    EvaluationResult,
+    LatentsResult,
+    ModelResult,
+    TrainingResult,
+    VAEResult,
+)
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
@@ -112,7 +121,7 @@ def gather(config: ReportConfig) -> Contents:
         psnr=psnr(*vae) if vae else None,
         denoising=denoising,
         preview_steps=steps,
-        loss=_json(open_store(config.run), "loss.json"),
+        loss=_json(open_store(config.run), loss_key(results.training.generation)),
         vae_loss=_vae_loss(config),
         times=[
             time
@@ -128,7 +137,7 @@ def gather(config: ReportConfig) -> Contents:
 
 def _results(config: ReportConfig) -> Results:
     """The manifests; of what was extended since, those that the stages after it have worked on."""
-    training = read_manifest(config.run, TrainingResult)
+    training = _training(config)
     evaluation = read_manifest(config.evaluation, EvaluationResult)
     return Results(
         vae=read_manifest(config.vae, VAEResult) if config.vae is not None else None,
@@ -137,6 +146,17 @@ def _results(config: ReportConfig) -> Results:
         dataset=tied_manifest(config.dataset, DatasetResult, _input(evaluation, "dataset")),
         evaluation=evaluation,
     )
+
+
+def _training(config: ReportConfig) -> Manifest[TrainingResult]:
+    """The run's generation that made the model, where the model tells; the newest otherwise."""
+    newest, store = read_manifest(config.run, TrainingResult), open_store(config.run)
+    model = read_manifest(config.model, ModelResult)
+    for generation in range(newest.generation):
+        earlier = Job(store, newest.stage, "", generation).manifest(TrainingResult)
+        if earlier is not None and earlier.fingerprint == model.parts.get("train"):
+            return earlier
+    return newest
 
 
 def _input(made: Manifest[Any], name: str) -> str | None:

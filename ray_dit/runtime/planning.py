@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from ray_dit.config import ShardsConfig, TrainingConfig
 from ray_dit.folders.checkpoints import checkpoint_steps
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import generation_prefix
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shards import Made, ShardMaker, Work, make_shards, shard_name
 from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
@@ -181,15 +183,17 @@ def plan_training(
     known: Known,
     *,
     begun: float,
+    generation: int = 0,
 ) -> Plan:
-    """The plan of a training.
+    """The plan of a training, of this generation of its job.
 
     Trains the task of ``make_task(config, job)`` for a few steps on the job's workers.
     """
     samples = config.steps * config.batch_size
     store = open_store(config.output)
-    finished, checkpoints = _is_finished(store), checkpoints_due(config, config.steps)
-    steps_done = config.steps if finished else max(checkpoint_steps(store), default=0)
+    finished, checkpoints = _is_finished(store, generation), checkpoints_due(config, config.steps)
+    there = [checkpoint_steps(store, generation_prefix(number)) for number in range(generation + 1)]
+    steps_done = config.steps if finished else max(chain(*there), default=0)
     left = config.steps - steps_done
     common: dict[str, Any] = {
         "stage": what,

@@ -15,16 +15,15 @@ from numpy.typing import NDArray
 from ray_dit.config import GenerateConfig, SamplerConfig
 from ray_dit.core.media import png
 from ray_dit.core.settle import evaluations_per_image, settle_sampler
-from ray_dit.errors import Damaged, UserError
+from ray_dit.errors import Damaged
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.image_format import ImageShard
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import CARD_KEY
 from ray_dit.formats.registry import output_format
-from ray_dit.ledger.description import known_description, newest_begun
 from ray_dit.ledger.job import Job
-from ray_dit.ledger.manifest import generation_prefix, last_generation, manifest_key, read_manifest
+from ray_dit.ledger.manifest import generation_prefix, last_generation, read_manifest
 from ray_dit.ledger.plain import MadeAgain
 from ray_dit.ledger.results import Manifest
 from ray_dit.pipeline import dit_flops
@@ -39,9 +38,9 @@ from ray_dit.runtime.shards import (
     all_markers,
     make_shards,
 )
+from ray_dit.stages.extension import settings_begun, totals_of
 from ray_dit.stages.fingerprint import open_job
 from ray_dit.storage.open import open_store
-from ray_dit.storage.store import Store
 
 STAGE = DatasetResult.stage_name
 COUNTS = ("config.num_images", "config.per_class")
@@ -154,13 +153,15 @@ def generate(config: GenerateConfig) -> Manifest[DatasetResult]:
     """Makes the dataset, or the shards still missing; returns the manifest."""
     folder, plan, sampler = _settled(config)
     inputs = {"model": read_manifest(config.model, ModelResult).sha256}
-    # an extension that is there may have been asked for by the other of the two counts
-    begun = dict(_counts(open_store(config.output))) if config.extend else {}
+    per_class = config.per_class
+    for settings in settings_begun(open_store(config.output), "num_images") if config.extend else ():
+        if settings["num_images"] == plan.num_images:  # it may have been asked for by the other of the counts
+            per_class = settings["per_class"]
     resolved = {
         "sampler": sampler,
         "classes": list(plan.classes),
         "num_images": plan.num_images,
-        "per_class": begun.get(plan.num_images, config.per_class),
+        "per_class": per_class,
     }
     job = open_job(config, STAGE, inputs, resolved=resolved, extend=config.extend, may_change=COUNTS)
     if job.generation != plan.generation:
@@ -232,40 +233,8 @@ def plan_dataset(config: GenerateConfig, labels: Labels) -> DatasetPlan:
     else:
         classes = tuple(range(len(labels))) or (0,)
     num_images = config.num_images or (config.per_class or 1) * len(classes)
-    totals = _totals(config, num_images)
+    totals = totals_of(config.output, "num_images", num_images, "images", extend=config.extend)
     return DatasetPlan(classes, totals, config.shard_size, totals.index(num_images))
-
-
-def _totals(config: GenerateConfig, num_images: int) -> tuple[int, ...]:
-    """Images at the end of each generation, the one to be made among them.
-
-    UserError where an extension would add nothing, or another one is under way.
-    """
-    store = open_store(config.output)
-    totals = tuple(total for total, _ in _counts(store))
-    if not config.extend:  # where no generation has so many, the job is refused
-        return totals if num_images in totals else (num_images,)
-    if len(totals) > 1 and num_images != totals[-1] and store.head(manifest_key(len(totals) - 1)) is None:
-        raise UserError(
-            f"{config.output} is being extended to {totals[-1]} images: finish that first, with that number"
-        )
-    if totals and num_images < totals[-1]:
-        raise UserError(f"{config.output} has {totals[-1]} images already: ask for more to extend it")
-    return totals if num_images in totals else (*totals, num_images)
-
-
-def _counts(store: Store) -> list[tuple[int, int | None]]:
-    """Images at the end of each generation of the dataset that was begun in ``store``, and per class.
-
-    The latter only where it was given; nothing where nothing is known.
-    """
-    counts: list[tuple[int, int | None]] = []
-    for generation in range(newest_begun(store) + 1):
-        settings = (known_description(store, generation) or {}).get("parts", {}).get("config", {})
-        if not isinstance(settings.get("num_images"), int):  # no dataset, or a damaged description
-            return []
-        counts.append((settings["num_images"], settings.get("per_class")))
-    return counts
 
 
 @dataclass(frozen=True)

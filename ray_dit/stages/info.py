@@ -46,7 +46,7 @@ def _job_lines(folder: Store) -> Iterator[str]:
         yield f"  extensions   {generation}"
     yield f"  fingerprint  {job.fingerprint[:16]}"
     if manifest is None:
-        steps = checkpoint_steps(folder)
+        steps = checkpoint_steps(folder, job.prefix)
         yield f"  so far       {sum(1 for _ in job.names())} objects" + (
             f", checkpoint of step {steps[-1]}" if steps else ""
         )
