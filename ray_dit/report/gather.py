@@ -137,7 +137,7 @@ def gather(config: ReportConfig) -> Contents:
 
 def _results(config: ReportConfig) -> Results:
     """The manifests; of what was extended since, those that the stages after it have worked on."""
-    training = _training(config)
+    training = training_of_model(config)
     evaluation = read_manifest(config.evaluation, EvaluationResult)
     return Results(
         vae=read_manifest(config.vae, VAEResult) if config.vae is not None else None,
@@ -148,7 +148,7 @@ def _results(config: ReportConfig) -> Results:
     )
 
 
-def _training(config: ReportConfig) -> Manifest[TrainingResult]:
+def training_of_model(config: ReportConfig) -> Manifest[TrainingResult]:
     """The run's generation that made the model, where the model tells; the newest otherwise."""
     newest, store = read_manifest(config.run, TrainingResult), open_store(config.run)
     model = read_manifest(config.model, ModelResult)

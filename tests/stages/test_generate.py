@@ -8,16 +8,28 @@ import numpy as np
 import pytest
 
 import ray_dit
-from ray_dit.config import GenerateConfig, SamplerConfig
+from ray_dit.config import EvaluateConfig, GenerateConfig, ImagesConfig, SamplerConfig
+from ray_dit.core.media import decode
 from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.folders.dataset import read_shard
+from ray_dit.folders.images import plan_images
 from ray_dit.formats.labels import Labels
 from ray_dit.ledger.maintenance import verify
 from ray_dit.ledger.manifest import last_generation, manifest_objects, read_manifest
 from ray_dit.results import RESULTS, DatasetResult, ImageShardFacts
+from ray_dit.stages.evaluation_data import EvaluationData
 from ray_dit.stages.generate import DatasetPlan, generate, plan_dataset, size_category
 from ray_dit.storage.open import open_store
-from tests.support.tiny import SAMPLER, SIZE, contents, flip_bit, kinds_of_machines, times, write_model
+from tests.support.tiny import (
+    SAMPLER,
+    SIZE,
+    contents,
+    flip_bit,
+    kinds_of_machines,
+    times,
+    write_model,
+    write_pictures,
+)
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
@@ -175,6 +187,20 @@ def test_an_extension_has_the_images_of_a_dataset_made_in_one_go(place: Path, ex
         ("data/g02-train-00001-of-00002.parquet", 16, 1),
     ]
     assert list(verify(open_store(str(extended)), results=RESULTS)) == []
+
+
+def test_evaluate_reads_the_images_of_all_generations_by_their_numbers(
+    place: Path, extended: Path, tmp_path: Path
+) -> None:
+    images = ImagesConfig(uri=str(tmp_path / "images"), size=SIZE, heldout=0.1)
+    write_pictures(tmp_path / "images", dict.fromkeys(NAMES, 4))
+    config = EvaluateConfig(images=images, dataset=str(extended), output=str(tmp_path / "evaluation"))
+    manifest = read_manifest(str(extended), DatasetResult)
+    data = EvaluationData(config, plan_images(images), manifest)
+    pixels, labels = data.generated(np.arange(17))
+    assert (data.num_generated, labels.tolist()) == (17, [number % 3 for number in range(17)])
+    found = rows(extended)
+    assert all(np.array_equal(pixels[number], decode(found[number][1])) for number in range(17))
 
 
 def test_datasets_opens_all_of_it(extended: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

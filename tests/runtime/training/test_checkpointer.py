@@ -1,6 +1,7 @@
 """Checkpoints in the job's folder: which are made, which stay, and what a damaged one says."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,14 @@ def test_an_extension_goes_on_from_the_end_and_leaves_what_is_there(tmp_path: Pa
     assert all(torch.equal(value, whole.result[name]) for name, value in task.result.items())
     assert task.log is not None
     assert task.log[:, 0].tolist() == [2, 4, 6, 7, 8, 10, 12, 14]
+
+
+@pytest.mark.parametrize(("end", "due"), [(7, [8, 12, 14]), (8, [12, 14])])
+def test_of_steps_that_were_done_before_no_checkpoint_is_due(
+    tmp_path: Path, end: int, due: list[int]
+) -> None:
+    some = replace(checkpointer(tmp_path, last=14), ends=(end,))
+    assert [step for step in range(1, 15) if some.is_due(step)] == due
 
 
 @pytest.mark.parametrize("harm", ["gone", "flipped", "both flipped"])
