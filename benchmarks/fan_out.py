@@ -194,7 +194,7 @@ def plain_worker(config: GenerateConfig, first: int, step: int) -> None:
     plan = plan_dataset(config, folder.labels)
     painter = Painter(config, plan, folder.config.sampler)
     job = Job.open(open_store(os.environ["BENCH_OUT"]), "generate", {"made": "by a benchmark"})
-    for shard in range(first, plan.num_shards, step):
+    for shard in plan.work.numbers[first::step]:
         made = make_shard(painter, shard)
         job.put(shard_name(shard), made.key, made.data, made.facts)
 

@@ -63,8 +63,8 @@ def _encode(config: settings.EncodeConfig) -> None:
 def _train(config: settings.TrainConfig) -> None:
     from ray_dit.stages.train import model_folder, train
 
-    result = train(config).facts
-    model = model_folder(config)
+    manifest = train(config)
+    result, model = manifest.facts, model_folder(config, manifest.generation)
     _said(
         f"model after {result.steps} steps, loss {result.loss:.4f}",
         model,

@@ -22,3 +22,5 @@ class EncodeConfig(ShardsConfig):
     """Give each actor a GPU."""
     repair: Placement[bool] = False
     """First read all that is there again, and make damaged or missing shards anew."""
+    extend: Placement[bool] = False
+    """Add the images that are there by now to finished latents, in files of their own beside the old ones."""

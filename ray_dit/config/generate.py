@@ -32,6 +32,9 @@ class GenerateConfig(ShardsConfig):
     """What the transformer's matrix products compute in; bfloat16 is faster and changes pixels a little."""
     use_gpu: Placement[bool] = False
     """Give each actor a GPU."""
+    extend: Placement[bool] = False
+    """Add images to a finished dataset in output, up to a larger num_images or per_class; what is there
+    stays."""
     repair: Placement[bool] = False
     """First read all that is there again, and make damaged or missing shards anew."""
 

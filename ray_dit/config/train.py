@@ -17,7 +17,8 @@ class TrainConfig(TrainingConfig):
     latents: Placement[Uri]
     """Folder made by encode."""
     model_output: Placement[Uri | None] = None
-    """Folder the finished model goes to; by default `model` inside output."""
+    """Folder the finished model goes to; by default `model` inside output, or `model-g01` of its first
+    extension."""
     model: Annotated[
         DiTSizeConfig, Over("that of the preset, else of init_from's model, else of DiT-S/2")
     ] = DiTSizeConfig()
@@ -32,6 +33,9 @@ class TrainConfig(TrainingConfig):
     """Decay of the averaged weights; warmed up as (1 + step) / (10 + step), so that short runs are usable."""
     min_snr_gamma: Content[Annotated[float, Field(gt=0)] | None] = None
     """Min-SNR weighting of the loss (Hang et al. 2023); off by default, as in the paper."""
+    extend: Placement[bool] = False
+    """Train a finished run in output on, up to more steps, where the schedule is constant; what is there
+    stays, and the model goes to model-g01 inside output."""
     init_from: Placement[Uri | None] = None
     """Model folder to start from: size and schedule are its own; class count, resolution and schedule may
     differ."""

@@ -1,4 +1,4 @@
-"""The images a stage reads: listed once into a plan, decoded on demand, the unreadable ones set aside.
+"""The images a stage reads: listed once into a plan, decoded on demand, the bad ones set aside.
 
 Which rows are held out is a function of an image's key, so every stage that reads the same images agrees on
 it.
@@ -22,23 +22,27 @@ from ray_dit.config import ImagesConfig
 from ray_dit.core.media import UnreadableImage, decode
 from ray_dit.core.order import is_heldout
 from ray_dit.core.to_rgb import Decoding
-from ray_dit.errors import UserError
-from ray_dit.folders.sources import open_images, read_labels
+from ray_dit.errors import Conflict, NotFound, UserError
+from ray_dit.folders.pinned import NotAsPlanned, Pinned
+from ray_dit.folders.sources import open_images, read_labels, store_of_images
 from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
-from ray_dit.formats.image_format import Place, input_sha256
+from ray_dit.formats.image_format import Listing, Place, input_sha256
 from ray_dit.formats.registry import format_of, input_format
 from ray_dit.storage.open import is_inside
-from ray_dit.storage.store import ahead
+from ray_dit.storage.store import UNKNOWN_SIZE, Store, ahead
 
 QUARANTINE_KEY = "quarantine.tsv"
 """Where a stage lists the images it has set aside."""
-PLAN_KEY = "plan.parquet"
-"""Where `encode` leaves its plan: its actors read it, and so does the report."""
 FOLDER = "folder"
-"""The format images are read in."""
+"""The format that plans name none for."""
+OBJECT = "object"
+"""The column of places that names the object in which an image lies with others."""
+FLEETING = ("gone", "changed")
 
 
 _COLUMNS = {"key": pa.string(), "label": pa.int64(), "heldout": pa.bool_()}
+_OBJECTS = {"size": pa.int64(), "version": pa.int64()}
+"""Columns that plans of the first version lack."""
 
 
 class _PlanFacts(BaseModel):
@@ -69,6 +73,28 @@ class ImagePlan:
     """Where each image lies in its object, for formats of several images per object; see ``Listing``."""
     decoding: Decoding = Decoding()
     """How images of other kinds than RGB become RGB."""
+    sizes: NDArray[np.int64] | None = None
+    """Bytes of the object each image lies in; None in a plan of the first version."""
+    versions: NDArray[np.int64] | None = None
+    """Which version of it, see ``Listing``; None as ``sizes``."""
+
+    @classmethod
+    def of(cls, listing: Listing, config: ImagesConfig) -> "ImagePlan":
+        """The plan of what a format has listed."""
+        return cls(
+            uri=config.uri,
+            size=config.size,
+            classes=listing.classes,
+            keys=listing.keys,
+            labels=listing.labels,
+            heldout=np.array([is_heldout(key, config.heldout) for key in listing.keys], dtype=np.bool_),
+            sha256=input_sha256(listing),
+            format=listing.format,
+            places=listing.places,
+            decoding=Decoding(config.background, config.exif_orientation, config.white_level),
+            sizes=listing.sizes,
+            versions=listing.versions,
+        )
 
     def rows(self, *, heldout: bool) -> NDArray[np.int64]:
         """Row numbers of the held-out or of the training images."""
@@ -82,33 +108,72 @@ class ImagePlan:
             labels=self.labels[rows],
             heldout=self.heldout[rows],
             places={name: column[rows] for name, column in self.places.items()},
+            sizes=None if self.sizes is None else self.sizes[rows],
+            versions=None if self.versions is None else self.versions[rows],
         )
 
     def place(self, row: int) -> Place:
         """Where a row's image lies."""
         return {name: column[row] for name, column in self.places.items()}
 
+    def object_key(self, row: int) -> str:
+        """The object a row's image lies in."""
+        return str(self.place(row).get(OBJECT, self.keys[row]))
+
+    def source(self, store: Store, row: int) -> Pinned:
+        """What a row's image is read from: its object, as planned."""
+        size = UNKNOWN_SIZE if self.sizes is None else int(self.sizes[row])
+        return Pinned(store, size, 0 if self.versions is None else int(self.versions[row]))
+
+    def stored_bytes(self) -> int:
+        """Bytes of the objects the images lie in; 0 where the plan does not tell."""
+        sizes = [0] * len(self.keys) if self.sizes is None else [int(size) for size in self.sizes]
+        objects = {self.object_key(row): size for row, size in enumerate(sizes)} if self.places else {}
+        return sum(max(size, 0) for size in (objects.values() if objects else sizes))
+
+    def by_size(self) -> "ImagePlan":
+        """The plan of a copy, whose objects have other versions: they are known by their sizes alone."""
+        return replace(self, versions=np.zeros(len(self.keys), np.int64))
+
+    def is_whole(self) -> bool:
+        """Whether the hash is that of the rows, as far as they say what it is of."""
+        if self.sizes is None:
+            return True
+        listing = Listing(self.keys, self.labels, self.classes, self.sizes, self.sizes, self.places)
+        return input_sha256(listing) == self.sha256
+
+    def in_order_of(self, classes: Sequence[str]) -> "ImagePlan":
+        """The plan with its classes numbered in this order, which names all of them."""
+        number = {name: label for label, name in enumerate(classes)}
+        labels = np.array([number[name] for name in self.classes], np.int64)[self.labels]
+        return replace(self, classes=tuple(classes), labels=labels)
+
     def to_bytes(self) -> bytes:
         """The plan as Parquet, for the actors that read a part of it each."""
-        columns = {"key": list(self.keys), "label": self.labels, "heldout": self.heldout, **self.places}
+        objects = {} if self.sizes is None else {"size": self.sizes, "version": self.versions}
+        own = {"key": list(self.keys), "label": self.labels, "heldout": self.heldout, **objects}
         facts: dict[str, Any] = {"classes": self.classes, "size": self.size, "sha256": self.sha256}
         if self.format != FOLDER:  # plans were made before there were other formats, and name none
             facts["format"] = self.format
         if self.decoding != Decoding():  # nor other ways to decode
             facts["decoding"] = asdict(self.decoding)
-        return parquet_bytes(pa.table(columns), facts)
+        return parquet_bytes(pa.table({**own, **self.places}), facts)
 
     @classmethod
     def from_bytes(cls, data: bytes, uri: str) -> "ImagePlan":
         """The plan ``to_bytes`` wrote, of the images at ``uri``; UserError if it did not."""
-        where = f"the {PLAN_KEY} of the images in {uri}"
+        where = f"the plan of the images in {uri}"
         table, facts = read_parquet(data, _COLUMNS, where=where)
-        places = [name for name in table.column_names if name not in _COLUMNS]
+        names = {*table.column_names}
+        objects = _OBJECTS if names & _OBJECTS.keys() else {}
+        places = [name for name in table.column_names if name not in (*_COLUMNS, *objects)]
         try:
             known = _PlanFacts.model_validate(facts)
             labels = table["label"].to_numpy()
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(known.classes):
                 raise ValueError("a label is no class")
+            if any(name not in names or table[name].type != kind for name, kind in objects.items()):
+                raise ValueError("sizes or versions are missing or of another type")
             return cls(
                 uri=uri,
                 size=known.size,
@@ -120,6 +185,8 @@ class ImagePlan:
                 format=known.format,
                 decoding=known.decoding,
                 places={name: table[name].to_numpy() for name in places},
+                sizes=table["size"].to_numpy() if objects else None,
+                versions=table["version"].to_numpy() if objects else None,
             )
         except (pa.ArrowException, ValueError) as error:
             raise damaged(where, error) from error
@@ -131,6 +198,12 @@ class BadImage:
 
     key: str
     reason: str
+    """``gone`` and ``changed`` where its object is not there, or another one than was planned."""
+
+    @property
+    def is_fleeting(self) -> bool:
+        """Whether it may be read another time: what is made without it may come out differently then."""
+        return self.reason in FLEETING
 
 
 def refuse_output_inside(output: str, config: ImagesConfig) -> None:
@@ -142,7 +215,7 @@ def refuse_output_inside(output: str, config: ImagesConfig) -> None:
         )
 
 
-def plan_images(config: ImagesConfig) -> ImagePlan:
+def list_images(config: ImagesConfig) -> Listing:
     """Lists the images, and prints what was left out.
 
     UserError for a missing or empty folder and for a class without images.
@@ -152,48 +225,61 @@ def plan_images(config: ImagesConfig) -> ImagePlan:
     listing = input_format(found).list_images(source, read_labels(config.labels))
     if listing.note:
         print(f"{config.uri}: {listing.note}", file=sys.stderr)
-    return ImagePlan(
-        uri=config.uri,
-        size=config.size,
-        classes=listing.classes,
-        keys=listing.keys,
-        labels=listing.labels,
-        heldout=np.array([is_heldout(key, config.heldout) for key in listing.keys], dtype=np.bool_),
-        sha256=input_sha256(listing),
-        format=found,
-        places=listing.places,
-        decoding=Decoding(config.background, config.exif_orientation, config.white_level),
-    )
+    return replace(listing, format=found)
+
+
+def plan_images(config: ImagesConfig) -> ImagePlan:
+    """The plan of all images that are there now; UserError as ``list_images``."""
+    return ImagePlan.of(list_images(config), config)
 
 
 def load_images(
-    plan: ImagePlan, rows: Iterable[int]
+    plan: ImagePlan, rows: Iterable[int], *, all_there: bool = False
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[BadImage]]:
     """Reads and centre-crops images.
 
-    Returns uint8 [N, S, S, 3], the N row numbers they belong to, and the unreadable ones, in order of
-    ``rows``.
+    Returns uint8 [N, S, S, 3], the N row numbers they belong to, and the bad ones, in order of ``rows``:
+    unreadable, gone or changed since they were planned. An object that holds several images and is gone or
+    changed is NotFound or Conflict, as is any that is with ``all_there``.
     """
-    source, reader = open_images(plan.uri), input_format(plan.format)
+    store = store_of_images(plan.uri)
     images: list[NDArray[np.uint8]] = []
     kept: list[int] = []
     bad: list[BadImage] = []
     for row in rows:
         try:
-            data = reader.read_image(source, plan.keys[row], plan.place(row))
-            images.append(decode(data, plan.size, plan.decoding))
+            images.append(decode(_read(plan, store, row), plan.size, plan.decoding))
             kept.append(int(row))
         except UnreadableImage as error:
             bad.append(BadImage(plan.keys[row], str(error)))
+        except NotAsPlanned as error:
+            if all_there or plan.places:
+                raise _lost(store, error) from error
+            bad.append(BadImage(plan.keys[row], error.reason))
     shape = (len(images), plan.size, plan.size, 3)
     stacked = np.stack(images) if images else np.zeros(shape, np.uint8)
     return stacked, np.array(kept, dtype=np.int64), bad
 
 
+def _read(plan: ImagePlan, store: Store, row: int) -> bytes:
+    reader = input_format(plan.format)
+    return reader.read_image(plan.source(store, row), plan.keys[row], plan.place(row))
+
+
+def _lost(store: Store, error: NotAsPlanned) -> UserError:
+    where = store.where(error.key)
+    if error.reason == "gone":
+        return NotFound(f"{where} is gone since its images were planned: bring it back and run this again")
+    return Conflict(
+        f"{where} is not what it was when its images were planned: bring that back and run this again, or "
+        "take another output folder"
+    )
+
+
 def find_bad(
     plan: ImagePlan, rows: NDArray[np.int64], advance: Callable[[int], None] = lambda _: None
 ) -> list[BadImage]:
-    """The unreadable ones among these images, by trying each; ``advance`` is told how many were tried."""
+    """The bad ones among these images, by trying each; ``advance`` is told how many were tried."""
     bad: list[BadImage] = []
     for done, found in enumerate(ahead(lambda row: load_images(plan, [row])[2], rows.tolist()), start=1):
         bad += found
@@ -216,7 +302,9 @@ def check_bad(bad: int, total: int, max_bad: float, where: str, first: Sequence[
     """UserError when more images are unreadable than allowed."""
     if bad > max_bad * total:
         example = f", the first is {first[0].key!r} ({first[0].reason})" if first else ""
+        fleeting = any(entry.is_fleeting for entry in first)
+        ways = "bring those back that are gone or changed" if fleeting else "repair or remove them"
         raise UserError(
             f"{bad} of {total} images in {where} cannot be read, more than images.max_bad = {max_bad} "
-            f"allows{example}: repair or remove them, or raise --images.max-bad"
+            f"allows{example}: {ways}, or raise --images.max-bad"
         )

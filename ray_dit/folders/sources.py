@@ -74,6 +74,12 @@ def open_images(uri: str) -> Source:
     return open_store(uri)
 
 
+def store_of_images(uri: str) -> Store:
+    """The store in which the objects of ``open_images`` have their keys."""
+    source = open_images(uri)
+    return source.store if isinstance(source, Selected) else open_store(uri)
+
+
 def read_labels(uri: str | None) -> LabelFile | None:
     """The file of classes at a URI; UserError where it is none, NotFound where nothing is."""
     if uri is None:

@@ -97,6 +97,8 @@ class Listing:
     places: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
     """Columns of one value per image that say where it lies, such as object, start and length; none where the
     key is the object. A plan keeps them beside its own columns, ``key``, ``label`` and ``heldout``."""
+    format: str = "folder"
+    """Name of the format that listed them, in the registry."""
     left_out: Counter[str] = field(default_factory=Counter[str])
     """How many objects or entries were no images, by what they were."""
 

@@ -27,10 +27,20 @@ from typing import Any
 
 from ray_dit.errors import Conflict, Damaged
 from ray_dit.ledger.comparison import Comparison
-from ray_dit.ledger.description import difference, extends, read_description, same_but_parts, way_out
+from ray_dit.ledger.description import (
+    after,
+    check_extension,
+    difference,
+    extends,
+    known_description,
+    read_description,
+    same_but_parts,
+    way_out,
+)
 from ray_dit.ledger.manifest import (
     FORMAT,
     check_finished,
+    generation_prefix,
     generation_tag,
     job_key,
     last_generation,
@@ -41,9 +51,9 @@ from ray_dit.ledger.manifest import (
     plain_listing_key,
     plain_objects,
 )
-from ray_dit.ledger.markers import mark, marker_at, put_marker, read_marker, unless_damaged
+from ray_dit.ledger.markers import in_order, mark, marker_at, put_marker, read_marker, unless_damaged
 from ray_dit.ledger.plain import MadeAgain, Plain
-from ray_dit.ledger.restore import hash_of, overwrite, put_back
+from ray_dit.ledger.restore import get_or_none, hash_of, overwrite, put_back
 from ray_dit.ledger.results import (
     MANIFEST_FIELDS,
     F,
@@ -116,10 +126,12 @@ class Job:
                 there["parts"], job["parts"], libraries=not accept_fingerprint
             )
             if not same:
-                raise Conflict(difference(store, there, job, comparison)) from error
+                raise Conflict(difference(store, there, job, comparison, generation)) from error
             other = comparison.other_rules(stage, there["parts"])
             if other and store.head(manifest_key(generation)) is None:
-                raise Conflict(f"{store.uri} was begun {other[0]}: {way_out(store, other[1])}") from error
+                raise Conflict(
+                    f"{store.uri} was begun {other[0]}: {way_out(store, other[1], generation)}"
+                ) from error
             if comparison.same(there["parts"], job["parts"]):
                 return replace(ours, fingerprint=there["fingerprint"])
             return ours._accepted_as(there["fingerprint"], job)
@@ -131,20 +143,29 @@ class Job:
         stage: str,
         parts: Mapping[str, Json],
         *,
+        may_change: Iterable[str],
         accept_fingerprint: bool = False,
         comparison: Comparison = _AS_WRITTEN,
     ) -> "Job":
         """The next generation of a finished job, or the one that was begun with these parts.
 
-        Its objects get keys of their own (``prefix``), its manifest lists those of all generations, and until
-        that is written consumers see the generation before.
+        The newest generation itself where these are its parts: nothing is to be added then. Its objects get
+        keys of their own (``prefix``), its manifest lists those of all generations, and until that is written
+        consumers see the generation before.
+
+        Conflict where something else differs from the generation before than ``may_change``, dotted names of
+        parts (``inputs.images``) or of what they lie in (``config.model``); and, as in ``open``, where
+        another extension has been begun.
         """
-        newest = last_generation(store)
-        if newest == 0:
-            check_finished(store, stage)  # says so if the job is unfinished, or another's
-        there = read_json(store, job_key(newest))
-        same = there["stage"] == stage and comparison.same(there["parts"], parts)
-        generation = newest if same and comparison.other_rules(stage, there["parts"]) is None else newest + 1
+        check_finished(store, stage)  # says so if the job is unfinished, or another's
+        generation = last_generation(store)
+        if store.head(job_key(generation + 1)) is not None:
+            generation += 1
+        else:
+            there = (known_description(store, generation) or {}).get("parts", {})
+            if not comparison.same(there, parts, libraries=not accept_fingerprint):
+                check_extension(store, comparison, there, parts, may_change, accept_fingerprint)
+                generation = after(store, generation)
         return cls.open(
             store,
             stage,
@@ -154,10 +175,17 @@ class Job:
             comparison=comparison,
         )
 
+    def extended_objects(self, facts: type[F]) -> Iterator[Marker[F]]:
+        """The markers of what this generation extends, streamed as by ``manifest_objects``."""
+        if self.generation:
+            before = replace(self, generation=self.generation - 1).manifest(Facts)
+            assert before is not None, "what is extended is finished"
+            yield from manifest_objects(self.store, before, facts)
+
     @property
     def prefix(self) -> str:
         """What this generation's objects are named with: ``data/`` + prefix + name; empty in the first."""
-        return f"{generation_tag(self.generation)[1:]}-" if self.generation else ""
+        return generation_prefix(self.generation)
 
     def is_finished(self) -> bool:
         """Whether the last write, that of the manifest, is done."""
@@ -186,12 +214,16 @@ class Job:
         return manifest
 
     def damage(self, manifest: Manifest[Any], skip: tuple[str, ...] = ()) -> list[str]:
-        """Keys of the finished job's objects that are missing or damaged, all read anew: for jobs of few.
+        """Keys of the generation's objects that are missing or damaged, all read anew: for jobs of few.
 
         Those that start with one of ``skip`` are not looked at.
         """
-        listed = (*manifest_objects(self.store, manifest, Facts), *plain_objects(self.store, manifest))
-        objects = {marker.key: marker.sha256 for marker in listed if not marker.key.startswith(skip)}
+        markers = (
+            marker
+            for listing in (*manifest.listings[-1:], *manifest.plain[-1:])
+            for marker in listed(self.store, listing, Facts)
+        )
+        objects = {marker.key: marker.sha256 for marker in markers if not marker.key.startswith(skip)}
         found = ahead(lambda key: hash_of(self.store, key), objects)
         return [key for key, sha256 in zip(objects, found, strict=True) if sha256 != objects[key]]
 
@@ -237,17 +269,24 @@ class Job:
         return (info.key.removeprefix(folder).removesuffix(".json") for info in self.store.list(folder))
 
     def markers(self, facts: type[F], names: Iterable[str] | None = None) -> Iterator[Marker[F]]:
-        """The markers of these objects (by default of all that are done, sorted by name), read some ahead."""
+        """The markers of these objects, by default of all that are done ``in_order``, read some ahead."""
 
         def read(name: str) -> Marker[F]:
             return marker_at(self.store, self._marker_key(name), facts)
 
-        return ahead(read, sorted(self.names()) if names is None else names)
+        return ahead(read, sorted(self.names(), key=in_order) if names is None else names)
 
-    def put(self, name: str, key: str, data: bytes, facts: F) -> Marker[F]:
+    def forget(self, names: Iterable[str]) -> None:
+        """Deletes the markers of these objects, so that the job's next run makes them again."""
+        for name in names:
+            self.store.delete(self._marker_key(name))
+
+    def put(self, name: str, key: str, data: bytes, facts: F, *, varies: bool = False) -> Marker[F]:
         """Stores an object that was computed, then its marker, which is returned.
 
-        Where the marker is there already, nothing is written, but by a job that is ``repairing``.
+        Where the marker is there already, nothing is written, but by a job that is ``repairing``. ``varies``:
+        what it was made of is not there as it was planned, so that other bytes may come out another time; of
+        several writers the first with a marker counts.
 
         HashAlarm if this kind of machine made the object before with other bytes; between kinds of machines
         the first writer's object stays.
@@ -258,7 +297,7 @@ class Job:
                 put_back(self.store, done.key, data, done.sha256)
             return done
         marker = mark(name, key, data, facts, fingerprint=self.accepted)
-        first = self._writers.record(key, marker.sha256)
+        first = self._writers.record(key, marker.sha256, varies=varies)
         try:
             self.store.put(key, data)
             put_marker(self.store, self._marker_key(name), marker)
@@ -291,7 +330,7 @@ class Job:
     def finish(self, result: R, *, objects: Iterable[Marker[Any]] | None = None) -> Manifest[R]:
         """Writes the listings, then the manifest, the last write, and returns it.
 
-        ``objects``: markers, streamed, in the order they shall be listed; by default all, sorted by name.
+        ``objects``: markers, streamed, in the order they shall be listed; by default all, in ``in_order``.
         Their lines are gathered as bytes (about 350 per object), never as Python objects. Listings and a
         manifest that are damaged are replaced.
         """
@@ -328,8 +367,7 @@ class Job:
     @property
     def plain(self) -> Plain:
         """This generation's plain objects."""
-        folder = f"_plain{generation_tag(self.generation)}/"
-        return Plain(self.store, folder, self._writers, self.accepted, self.repairing)
+        return Plain(self.store, self.generation, self._writers, self.accepted, self.repairing)
 
     @property
     def _writers(self) -> Writers:
@@ -384,9 +422,10 @@ class Job:
 
     def _settle(self, name: str, data: bytes, ours: Marker[F], first: bool, conflict: Conflict) -> Marker[F]:
         """Two writers made different things: the first one's stays."""
-        there = hash_of(self.store, ours.key)
+        there = get_or_none(self.store, ours.key)
         if there is not None:
-            self._writers.check(ours.key, there, first=first, conflict=conflict)
+            sha256 = hashlib.sha256(there).hexdigest()
+            self._writers.check(ours.key, sha256, first=first, conflict=conflict)
         theirs = self._await_marker(name, type(ours.facts))
         if theirs is not None:
             return theirs
@@ -395,12 +434,20 @@ class Job:
         put_back(self.store, ours.key, data, ours.sha256)
         try:
             put_marker(self.store, self._marker_key(name), ours)
-        except Conflict as late:
-            raise Conflict(
-                f"{self.store.where(ours.key)} was made by two kinds of machines at the same moment: run "
-                "its stage again with --repair"
-            ) from late
+        except Conflict as late:  # it was not dead: it has written its marker after all
+            return self._yield_to(name, there, ours, late)
         return ours
+
+    def _yield_to(self, name: str, there: bytes | None, ours: Marker[F], late: Conflict) -> Marker[F]:
+        """Puts back what ours has replaced, as its writer's marker came first."""
+        theirs = self.marker(name, type(ours.facts))
+        if theirs is None or there is None or hashlib.sha256(there).hexdigest() != theirs.sha256:
+            raise Conflict(
+                f"{self.store.where(ours.key)} was made in two ways at the same moment: run its stage again "
+                "with --repair"
+            ) from late
+        put_back(self.store, theirs.key, there, theirs.sha256)
+        return theirs
 
     def _await_marker(self, name: str, facts: type[F]) -> Marker[F] | None:
         end = time.monotonic() + self.settle_seconds

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from ray_dit.errors import NotFound, UserError
+from ray_dit.ledger.description import newest_begun
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import generation_tag, job_key, last_generation
 from ray_dit.ledger.plain import MadeAgain
@@ -16,6 +17,7 @@ from ray_dit.ledger.restore import overwrite, put_back
 from ray_dit.ledger.results import Facts, Marker
 from ray_dit.ledger.stored_json import read_json
 from ray_dit.ledger.verification import Problem, Results, Tally, verify_job
+from ray_dit.ledger.writers import WRITERS
 from ray_dit.storage.open import open_store
 from ray_dit.storage.s3 import PROBES
 from ray_dit.storage.store import Store
@@ -31,8 +33,9 @@ _WAYS = {
     "evaluate": "run ray-dit evaluate again",
     "train-vae": "run ray-dit train-vae again, which makes the VAE anew from its last checkpoint, and "
     "restore a damaged checkpoint from a copy",
-    "train": "run ray-dit train again, which makes the model and loss.json anew from the last checkpoint, "
-    "and restore a checkpoint or sample grid from a copy: nothing needs those of a finished training",
+    "train": "run ray-dit train again with the steps it was made with, which makes the model and loss.json "
+    "anew from the last checkpoint, and restore a checkpoint or sample grid from a copy: nothing needs those "
+    "of a finished training",
     "model": "run the ray-dit train or import-checkpoint again that made it",
 }
 """What to do about a damaged folder, by its stage."""
@@ -111,8 +114,9 @@ def repair(
     A damaged manifest or marker that nothing repeats is removed, and listings are left, for the stage to make
     again. UserError at the end if something can't be made again.
     """
-    for key in Job(store, "", "", last_generation(store)).restore_plain(plain or {}):
-        yield Problem(store, key, "damaged")
+    for generation in {last_generation(store), newest_begun(store)}:
+        for key in Job(store, "", "", generation).restore_plain(plain or {}):
+            yield Problem(store, key, "damaged")
     lost: list[str] = []
     for problem in verify(store, results=results, threads=threads):
         try:
@@ -181,11 +185,13 @@ def abandon(store: Store) -> Iterator[str]:
     UserError if there is none. (A first generation that is not wanted is a folder to delete.)
     """
     job = _begun_extension(store)
+    tag = generation_tag(job.generation)
+    notes = (f"_markers{tag}/", f"_plain{tag}/", f"{WRITERS}{tag}/")
     for info in store.list():
-        tag = generation_tag(job.generation)
-        if info.key.rpartition("/")[2].startswith(job.prefix) or info.key.startswith(
-            (f"_markers{tag}/", f"_plain{tag}/")
-        ):
+        # what its machines made, too: another extension of this number may make other bytes
+        name = info.key.rpartition("/")[2]
+        of_it = name.startswith(job.prefix) or name.partition(".")[0].endswith(tag)
+        if (of_it or info.key.startswith(notes)) and info.key != job_key(job.generation):
             store.delete(info.key)
             yield store.where(info.key)
     store.delete(job_key(job.generation))

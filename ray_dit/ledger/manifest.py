@@ -29,12 +29,20 @@ HOLDS = {
 }
 MADE_BY = {"model": "train"}
 
+LAST_GENERATION = 99
+"""Readers sort names, so all generations have numbers of two digits."""
+
 _MANIFEST = re.compile(r"manifest-g(\d\d)\.json$")
 
 
 def generation_tag(generation: int) -> str:
     """``""`` for what a job made first, ``-g01`` for its first extension, and so on."""
     return f"-g{generation:02d}" if generation else ""
+
+
+def generation_prefix(generation: int) -> str:
+    """What the names of a generation's objects begin with: ``g01-`` in the first extension."""
+    return f"{generation_tag(generation)[1:]}-" if generation else ""
 
 
 def job_key(generation: int) -> str:
@@ -67,6 +75,23 @@ def read_manifest(place: str | Store, result: type[R]) -> Manifest[R]:
     check_finished(store, result.stage_name)
     key = manifest_key(last_generation(store))
     return parse_manifest(read_json(store, key), result, store.where(key))
+
+
+def tied_manifest(place: str | Store, result: type[R], sha256: str | None) -> Manifest[R]:
+    """The manifest of the generation that a consumer has begun with, which is known by its hash.
+
+    The newest one where there is none of that hash, or none is given; errors as ``read_manifest``.
+    """
+    store = open_store(place) if isinstance(place, str) else place
+    manifest = read_manifest(store, result)
+    for generation in range(len(manifest.listings) - 2, -1, -1):
+        if sha256 is None or manifest.sha256 == sha256:
+            break
+        key = manifest_key(generation)
+        there = parse_manifest(read_json(store, key), result, store.where(key))
+        if there.sha256 == sha256:
+            return there
+    return manifest
 
 
 def check_finished(store: Store, stage: str) -> None:

@@ -13,6 +13,12 @@ from ray_dit.storage.store import Store
 T = TypeVar("T")
 
 
+def in_order(name: str) -> tuple[bool, int, str]:
+    """Sorts names of objects: numbers by their value, as 99999 comes before 100000, then words by letter."""
+    is_number = name.isascii() and name.isdigit()
+    return not is_number, int(name) if is_number else 0, name
+
+
 def mark(name: str, key: str, data: bytes, facts: F, *, fingerprint: str | None = None) -> Marker[F]:
     """The marker of an object with these bytes; ``fingerprint``: its maker's, if that is an accepted one."""
     made_with = {"fingerprint": fingerprint} if fingerprint else {}

@@ -6,11 +6,12 @@ nothing of what they hold.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ray_dit.errors import Conflict
+from ray_dit.ledger.manifest import generation_tag, job_key
 from ray_dit.ledger.markers import mark, put_marker, read_marker, unless_damaged
-from ray_dit.ledger.restore import hash_of, put_back, read_whole
+from ray_dit.ledger.restore import hash_of, overwrite, put_back, read_whole
 from ray_dit.ledger.results import Facts, Marker
 from ray_dit.ledger.writers import Writers
 from ray_dit.storage.store import Store
@@ -26,8 +27,7 @@ class Plain:
     """The plain objects of one generation."""
 
     store: Store
-    folder: str
-    """Of their markers, with a slash at the end."""
+    generation: int
     writers: Writers
     accepted: str | None = None
     repairing: bool = False
@@ -48,16 +48,54 @@ class Plain:
                 return self._adopt(key)
             if known is not None and known.sha256 == there:
                 return None
-            if known is not None:
+            if known is None:
+                # Of a writer that died before its marker, or of the generation before. The marker is first:
+                # by it `verify`, and whoever finished that generation, know that the object is replaced.
+                put_marker(self.store, self.place(key), marker)
+            if self._is_replaced(key):
+                return None
+            if known is not None and not self._is_of_before(key, there):
                 _log.warning("%s is damaged; it is made again", self.store.where(key))
-            # without a marker it is of a writer that died before that, or of the generation before
             put_back(self.store, key, data, known.sha256 if known else marker.sha256)
+            return None
         return put_marker(self.store, self.place(key), marker)
+
+    def put_first(self, key: str, data: bytes, is_ours: Callable[[bytes], bool]) -> bytes:
+        """Stores an object of which the first writer's bytes count, whichever they are; returns those.
+
+        ``is_ours`` tells, of bytes without a marker, whether a writer of this job can have left them: then
+        they get one, else ours replace them. UserError where what has a marker is damaged and ours differ.
+        """
+        known = self._marker(key)
+        if known is not None:
+            if hash_of(self.store, key) == known.sha256:
+                return self.get(key)
+            _log.warning("%s is missing or damaged; it is made again", self.store.where(key))
+            put_back(self.store, key, data, known.sha256)
+            return data
+        try:
+            self.store.put(key, data)
+        except Conflict:
+            there = self.store.get(key)
+            if not is_ours(there):
+                overwrite(self.store, key, data)
+            else:
+                data = there
+        try:
+            put_marker(self.store, self.place(key), mark(key, key, data, Facts(), fingerprint=self.accepted))
+        except Conflict:  # another writer was first
+            return self.get(key)
+        return data
 
     def get(self, key: str) -> bytes:
         """An object's bytes; Damaged unless it is what its marker says, where it has one."""
         marker = self._marker(key)
         return self.store.get(key) if marker is None else read_whole(self.store, key, marker.sha256)
+
+    def sha256(self, key: str) -> str | None:
+        """What an object must hold by its marker; None where that is not there, or damaged."""
+        marker = self._marker(key)
+        return None if marker is None else marker.sha256
 
     def drop(self, key: str) -> None:
         """Deletes an object that is no longer wanted, its marker first: what is listed must be there."""
@@ -88,7 +126,9 @@ class Plain:
         """
         for marker in objects:
             make = made_again.get(marker.key)
-            if make is not None and hash_of(self.store, marker.key) != marker.sha256:
+            if make is None or hash_of(self.store, marker.key) == marker.sha256:
+                continue
+            if not self._is_replaced(marker.key):
                 put_back(self.store, marker.key, make(), marker.sha256)
                 yield marker.key
 
@@ -102,9 +142,24 @@ class Plain:
             if self.store.head(place) is not None and self._marker(key) is None:
                 data = make()
                 marker = mark(key, key, data, Facts(), fingerprint=self.accepted)
-                put_back(self.store, key, data, marker.sha256)
+                if not self._is_replaced(key):
+                    put_back(self.store, key, data, marker.sha256)
                 put_marker(self.store, place, marker)
                 yield key
+
+    def _is_replaced(self, key: str) -> bool:
+        """Whether a later generation has, or is about to have, an object of its own at this key."""
+        later = self.generation + 1
+        while self.store.head(job_key(later)) is not None:
+            if self.store.head(replace(self, generation=later).place(key)) is not None:
+                return True
+            later += 1
+        return False
+
+    def _is_of_before(self, key: str, sha256: str) -> bool:
+        """Whether these are the bytes of the generation before, which are to be replaced."""
+        before = replace(self, generation=self.generation - 1)._marker(key) if self.generation else None
+        return before is not None and before.sha256 == sha256
 
     def _adopt(self, key: str) -> None:
         """Writes a marker of what is there."""
@@ -115,6 +170,11 @@ class Plain:
 
     def _marker(self, key: str) -> Marker[Facts] | None:
         return unless_damaged(lambda: read_marker(self.store, self.place(key), Facts))
+
+    @property
+    def folder(self) -> str:
+        """Where their markers lie, with a slash at the end."""
+        return f"_plain{generation_tag(self.generation)}/"
 
     def place(self, key: str) -> str:
         """Where the marker of an object lies."""

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from ray_dit.errors import Damaged, NotFound, UserError
+from ray_dit.errors import Conflict, Damaged, NotFound, UserError
 from ray_dit.storage.store import Store
 
 
@@ -10,6 +10,15 @@ def hash_of(store: Store, key: str) -> str | None:
     """sha256 of an object's bytes, read anew; None where it is missing."""
     try:
         return store.sha256(key)
+    except NotFound:
+        return None
+
+
+def get_or_none(store: Store, key: str) -> bytes | None:
+    """An object's bytes as they are there, whatever hash was stored with them; None where it is missing."""
+    try:
+        with store.open_file(key) as file:
+            return file.read()
     except NotFound:
         return None
 
@@ -31,7 +40,12 @@ def put_back(store: Store, key: str, data: bytes, sha256: str) -> bool:
         return store.put(key, data)
     if store.sha256(key) == sha256:
         return False
-    store.replace(key, data, if_match=info.etag or "")
+    try:
+        store.replace(key, data, if_match=info.etag or "")
+    except Conflict:
+        if store.sha256(key) != sha256:
+            raise
+        return False  # another writer was faster
     return True
 
 

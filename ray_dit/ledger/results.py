@@ -106,6 +106,11 @@ class Manifest(BaseModel, Generic[F]):
     """Hash of the manifest as it is stored, which stands for every byte of the job in its consumers'
     fingerprints."""
 
+    @property
+    def generation(self) -> int:
+        """0 for what a job made first, 1 for its first extension."""
+        return len(self.listings) - 1
+
 
 MANIFEST_FIELDS = (frozenset(Manifest.model_fields) | {SEAL}) - {"facts", "sha256"}
 """The stored ones, which are no facts."""

@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 
 from ray_dit.errors import Conflict, Damaged, NotFound, UserError, first_message
@@ -81,7 +82,8 @@ def verify_job(folder: Store, tally: Tally, results: Results, *, threads: int = 
     if manifest is not None:
         yield from _numbers(folder, manifest, results)
     checks = _listed_checks(folder, manifest) if manifest is not None else _marked_checks(folder, last)
-    extension = _marked_checks(folder, last + 1)
+    before = {plain.key: plain.sha256 for plain in plain_objects(folder, manifest)} if manifest else {}
+    extension = _marked_checks(folder, last + 1, before)
     for problems, size in ahead(lambda check: check(), chain(checks, extension), threads=threads):
         tally.objects, tally.bytes = tally.objects + 1, tally.bytes + size
         yield from problems
@@ -170,24 +172,45 @@ def _listed_checks(folder: Store, manifest: Manifest[Facts]) -> Iterator[Check]:
     for number, listing in enumerate(manifest.listings):
         yield from _checks(folder, listing, f"_markers{generation_tag(number)}/")
     newest = {marker.key: marker.sha256 for marker in plain_objects(folder, manifest)}
+    replacing = f"_plain{generation_tag(len(manifest.listings))}/"  # what an unfinished extension has made
     for number, listing in enumerate(manifest.plain):
         number += len(manifest.listings) - len(manifest.plain)
-        yield from _checks(folder, listing, f"_plain{generation_tag(number)}/", newest)
+        for marker in listed(folder, listing, Facts):
+            replaced = newest[marker.key] != marker.sha256
+            other = partial(_marked_hash, folder, f"{replacing}{marker.key}.json")
+            yield _check(folder, marker, f"_plain{generation_tag(number)}/", replaced=replaced, other=other)
 
 
-def _checks(
-    folder: Store, listing: Listing, markers: str, newest: Mapping[str, str] | None = None
-) -> Iterator[Check]:
+def _checks(folder: Store, listing: Listing, markers: str) -> Iterator[Check]:
     for marker in listed(folder, listing, Facts):
-        replaced = newest is not None and newest[marker.key] != marker.sha256
-        yield _check(folder, marker, markers, replaced=replaced)
+        yield _check(folder, marker, markers)
 
 
-def _check(folder: Store, marker: Marker[Facts], markers: str, *, replaced: bool = False) -> Check:
+def _marked_hash(folder: Store, place: str) -> str | None:
+    """The hash that the marker at ``place`` promises; None where there is none that can be read."""
+    try:
+        return marker_at(folder, place, Facts).sha256
+    except UserError:
+        return None
+
+
+def _check(
+    folder: Store,
+    marker: Marker[Facts],
+    markers: str,
+    *,
+    replaced: bool = False,
+    other: Callable[[], str | None] = lambda: None,
+) -> Check:
+    """``replaced``: by a later generation. ``other``: a hash that the object may have instead.
+
+    It is that of the generation before or after, while the latter is not finished.
+    """
+
     def check() -> tuple[list[Problem], int]:
         problems: list[Problem] = []
         found = marker.sha256 if replaced else hash_of(folder, marker.key)
-        if found != marker.sha256:
+        if found != marker.sha256 and (found is None or found != other()):
             problems.append(Problem(folder, marker.key, _what(found), marker))
         if marker.name is not None:
             key, data = f"{markers}{marker.name}.json", canonical(marker.to_json())
@@ -199,14 +222,19 @@ def _check(folder: Store, marker: Marker[Facts], markers: str, *, replaced: bool
     return check
 
 
-def _marked_checks(folder: Store, generation: int) -> Iterator[Check]:
-    """Of an unfinished job, or where its listings are damaged: the objects that have markers."""
+def _marked_checks(
+    folder: Store, generation: int, before: Mapping[str, str] | None = None
+) -> Iterator[Check]:
+    """Of an unfinished job, or where its listings are damaged: the objects that have markers.
+
+    ``before``: hashes of the plain objects of the generation before, which some of these will replace.
+    """
     for markers in (f"_markers{generation_tag(generation)}/", f"_plain{generation_tag(generation)}/"):
         for info in folder.list(markers):
-            yield _marked_check(folder, info.key, markers)
+            yield _marked_check(folder, info.key, markers, before or {})
 
 
-def _marked_check(folder: Store, place: str, markers: str) -> Check:
+def _marked_check(folder: Store, place: str, markers: str, before: Mapping[str, str]) -> Check:
     def check() -> tuple[list[Problem], int]:
         try:
             marker = marker_at(folder, place, Facts)
@@ -214,7 +242,7 @@ def _marked_check(folder: Store, place: str, markers: str) -> Check:
             return [], 0
         except UserError as error:
             return [Problem(folder, place, _reason(error))], 0
-        return _check(folder, marker, markers)()
+        return _check(folder, marker, markers, other=lambda: before.get(marker.key))()
 
     return check
 

@@ -5,7 +5,8 @@ Knows nothing of markers, or of what objects hold.
 ::
 
     _runs/writers/KIND.json      one per kind of machine that made objects here
-    _runs/made/KIND/KEY.json     what that kind made of an object: its sha256, written before the object
+    _runs/made/KIND/KEY.json     what that kind made of an object: its sha256, written before the object;
+                                 more than one where what it is made of may change or go away
 
 Both say where bytes come from, which may differ between runs of one job, so they lie outside every equality.
 A record beside the objects and not in their metadata: it is the same for every kind of storage, and it tells
@@ -14,16 +15,21 @@ what a kind made before even where the object was replaced or lost.
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ray_dit.errors import Conflict, Damaged
 from ray_dit.ledger.restore import overwrite
 from ray_dit.ledger.runs import machine_kind
-from ray_dit.ledger.stored_json import canonical, read_json, sealed
+from ray_dit.ledger.stored_json import Json, canonical, read_json, sealed
 from ray_dit.storage.store import Store
 
 MADE = "_runs/made/"
 WRITERS = "_runs/writers"
+
+
+TRIES = 20
+"""How often a record is read and added to while others add to it."""
 
 
 class HashAlarm(Conflict):
@@ -31,6 +37,25 @@ class HashAlarm(Conflict):
 
     Something is not deterministic, or broken.
     """
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a kind of machine made of an object."""
+
+    sha256: str
+    """What it made first."""
+    others: tuple[str, ...]
+    """What it made later, of something that varies."""
+    varies: bool
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (self.sha256, *self.others)
+
+    def with_another(self, sha256: str) -> dict[str, Json]:
+        """The record as it is stored, with these bytes too."""
+        return {"sha256": self.sha256, "others": [*self.others, sha256], "varies": True}
 
 
 @dataclass(frozen=True)
@@ -55,22 +80,30 @@ class Writers:
             _enrolled[who] = kind_name(data)
         return _enrolled[who]
 
-    def record(self, key: str, sha256: str) -> bool:
-        """Writes down that this kind makes these bytes of an object; False if that was known.
+    def record(self, key: str, sha256: str, *, varies: bool = False) -> bool:
+        """Writes down that this kind makes these bytes of an object; False if something was known of it.
 
-        HashAlarm if it made other bytes before.
+        ``varies``: other bytes may come out another time, without a fault. HashAlarm if this kind made other
+        bytes before, unless those or these vary.
         """
-        place, data = f"{MADE}{self.enrol()}/{key}.json", canonical(sealed({"sha256": sha256}))
-        try:
-            return self.store.put(place, data)
-        except Conflict as conflict:
-            before = self._read(place)
-            if before is None:  # damaged: nothing is known
-                overwrite(self.store, place, data)
-                return True
-            if before == sha256:
-                return False
-            raise self._alarm(key) from conflict
+        place = f"{MADE}{self.enrol()}/{key}.json"
+        data = canonical(sealed({"sha256": sha256} | ({"varies": True} if varies else {})))
+        for _ in range(TRIES):
+            try:
+                return self.store.put(place, data)
+            except Conflict as conflict:
+                before = self._read(place)
+                if before is None:  # damaged: nothing is known
+                    overwrite(self.store, place, data)
+                    return True
+                if sha256 in before.all:
+                    return False
+                if not varies and not before.varies:
+                    raise self._alarm(key) from conflict
+                with suppress(Conflict):  # of another writer that adds to it
+                    overwrite(self.store, place, canonical(sealed(before.with_another(sha256))))
+                    return False
+        raise Conflict(f"{self.store.where(place)} is changed by others again and again: run this once more")
 
     def check(self, key: str, sha256: str, *, first: bool, conflict: Conflict) -> None:
         """Raises HashAlarm unless another kind of machine made the bytes ``sha256`` that lie at ``key``.
@@ -79,7 +112,7 @@ class Writers:
         the object, and told all writers of a folder apart but not those of an object.
         """
         made = self._made(key)
-        if sha256 in made.values():
+        if any(sha256 in record.all for record in made.values()):
             return
         ours = self.enrol()
         if not first or made.keys() - {ours}:
@@ -91,21 +124,23 @@ class Writers:
         if [info.key for info in self.store.list(self.folder)] == [f"{self.folder}{ours}.json"]:
             raise self._alarm(key) from conflict
 
-    def _made(self, key: str) -> Mapping[str, str]:
+    def _made(self, key: str) -> Mapping[str, "_Record"]:
         """What each kind of machine made of an object, where that is known."""
-        made: dict[str, str] = {}
+        made: dict[str, _Record] = {}
         for info in self.store.list(self.folder):
             kind = info.key.removeprefix(self.folder).removesuffix(".json")
-            if (sha256 := self._read(f"{MADE}{kind}/{key}.json")) is not None:
-                made[kind] = sha256
+            if (record := self._read(f"{MADE}{kind}/{key}.json")) is not None:
+                made[kind] = record
         return made
 
-    def _read(self, place: str) -> str | None:
-        """A record's sha256; None where there is none, or a damaged one."""
+    def _read(self, place: str) -> "_Record | None":
+        """A record; None where there is none, or a damaged one."""
         try:
-            return read_json(self.store, place, absent={}).get("sha256")
+            there = read_json(self.store, place, absent={})
         except Damaged:
             return None
+        sha256, others = there.get("sha256"), there.get("others", [])
+        return None if sha256 is None else _Record(sha256, tuple(others), bool(there.get("varies")))
 
     def _alarm(self, key: str) -> HashAlarm:
         return HashAlarm(

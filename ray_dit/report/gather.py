@@ -7,7 +7,7 @@ import io
 import itertools
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,15 +18,25 @@ from numpy.typing import NDArray
 from ray_dit import config as settings
 from ray_dit.config import ReportConfig
 from ray_dit.core.media import decode, psnr
-from ray_dit.errors import NotFound, UserError
+from ray_dit.errors import Conflict, NotFound, UserError
+from ray_dit.folders.checkpoints import loss_key
 from ray_dit.folders.dataset import read_shard
-from ray_dit.folders.images import PLAN_KEY, ImagePlan, load_images
+from ray_dit.folders.images import ImagePlan, load_images
+from ray_dit.folders.latent_plans import read_plans
 from ray_dit.folders.model import read_model
 from ray_dit.formats.model_folder import ModelConfig
-from ray_dit.ledger.manifest import manifest_objects, read_manifest
+from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import manifest_objects, read_manifest, tied_manifest
 from ray_dit.ledger.results import Facts, Manifest
 from ray_dit.report.commands import command
-from ray_dit.results import DatasetResult, EvaluationResult, LatentsResult, TrainingResult, VAEResult
+from ray_dit.results import (
+    DatasetResult,
+    EvaluationResult,
+    LatentsResult,
+    ModelResult,
+    TrainingResult,
+    VAEResult,
+)
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
@@ -111,7 +121,7 @@ def gather(config: ReportConfig) -> Contents:
         psnr=psnr(*vae) if vae else None,
         denoising=denoising,
         preview_steps=steps,
-        loss=_json(open_store(config.run), "loss.json"),
+        loss=_json(open_store(config.run), loss_key(results.training.generation)),
         vae_loss=_vae_loss(config),
         times=[
             time
@@ -126,13 +136,32 @@ def gather(config: ReportConfig) -> Contents:
 
 
 def _results(config: ReportConfig) -> Results:
+    """The manifests; of what was extended since, those that the stages after it have worked on."""
+    training = training_of_model(config)
+    evaluation = read_manifest(config.evaluation, EvaluationResult)
     return Results(
         vae=read_manifest(config.vae, VAEResult) if config.vae is not None else None,
-        latents=read_manifest(config.latents, LatentsResult),
-        training=read_manifest(config.run, TrainingResult),
-        dataset=read_manifest(config.dataset, DatasetResult),
-        evaluation=read_manifest(config.evaluation, EvaluationResult),
+        latents=tied_manifest(config.latents, LatentsResult, _input(training, "latents")),
+        training=training,
+        dataset=tied_manifest(config.dataset, DatasetResult, _input(evaluation, "dataset")),
+        evaluation=evaluation,
     )
+
+
+def training_of_model(config: ReportConfig) -> Manifest[TrainingResult]:
+    """The run's generation that made the model, where the model tells; the newest otherwise."""
+    newest, store = read_manifest(config.run, TrainingResult), open_store(config.run)
+    model = read_manifest(config.model, ModelResult)
+    for generation in range(newest.generation):
+        earlier = Job(store, newest.stage, "", generation).manifest(TrainingResult)
+        if earlier is not None and earlier.fingerprint == model.parts.get("train"):
+            return earlier
+    return newest
+
+
+def _input(made: Manifest[Any], name: str) -> str | None:
+    """Hash of what a stage has worked on; None where it did not write it down."""
+    return made.parts.get("inputs", {}).get(name)
 
 
 def _check_chain(config: ReportConfig, results: Results) -> None:
@@ -142,7 +171,7 @@ def _check_chain(config: ReportConfig, results: Results) -> None:
         (results.evaluation, config.evaluation, "dataset", results.dataset, config.dataset),
     )
     for made, folder, name, source, source_folder in chain:
-        told = made.parts.get("inputs", {}).get(name)
+        told = _input(made, name)
         if told is not None and told != source.sha256:
             raise UserError(
                 f"{folder} was not made from {source_folder}, but from another {name}: give those that "
@@ -192,22 +221,27 @@ def _generated(
 
 def _real(config: ReportConfig, shown: Sequence[str]) -> dict[str, Images]:
     """The first held-out images of each class shown, training ones where none are held out."""
-    plan = ImagePlan.from_bytes(open_store(config.latents).get(PLAN_KEY), config.images)
+    plans = read_plans(open_store(config.latents), config.images)
     found: dict[str, Images] = {}
     for name in shown:
-        rows = np.flatnonzero(plan.labels == plan.classes.index(name))
-        held = rows[plan.heldout[rows]]
-        images = list(itertools.islice(_readable(plan, held if len(held) else rows), PER_CLASS))
+        rows = [(plan, row) for plan in plans for row in _rows_of(plan, name)]
+        held = [(plan, row) for plan, row in rows if plan.heldout[row]]
+        images = list(itertools.islice(_readable(held or rows), PER_CLASS))
         if images:
             found[name] = np.stack(images)
     return found
 
 
-def _readable(plan: ImagePlan, rows: NDArray[np.int64]) -> Iterator[Images]:
-    for row in rows:
+def _rows_of(plan: ImagePlan, name: str) -> list[int]:
+    """The images of a class, which a later extension may have brought."""
+    return np.flatnonzero(plan.labels == plan.classes.index(name)).tolist() if name in plan.classes else []
+
+
+def _readable(rows: Iterable[tuple[ImagePlan, int]]) -> Iterator[Images]:
+    for plan, row in rows:
         try:
             yield from load_images(plan, [row])[0]  # encode has listed those that cannot be read
-        except NotFound:  # removed since
+        except (NotFound, Conflict):  # removed or changed since, with others in one object
             continue
 
 

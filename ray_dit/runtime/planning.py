@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -19,6 +20,7 @@ from ray_dit.config import ShardsConfig, TrainingConfig
 from ray_dit.folders.checkpoints import checkpoint_steps
 from ray_dit.formats.rows import Source
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import generation_prefix
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
 from ray_dit.runtime.shards import Work, make_shards
@@ -143,7 +145,7 @@ def plan_shards(
         before: given Ray, tries what is done ahead of the shards: its seconds by name, and its bytes.
     """
     store = open_store(config.output)
-    done = _done(store, len(work.sizes))
+    done = _done(store, work)
     units = sum(work.sizes)
     units_left = sum(size for shard, size in enumerate(work.sizes) if shard not in done)
     shards_left = len(work.sizes) - len(done)
@@ -157,7 +159,7 @@ def plan_shards(
         "bytes_in": known.bytes_in,
         "workers": workers,
     }
-    if _is_finished(store):
+    if _is_finished(store, work.generation):
         return _finished(common, store)
     with ray_session(config) as ray:
         if gpus and not _gpus(ray):
@@ -184,15 +186,17 @@ def plan_training(
     known: Known,
     *,
     begun: float,
+    generation: int = 0,
 ) -> Plan:
-    """The plan of a training.
+    """The plan of a training, of this generation of its job.
 
     Trains the task of ``make_task(config, job)`` for a few steps on the job's workers.
     """
     samples = config.steps * config.batch_size
     store = open_store(config.output)
-    finished, checkpoints = _is_finished(store), checkpoints_due(config, config.steps)
-    steps_done = config.steps if finished else max(checkpoint_steps(store), default=0)
+    finished, checkpoints = _is_finished(store, generation), checkpoints_due(config, config.steps)
+    there = [checkpoint_steps(store, generation_prefix(number)) for number in range(generation + 1)]
+    steps_done = config.steps if finished else max(chain(*there), default=0)
     left = config.steps - steps_done
     common: dict[str, Any] = {
         "stage": what,
@@ -365,7 +369,7 @@ def _scratch_job(stage: str) -> Job:
 
 def stored_bytes(source: Source) -> int:
     """Bytes of all objects of a store, or of a source of images."""
-    return sum(info.size for info in source.list())
+    return sum(max(info.size, 0) for info in source.list())  # some listings tell no sizes
 
 
 def _gpus(ray: Any) -> int:
@@ -378,14 +382,14 @@ def _room(ray: Any, config: ShardsConfig, gpus: int) -> int:
     return max(min(cpus, _gpus(ray) // gpus) if gpus else cpus, 1)
 
 
-def _done(store: Store, shards: int) -> set[int]:
-    """Numbers of the shards whose markers are there."""
-    there = set(Job(store, "", "").names())
-    return {shard for shard in range(shards) if shard_name(shard) in there}
+def _done(store: Store, work: Work) -> set[int]:
+    """Places of the shards, in the order of their numbers, whose markers are there."""
+    there = set(Job(store, "", "", work.generation).names())
+    return {place for place, shard in enumerate(work.numbers) if shard_name(shard) in there}
 
 
-def _is_finished(store: Store) -> bool:
-    return Job(store, "", "").is_finished()
+def _is_finished(store: Store, generation: int = 0) -> bool:
+    return Job(store, "", "", generation).is_finished()
 
 
 def _finished(common: dict[str, Any], store: Store) -> Plan:

@@ -4,7 +4,7 @@ Knows no stage: makers and the ways in which plain objects are made again are ha
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ray_dit.config import EncodeConfig, GenerateConfig, ShardsConfig
@@ -15,7 +15,7 @@ from ray_dit.ledger.plain import MadeAgain
 from ray_dit.ledger.results import F, Facts, Manifest, Marker
 from ray_dit.results import RESULTS
 from ray_dit.runtime.session import check_resources, ray_session
-from ray_dit.runtime.shard_maker import ShardMaker, make_shard
+from ray_dit.runtime.shard_maker import Remaker, ShardMaker, make_shard
 from ray_dit.runtime.shards import set_up_torch
 from ray_dit.storage.store import Store
 
@@ -76,12 +76,12 @@ def repair_shards(
         maker = ray.remote(num_cpus=config.threads, num_gpus=gpus)(_Maker).remote(build, config.threads)
 
         def rebuild(folder: Store, marker: Marker[Facts]) -> bytes | None:
-            shard = marker.facts.to_json().get("shard")
+            facts = marker.facts.to_json()
             if folder.uri != job.store.uri:  # another job below this one
                 return None
-            if shard is None:
+            if facts.get("shard") is None:
                 return others(ray, marker)
-            data, error = ray.get(maker.rebuild.remote(shard))
+            data, error = ray.get(maker.rebuild.remote(marker.key, facts))
             if error is not None:
                 raise UserError(error)
             return data
@@ -98,10 +98,12 @@ class _Maker:
         self._build = build
         self._maker: ShardMaker | None = None
 
-    def rebuild(self, shard: int) -> tuple[bytes, str | None]:
+    def rebuild(self, key: str, facts: Mapping[str, Any]) -> tuple[bytes, str | None]:
         """The shard's bytes, or the message of a user's error, which Ray would wrap if it were raised."""
         try:
             self._maker = self._maker or self._build()
-            return make_shard(self._maker, shard).data, None
+            if isinstance(self._maker, Remaker):
+                return self._maker.make_again(key, facts).data, None
+            return make_shard(self._maker, facts["shard"]).data, None
         except UserError as error:
             return b"", str(error)

@@ -127,7 +127,7 @@ class Actor:
         try:
             if self._job.marker(name, ShardFacts) is None:  # another try may have made it
                 made = self._maker.finish(compute(self._maker.prepare(shard)))
-                self._job.put(name, made.key, made.data, made.facts)
+                self._job.put(name, made.key, made.data, made.facts, varies=made.varies)
         except (HashAlarm, CredentialsExpired) as error:  # the other shards would end in the same
             self._get(self._coordinator.stop.remote(str(error)))
             return False

@@ -3,8 +3,9 @@
 Knows neither Ray nor storage.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ray_dit.results import ShardFacts
 
@@ -16,6 +17,8 @@ class Made:
     key: str
     data: bytes
     facts: ShardFacts
+    varies: bool = False
+    """Whether other bytes may come out another time, as something it is made of is gone or changed."""
 
 
 class ShardMaker(Protocol):
@@ -38,6 +41,15 @@ class ShardMaker(Protocol):
 
         In any thread, while the next shard is computed.
         """
+        ...
+
+
+@runtime_checkable
+class Remaker(Protocol):
+    """A maker whose shards follow not from their numbers alone, but also from what was there to make them."""
+
+    def make_again(self, key: str, facts: Mapping[str, Any]) -> Made:
+        """The shard of any generation that lies at ``key``, as its marker's facts say it was."""
         ...
 
 

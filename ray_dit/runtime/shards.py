@@ -14,7 +14,7 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,19 @@ class Work:
     """How many of them each shard holds, by the plan: progress needs no marker to be read."""
     lanes: int = 3
     """Shards an actor has under way: one that is read, one that is computed, one that is stored."""
+    first: int = 0
+    """Number of the first shard; the generations before have those below."""
+    generation: int = 0
+    """Of the job."""
+
+    @property
+    def numbers(self) -> range:
+        """Those of the shards."""
+        return range(self.first, self.first + len(self.sizes))
+
+    def size(self, shard: int) -> int:
+        """How many the shard of this number holds."""
+        return self.sizes[shard - self.first]
 
 
 def lanes_for(shard_bytes: float) -> int:
@@ -90,9 +103,9 @@ def make_shards(
     UserError, after everything else is done, if shards failed in all their tries; at once where no actor can
     work.
     """
-    missing = _missing(job, len(work.sizes))
+    missing = _missing(job, work.numbers)
     total = sum(work.sizes)
-    before = after = total - sum(work.sizes[shard] for shard in missing)
+    before = after = total - sum(map(work.size, missing))
     outcome = Outcome()
     with job.run({"what": work.what, "actors": config.actors, "device": "gpu" if gpus else "cpu"}) as run:
         if missing:
@@ -110,8 +123,8 @@ def make_shards(
                 for _ in range(STARTS - 1):
                     if not outcome.orphaned:
                         break
-                    missing = _missing(job, len(work.sizes))
-                    watch.done = total - sum(work.sizes[shard] for shard in missing)
+                    missing = _missing(job, work.numbers)
+                    watch.done = total - sum(map(work.size, missing))
                     outcome = _fan_out(ray, config, missing, arguments, watch, gpus)
                 after = watch.done
         run.end(
@@ -122,15 +135,15 @@ def make_shards(
             raise UserError(_complaint(outcome, job, work, run))
 
 
-def all_markers(job: Job, num_shards: int, facts: type[F]) -> Iterator[Marker[F]]:
-    """The markers in shard order."""
-    return job.markers(facts, [shard_name(shard) for shard in range(num_shards)])
+def all_markers(job: Job, num_shards: int, facts: type[F], *, first: int = 0) -> Iterator[Marker[F]]:
+    """The markers in shard order; ``first``: see ``Work``."""
+    return job.markers(facts, map(shard_name, range(first, first + num_shards)))
 
 
-def _missing(job: Job, num_shards: int) -> list[int]:
-    """Numbers of the shards without a marker; markers are listed, not read."""
+def _missing(job: Job, numbers: Iterable[int]) -> list[int]:
+    """Those of the shards that have no marker; markers are listed, not read."""
     there = set(job.names())
-    return [shard for shard in range(num_shards) if shard_name(shard) not in there]
+    return [shard for shard in numbers if shard_name(shard) not in there]
 
 
 @dataclass
@@ -152,7 +165,7 @@ class _Watch:
         for handle in news.stuck:  # also works on a stopped process; Ray starts it again
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(handle, no_restart=False)
-        self.done += sum(self.work.sizes[shard] for shard in news.finished)
+        self.done += sum(map(self.work.size, news.finished))
         with contextlib.suppress(OSError):  # nobody may be reading standard error any more
             self.advance(self.done)
         for failure, trace in news.failures:

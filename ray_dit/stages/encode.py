@@ -1,11 +1,14 @@
 """`ray-dit encode`: images to moments of the VAE's posterior, in shards.
 
-Shard i holds the rows [i·S, (i+1)·S) of the plan, which lists the images in key order; an image that
-cannot be read is set aside and listed, and its row is missing.
+Shard i holds the rows [i·S, (i+1)·S) of the plan, which lists the images in key order and is fixed when the
+job begins; an image that cannot be read, is gone or has changed is set aside and listed, and its row is
+missing. An extension plans and encodes what is new.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,10 +17,9 @@ from numpy.typing import NDArray
 
 from ray_dit.config import EncodeConfig
 from ray_dit.core.latents import to_float
-from ray_dit.errors import UserError
+from ray_dit.errors import Conflict, UserError
 from ray_dit.folders.images import (
-    PLAN_KEY,
-    QUARANTINE_KEY,
+    FLEETING,
     BadImage,
     ImagePlan,
     check_bad,
@@ -26,20 +28,34 @@ from ray_dit.folders.images import (
     quarantine_bytes,
     refuse_output_inside,
 )
-from ray_dit.folders.sources import open_images
+from ray_dit.folders.latent_plans import (
+    Planned,
+    as_found,
+    await_plan,
+    bad_images,
+    begun_plan,
+    extension_plan,
+    generation_of_key,
+    made_again,
+    plan_key,
+    quarantine_key,
+    read_plan,
+)
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.formats.model_folder import VAE_FOLDER
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import check_finished, manifest_key, manifest_objects
 from ray_dit.ledger.plain import MadeAgain
-from ray_dit.ledger.results import Manifest
+from ray_dit.ledger.results import Manifest, Marker
 from ray_dit.results import LatentShardFacts, LatentsResult
-from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_bytes
+from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards
 from ray_dit.runtime.repairing import finish_shards, take_finished
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
+from ray_dit.runtime.shard_maker import Made, ShardMaker, make_shard, shard_name
 from ray_dit.runtime.shards import Work, all_markers, lanes_for, make_shards, shard_sizes
-from ray_dit.stages.fingerprint import open_job
+from ray_dit.stages.fingerprint import open_job, rules_with_plan
+from ray_dit.storage.open import open_store
 
 STAGE = LatentsResult.stage_name
 UNIT = "images"
@@ -50,36 +66,39 @@ MAX_TRIAL_IMAGES = 4096
 
 
 def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
-    """Encodes all images, or those still missing; returns the manifest."""
+    """Encodes all images, or those still missing, or with ``--extend`` those that are new.
+
+    Returns the manifest, of all generations.
+    """
     from ray_dit.vae import files_sha256
 
-    plan, vae = _inputs(config)
+    planned, vae = _inputs(config)
     files = vae.files()
-    inputs = {"images": plan.sha256, "vae": files_sha256(files)}
-    job = open_job(config, STAGE, inputs)
-    build, gpus = _Build(config, job), 1 if config.use_gpu else 0
-    sizes = shard_sizes(len(plan.keys), config.shard_size)
-    inputs_of_actors: MadeAgain = {
-        PLAN_KEY: plan.to_bytes,  # the actors read it: the driver need not hand it out
-        **{f"{VAE_FOLDER}/{name}": lambda data=data: data for name, data in files.items()},
-    }
-    plain = {**inputs_of_actors, QUARANTINE_KEY: lambda: quarantine_bytes(_all_bad(job, len(sizes)))}
+    planned, job = _opened(config, planned, files_sha256(files))
+    build, gpus = _Build.of(config, job, planned.plan), 1 if config.use_gpu else 0
+    sizes = shard_sizes(len(planned.plan.keys), config.shard_size)
+    copies: MadeAgain = {f"{VAE_FOLDER}/{name}": lambda data=data: data for name, data in files.items()}
+    plain = {**copies, **made_again(job.store, config.images, planned)}
     manifest = take_finished(config, job, LatentsResult, build, gpus=gpus, plain=plain)
     if manifest is not None:
+        if not config.extend:
+            _tell("finished: images added since it was begun are left out; --extend adds them")
         return manifest
-    for key, data in inputs_of_actors.items():
+    planned.stored(job)  # a finished job's may be lost too
+    for key, data in copies.items() if not job.generation else ():
         job.put_plain(key, data())
 
     def make() -> None:
         with ray_session(config) as ray:
             make_shards(ray, config, job, build, _work(config, sizes), gpus=gpus)
 
-    return finish_shards(job, make, lambda: _finish(config, plan, job, len(sizes), vae))
+    return finish_shards(job, make, lambda: _finish(config, planned.plan, job, len(sizes), vae))
 
 
 def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
     """What the job will make and take; see ``runtime.planning``."""
-    plan, vae = _inputs(config)
+    planned, vae = _inputs(config)
+    plan, number = planned.plan, planned.generation
     count, views = len(plan.keys), 2 if config.mirror else 1
     sizes = shard_sizes(count, config.shard_size)
     size = min(max(config.batch_size, TRIAL_IMAGES // config.batch_size * config.batch_size), max(sizes))
@@ -88,7 +107,7 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
     side = config.images.size // vae.downsample
     return plan_shards(
         config,
-        _work(config, sizes),
+        _work(config, sizes, number),
         Trial(
             _TrialBuild(config.model_copy(update={"shard_size": size}), plan.take(spread)),
             size,
@@ -98,10 +117,10 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
             network_evaluations=sum(-(-rows // config.batch_size) for rows in sizes)
             * config.batch_size
             * views,
-            bytes_in=stored_bytes(open_images(config.images.uri)),
+            bytes_in=plan.stored_bytes(),
             flops=float(count * views * vae.encode_flops(config.images.size)),
             bytes_out=count * views * 2 * vae.latent_channels * side * side * np.dtype(np.float16).itemsize,
-            other_bytes=len(plan.to_bytes()) + sum(map(len, vae.files().values())),
+            other_bytes=len(planned.data) + (0 if number else sum(map(len, vae.files().values()))),
             left_out="reading and decoding images is not counted",
         ),
         begun=begun,
@@ -109,24 +128,77 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
     )
 
 
-def _work(config: EncodeConfig, sizes: list[int]) -> Work:
-    pixels = max(sizes) * config.images.size**2
-    return Work(STAGE, UNIT, sizes, lanes_for(3 * pixels))
+def _work(config: EncodeConfig, sizes: list[int], generation: int = 0) -> Work:
+    """The shards of a generation, with as many under way as fit into memory."""
+    lanes = lanes_for(3 * max(sizes) * config.images.size**2)
+    return Work(STAGE, UNIT, sizes, lanes, generation=generation)
 
 
-def _inputs(config: EncodeConfig) -> tuple[ImagePlan, Any]:
+def _inputs(config: EncodeConfig) -> tuple[Planned, Any]:
     """The images and the VAE; UserError where one is not there or they do not fit."""
     from ray_dit.vae import VAE
 
     refuse_output_inside(config.output, config.images)
-    plan = plan_images(config.images)
+    planned = _planned(config)
     vae = VAE.load(config.vae)
     if config.images.size % vae.downsample:
         raise UserError(
             f"images.size {config.images.size} is not a multiple of {vae.downsample}, by which the VAE in "
             f"{config.vae} shrinks: change --images.size"
         )
-    return plan, vae
+    return planned, vae
+
+
+def _planned(config: EncodeConfig) -> Planned:
+    """What the folder's job has planned, or what is new to it, or the plan of a new job."""
+    store = open_store(config.output)
+    planned = begun_plan(store, config.images)
+    if planned is None:
+        if config.extend:
+            check_finished(store, STAGE)
+        return Planned.new(plan_images(config.images))
+    number = planned.generation
+    finished = store.head(manifest_key(number)) is not None
+    if config.extend and finished:
+        plan = extension_plan(store, config.images, number + 1)
+        if plan is not None:
+            _tell(f"extension {number + 1}: {len(plan.keys)} images are new")
+            return Planned.new(plan, number + 1)
+        _tell(f"nothing is new: all images in {config.images.uri} were there before")
+    elif number and not finished:
+        _tell(f"going on with extension {number} of {len(planned.plan.keys)} images")
+    return replace(planned, plan=as_found(store, planned.plan))
+
+
+def _opened(config: EncodeConfig, planned: Planned, vae: str) -> tuple[Planned, Job]:
+    """The job, with its plan stored.
+
+    Where another driver has begun it, of the images as it found them a moment before or later, its plan
+    counts.
+    """
+
+    def opened(planned: Planned) -> Job:
+        return open_job(
+            config,
+            STAGE,
+            {"images": planned.plan.sha256, "vae": vae},
+            extend=config.extend,
+            may_change=("inputs.images",),
+            rules=rules_with_plan(STAGE, planned.rules),
+        )
+
+    try:
+        job = opened(planned)
+    except Conflict:
+        theirs = None if planned.rules else await_plan(open_store(config.output), config.images)
+        if theirs is None or theirs.generation != planned.generation:
+            raise
+        planned, job = theirs, opened(theirs)
+    return (planned if planned.is_stored or job.is_finished() else planned.stored(job)), job
+
+
+def _tell(what: str) -> None:
+    print(f"{STAGE}: {what}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -142,21 +214,34 @@ class _TrialBuild:
 
 @dataclass(frozen=True)
 class _Build:
-    """Makes the encoder inside its actor."""
+    """Makes the encoder inside its actor, which reads the plan: the driver need not hand it out."""
 
     config: EncodeConfig
     job: Job
+    sha256: str
+    """Of the plan."""
+    by_size: bool
+    """Whether objects are known by their sizes alone, see ``as_found``."""
+
+    @classmethod
+    def of(cls, config: EncodeConfig, job: Job, plan: ImagePlan) -> "_Build":
+        return cls(config, job, plan.sha256, plan.versions is not None and not plan.versions.any())
 
     def __call__(self) -> ShardMaker:
-        plan = ImagePlan.from_bytes(self.job.plain.get(PLAN_KEY), self.config.images.uri)
-        return Encoder(self.config, plan)
+        plan = read_plan(self.job.store, self.job.generation, self.config.images.uri)
+        if plan.sha256 != self.sha256:
+            raise UserError(
+                f"{self.job.store.where(plan_key(self.job.generation))} is the plan of other images than "
+                "this run was begun with: run the same command again"
+            )
+        return Encoder(self.config, plan.by_size() if self.by_size else plan, self.job)
 
 
 @dataclass(frozen=True)
 class Decoded:
     """The images of a shard.
 
-    ``images`` uint8 [N, S, S, 3] are those of the rows ``kept``; ``bad`` are those that can't be read.
+    ``images`` uint8 [N, S, S, 3] are those of the rows ``kept``; ``bad`` are the others.
     """
 
     shard: int
@@ -168,18 +253,52 @@ class Decoded:
 class Encoder:
     """Makes latent shards: reads and crops, encodes, serialises."""
 
-    def __init__(self, config: EncodeConfig, plan: ImagePlan) -> None:
+    def __init__(
+        self,
+        config: EncodeConfig,
+        plan: ImagePlan,
+        job: Job | None = None,
+        *,
+        vae: Any = None,
+        lost: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         from ray_dit.vae import VAE
 
-        self._config, self._plan = config, plan
+        self._config, self._plan, self._job = config, plan, job
         self._device = torch.device("cuda" if config.use_gpu else "cpu")
-        self._vae = VAE.load(config.vae, device=self._device)
+        self._vae = VAE.load(config.vae, device=self._device) if vae is None else vae
+        self._lost = lost
 
     def prepare(self, shard: int) -> Decoded:
-        """The shard's images, read and cropped."""
+        """The shard's images, read and cropped; without those that are known to be ``lost``, by key."""
         first = shard * self._config.shard_size
-        rows = np.arange(first, min(first + self._config.shard_size, len(self._plan.keys)))
-        return Decoded(shard, *load_images(self._plan, rows))
+        rows = range(first, min(first + self._config.shard_size, len(self._plan.keys)))
+        keys = self._plan.keys
+        images, kept, bad = load_images(self._plan, [row for row in rows if keys[row] not in self._lost])
+        bad += [BadImage(keys[row], self._lost[keys[row]]) for row in rows if keys[row] in self._lost]
+        return Decoded(shard, images, kept, bad)
+
+    def make_again(self, key: str, facts: Mapping[str, Any]) -> Made:
+        """The shard at ``key`` of any generation, as it was: without the images that were lost then.
+
+        UserError where others are lost by now.
+        """
+        known = LatentShardFacts.model_validate(facts)
+        lost = {image: reason for image, reason in known.bad if reason in FLEETING}
+        assert self._job is not None, "a trial's shards are not repaired"
+        store, generation = self._job.store, generation_of_key(key)
+        plan = self._plan
+        if generation != self._job.generation:
+            plan = as_found(store, read_plan(store, generation, self._config.images.uri))
+        job = replace(self._job, generation=generation)
+        made = make_shard(Encoder(self._config, plan, job, vae=self._vae, lost=lost), known.shard)
+        for image, reason in LatentShardFacts.model_validate(made.facts.to_json()).bad:
+            if reason in FLEETING and image not in lost:
+                raise UserError(
+                    f"{store.where(key)} can't be made again, as {image} in {plan.uri} is {reason}: bring "
+                    "back what was there, or restore the object from a copy"
+                )
+        return made
 
     def compute(self, inputs: Decoded) -> tuple[Decoded, LatentShard]:
         """Moments of the images, and of their mirror images where the job wants them."""
@@ -206,7 +325,10 @@ class Encoder:
             sum=tuple(sums.tolist()),
             sum_squares=tuple(squares.tolist()),
         )
-        return Made(f"latents/{shard_name(inputs.shard)}.parquet", latent_shard_bytes(latents), facts)
+        prefix = self._job.prefix if self._job else ""
+        key = f"latents/{prefix}{shard_name(inputs.shard)}.parquet"
+        varies = any(entry.is_fleeting for entry in inputs.bad)
+        return Made(key, latent_shard_bytes(latents), facts, varies=varies)
 
     def _moments(self, images: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Moments float16 [N, 2C, h, w].
@@ -241,10 +363,10 @@ def _finish(
     config: EncodeConfig, plan: ImagePlan, job: Job, num_shards: int, vae: Any
 ) -> Manifest[LatentsResult]:
     markers = list(all_markers(job, num_shards, LatentShardFacts))
-    shards = [marker.facts for marker in markers]
-    bad = _bad(shards)
-    check_bad(len(bad), len(plan.keys), config.images.max_bad, plan.uri, bad)
-    job.put_plain(QUARANTINE_KEY, quarantine_bytes(bad))
+    bad = bad_images(marker.facts for marker in markers)
+    _check_bad(config, plan, job, markers)
+    job.put_plain(quarantine_key(job.generation), quarantine_bytes(bad))
+    shards = [*_before(job), *(marker.facts for marker in markers)]
     side = config.images.size // vae.downsample
     train_rows = sum(shard.train_rows for shard in shards)
     mean, std = _statistics(shards, train_rows * side * side)
@@ -255,7 +377,7 @@ def _finish(
             latent_shape=(vae.latent_channels, side, side),
             rows=sum(shard.rows for shard in shards),
             train_rows=train_rows,
-            bad=len(bad),
+            bad=sum(len(shard.bad) for shard in shards),
             scaling_factor=float(vae.module.config.scaling_factor),
             mean=mean,
             std=std,
@@ -264,12 +386,33 @@ def _finish(
     )
 
 
-def _bad(shards: Iterable[LatentShardFacts]) -> list[BadImage]:
-    return [BadImage(*entry) for shard in shards for entry in shard.bad]
+def _before(job: Job) -> list[LatentShardFacts]:
+    """What is known of the shards of the generations before."""
+    if not job.generation:
+        return []
+    manifest = replace(job, generation=job.generation - 1).manifest(LatentsResult)
+    assert manifest is not None, "only what is finished is extended"
+    return [marker.facts for marker in manifest_objects(job.store, manifest, LatentShardFacts)]
 
 
-def _all_bad(job: Job, num_shards: int) -> list[BadImage]:
-    return _bad(marker.facts for marker in all_markers(job, num_shards, LatentShardFacts))
+def _check_bad(
+    config: EncodeConfig, plan: ImagePlan, job: Job, markers: list[Marker[LatentShardFacts]]
+) -> None:
+    """UserError where too many of this generation's images are bad.
+
+    Shards that lack images which may come back are then made again by the next run.
+    """
+    bad = bad_images(marker.facts for marker in markers)
+    try:
+        check_bad(len(bad), len(plan.keys), config.images.max_bad, plan.uri, bad)
+    except UserError:
+        if not job.is_finished():
+            job.forget(
+                shard_name(marker.facts.shard)
+                for marker in markers
+                if any(entry.is_fleeting for entry in bad_images([marker.facts]))
+            )
+        raise
 
 
 def _statistics(shards: list[LatentShardFacts], count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

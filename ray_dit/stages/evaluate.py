@@ -24,7 +24,7 @@ from ray_dit.errors import UserError
 from ray_dit.folders.images import BadImage, check_bad, load_images, plan_images, refuse_output_inside
 from ray_dit.folders.sources import open_images
 from ray_dit.ledger.job import Job
-from ray_dit.ledger.manifest import read_manifest
+from ray_dit.ledger.manifest import tied_manifest
 from ray_dit.ledger.plain import MadeAgain
 from ray_dit.ledger.restore import read_whole
 from ray_dit.ledger.results import Facts, Manifest, Marker
@@ -39,7 +39,7 @@ from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
 from ray_dit.runtime.shards import Work, all_markers, make_shards
 from ray_dit.runtime.tasks import run_tasks
 from ray_dit.stages.evaluation_data import EvaluationData, check
-from ray_dit.stages.fingerprint import open_job
+from ray_dit.stages.fingerprint import begun_with, open_job
 from ray_dit.storage.open import open_store
 
 STAGE = EvaluationResult.stage_name
@@ -142,7 +142,12 @@ def try_classifier(data: EvaluationData, name: str) -> tuple[str, float, int]:
 def _inputs(config: EvaluateConfig) -> EvaluationData:
     """The images and the dataset; UserError where they can't be compared."""
     refuse_output_inside(config.output, config.images)
-    data = EvaluationData(config, plan_images(config.images), read_manifest(config.dataset, DatasetResult))
+    # an evaluation keeps to the dataset it has begun with, though that was extended since
+    dataset = tied_manifest(config.dataset, DatasetResult, begun_with(config.output, "dataset"))
+    plan, classes = plan_images(config.images), dataset.facts.classes
+    if {*plan.classes} == {*classes}:  # those of extended latents are not in the order of their names
+        plan = plan.in_order_of(classes)
+    data = EvaluationData(config, plan, dataset)
     check(data)
     return data
 
@@ -268,7 +273,7 @@ class Measurer:
     def _real(self, number: int) -> Decoded:
         plan, rows = self._data.plan, self._data.real_pieces[number]
         heldout = bool(plan.heldout[rows[0]])
-        images, kept, bad = load_images(plan, rows)
+        images, kept, bad = load_images(plan, rows, all_there=True)
         compared, classifiers = np.ones(len(kept), np.bool_), (JUDGE,)
         if heldout:
             # Only held-out images show what a classifier has learned, so only they are read by all of them.

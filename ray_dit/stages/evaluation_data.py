@@ -124,7 +124,8 @@ class EvaluationData:
         if classifier == ON_GENERATED:
             return self.generated(self.subset(self.num_generated, count))
         rows = self.plan.rows(heldout=False)
-        images, kept, _ = load_images(self.plan, rows[self.subset(len(rows), count)])
+        chosen = rows[self.subset(len(rows), count)]
+        images, kept, _ = load_images(self.plan, chosen, all_there=True)
         return images, self.plan.labels[kept]
 
     def generated(self, wanted: NDArray[np.int64]) -> Labelled:

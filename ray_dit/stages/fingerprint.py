@@ -8,8 +8,11 @@ from importlib.metadata import version
 from typing import Any
 
 from ray_dit.config import Config, ImportConfig, StageConfig, content_defaults, placement_names, section_of
+from ray_dit.errors import Conflict
 from ray_dit.ledger.comparison import RULES, Comparison
+from ray_dit.ledger.description import generation_of, known_description, newest_begun, only_differs_in
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import manifest_key
 from ray_dit.storage.open import open_store
 
 LIBRARIES = ("torch", "diffusers", "numpy", "pillow", "pyarrow", "safetensors")
@@ -22,7 +25,11 @@ _KINDS = (
 """What changed for every stage that reads images."""
 STAGE_RULES: dict[str, tuple[str, ...]] = {
     "train-vae": ("as first released", _KINDS),
-    "encode": ("as first released", _KINDS),
+    "encode": (
+        "as first released",
+        "plan.parquet lists the size and version of each image's object",
+        _KINDS,
+    ),
     "train": ("as first released",),
     "generate": ("as first released",),
     "evaluate": ("as first released", _KINDS),
@@ -33,31 +40,79 @@ settings adds a line that says what changed, as a user should read it: who has a
 number before is told it."""
 
 
+PLAN_RULES = {"encode": frozenset({2})}
+"""Numbers of rules that changed nothing but a stage's plan."""
+
+
+def rules_with_plan(stage: str, begun: int | None) -> int | None:
+    """The number of rules that a job goes on under whose plan is stored; None for those of today.
+
+    ``begun``: those it was begun under, which still hold where later ones changed the plan alone.
+    """
+    later = range((begun or 0) + 1, len(STAGE_RULES[stage]) + 1)
+    return begun if begun and later and PLAN_RULES.get(stage, frozenset()).issuperset(later) else None
+
+
 def open_job(
     config: StageConfig | ImportConfig,
     stage: str,
     inputs: dict[str, str],
     *,
     resolved: Mapping[str, Any] | None = None,
+    extend: bool = False,
+    may_change: tuple[str, ...] = (),
+    rules: int | None = None,
 ) -> Job:
-    """Begins or continues the stage's job in its output folder.
+    """Begins or continues the stage's job in its output folder, in the generation these settings belong to.
 
     Conflict where the folder belongs to another one.
 
     ``resolved`` replaces settings by what they came to mean: class names by numbers, what was asked for by
     the full settings (as a configuration or as JSON data).
+
+    ``extend``: the next generation of a finished job, which may differ from the one before in the parts
+    ``may_change`` alone; the newest one where nothing differs (``Job.extend``). ``rules``: see
+    ``rules_with_plan``.
     """
-    return Job.open(
-        open_store(config.output),
-        stage,
-        parts(config, stage, inputs, resolved=resolved),
-        accept_fingerprint=config.accept_fingerprint,
-        comparison=comparison(type(config), stage, resolved=resolved),
-    )
+    store = open_store(config.output)
+    ours = parts(config, stage, inputs, resolved=resolved, rules=rules)
+    compared = comparison(type(config), stage, resolved=resolved, rules=rules)
+    accept = config.accept_fingerprint
+    if extend:
+        return Job.extend(
+            store, stage, ours, may_change=may_change, accept_fingerprint=accept, comparison=compared
+        )
+    generation = generation_of(store, ours, compared, libraries=not accept)
+    try:
+        return Job.open(
+            store, stage, ours, accept_fingerprint=accept, generation=generation, comparison=compared
+        )
+    except Conflict as error:
+        there = known_description(store, generation) or {"parts": {}}
+        changed = compared.differences(there["parts"], ours)
+        finished = store.head(manifest_key(generation)) is not None
+        if changed and finished and only_differs_in(may_change, changed):
+            raise Conflict(f"{error}, or add --extend to keep what is there and add to it") from error
+        raise
+
+
+def begun_with(output: str, name: str) -> str | None:
+    """Hash of an input that the job in a folder was begun with, by its name; None where there is none.
+
+    What was extended since is then read as it was (``tied_manifest``).
+    """
+    store = open_store(output)
+    there = known_description(store, newest_begun(store))
+    return there["parts"].get("inputs", {}).get(name) if there else None
 
 
 def parts(
-    config: Config, stage: str, inputs: dict[str, str], *, resolved: Mapping[str, Any] | None = None
+    config: Config,
+    stage: str,
+    inputs: dict[str, str],
+    *,
+    resolved: Mapping[str, Any] | None = None,
+    rules: int | None = None,
 ) -> dict[str, Any]:
     """Parts of a fingerprint.
 
@@ -67,7 +122,7 @@ def parts(
         name: value.content() if isinstance(value, Config) else value
         for name, value in (resolved or {}).items()
     }
-    rules = len(STAGE_RULES[stage])
+    rules = rules or len(STAGE_RULES[stage])
     return {
         "config": config.content() | settled,
         "inputs": inputs,
@@ -76,7 +131,13 @@ def parts(
     }
 
 
-def comparison(config: type[Config], stage: str, *, resolved: Mapping[str, Any] | None = None) -> Comparison:
+def comparison(
+    config: type[Config],
+    stage: str,
+    *,
+    resolved: Mapping[str, Any] | None = None,
+    rules: int | None = None,
+) -> Comparison:
     """How the parts of a folder begun by another version are read.
 
     Some settings were not there yet, and some have become placement.
@@ -92,5 +153,5 @@ def comparison(config: type[Config], stage: str, *, resolved: Mapping[str, Any] 
     return Comparison(
         defaults={"config": defaults},
         placement=frozenset(f"config.{name}" for name in placement_names(config)),
-        rules=STAGE_RULES[stage],
+        rules=STAGE_RULES[stage][:rules],
     )

@@ -11,9 +11,10 @@ from ray_dit.errors import NotFound
 from ray_dit.folders.checkpoints import checkpoint_steps
 from ray_dit.folders.model import read_model
 from ray_dit.formats.model_folder import MODEL_STAGE
+from ray_dit.ledger.description import newest_begun
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import jobs
-from ray_dit.ledger.manifest import job_key
+from ray_dit.ledger.manifest import job_key, last_generation
 from ray_dit.ledger.results import Facts
 from ray_dit.ledger.stored_json import read_json
 from ray_dit.storage.open import open_store
@@ -32,15 +33,20 @@ def describe(uri: str) -> str:
 
 
 def _job_lines(folder: Store) -> Iterator[str]:
-    there = read_json(folder, job_key(0))
-    job = Job(folder, there["stage"], there["fingerprint"])
+    generation = last_generation(folder)
+    there = read_json(folder, job_key(generation))
+    job = Job(folder, there["stage"], there["fingerprint"], generation)
     manifest = job.manifest(Facts)
     yield f"{folder.uri}"
     state = "finished" if manifest is not None else "unfinished: run it again to go on"
+    if newest_begun(folder) > generation:
+        state += f"; extension {generation + 1} is unfinished: run it again with --extend to go on"
     yield f"  stage        {job.stage}, {state}"
+    if generation:
+        yield f"  extensions   {generation}"
     yield f"  fingerprint  {job.fingerprint[:16]}"
     if manifest is None:
-        steps = checkpoint_steps(folder)
+        steps = checkpoint_steps(folder, job.prefix)
         yield f"  so far       {sum(1 for _ in job.names())} objects" + (
             f", checkpoint of step {steps[-1]}" if steps else ""
         )

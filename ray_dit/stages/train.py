@@ -5,6 +5,7 @@ generate and serve need and nothing else.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -30,14 +31,14 @@ from ray_dit.core.loss import diffusion_loss
 from ray_dit.core.media import grid
 from ray_dit.core.order import rows_at
 from ray_dit.core.settle import evaluations_per_image, settle_sampler
-from ray_dit.errors import UserError, first_message
-from ray_dit.folders.checkpoints import FOLDER
+from ray_dit.errors import Conflict, Damaged, UserError, first_message
+from ray_dit.folders.checkpoints import FOLDER, loss_key
 from ray_dit.folders.latents import LatentRows, cache_folder, open_latent_rows
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import MODEL_STAGE, VAE_FOLDER, ModelConfig, model_card, model_objects
 from ray_dit.ledger.job import Job
-from ray_dit.ledger.manifest import manifest_objects, read_manifest
+from ray_dit.ledger.manifest import generation_tag, manifest_objects, read_manifest, tied_manifest
 from ray_dit.ledger.results import Facts, Manifest
 from ray_dit.pipeline import Pipeline, check_adaptable, dit_flops, initial_state, meta_dit
 from ray_dit.results import LatentShardFacts, LatentsResult, ModelResult, TrainingResult
@@ -46,7 +47,8 @@ from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.runtime.training.restoring import damaged_results, to_restore
-from ray_dit.stages.fingerprint import open_job
+from ray_dit.stages.extension import totals_of
+from ray_dit.stages.fingerprint import begun_with, open_job
 from ray_dit.storage.open import open_store
 from ray_dit.vae import check_latents_vae
 
@@ -54,6 +56,7 @@ STAGE = TrainingResult.stage_name
 SD_SCALING_FACTOR = 0.18215
 SAMPLES = "samples/"
 """Where a run's sample grids lie."""
+_log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> Manifest[TrainingResult]:
@@ -64,11 +67,19 @@ def train(config: TrainConfig) -> Manifest[TrainingResult]:
         inputs["init_from"] = read_manifest(config.init_from, ModelResult).sha256
     size = model_config.model.model_dump(mode="json", include=set(DiTSizeConfig.model_fields))
     resolved = {"model": size, "diffusion": model_config.diffusion}
-    job = open_job(config, STAGE, inputs, resolved=resolved)
-    model_job = Job.open(open_store(model_folder(config)), MODEL_STAGE, {"train": job.fingerprint})
+    ends = _ends(config)
+    grows = ("config.steps",) if config.optimizer.schedule == "constant" else ()
+    job = open_job(config, STAGE, inputs, resolved=resolved, extend=config.extend, may_change=grows)
+    if job.generation != len(ends):
+        raise Damaged(
+            f"{config.output} does not tell how many steps it was trained before: restore its _job.json "
+            "files from a copy"
+        )
+    model_job = _open_model(config, job)
     manifest, model = job.whole(TrainingResult), model_job.whole(ModelResult)
     # checkpoints and sample grids of a finished training are what nothing needs and nothing makes again
     damage = damaged_results(job, manifest, (f"{FOLDER}/", SAMPLES)) + damaged_results(model_job, model)
+    _tell_damage_before(job, ends)
     if manifest is not None and model is not None and not damage:
         return manifest
     if job.is_finished():
@@ -76,9 +87,13 @@ def train(config: TrainConfig) -> Manifest[TrainingResult]:
         model_job = replace(model_job, repairing=True)
     check_latents_vae(open_store(config.latents), latents)
     with ray_session(config) as ray:
-        task = DiTTask(config, model_config, latents, model_job, config.optimizer, config.ema_decay)
-        run_training(ray, config, job, task, "train")
-    return read_manifest(job.store, TrainingResult)
+        task = DiTTask(
+            config, model_config, latents, model_job, config.optimizer, config.ema_decay, prefix=job.prefix
+        )
+        run_training(ray, config, job, task, "train", ends=ends)
+    manifest = job.manifest(TrainingResult)
+    assert manifest is not None, "the first worker has written it"
+    return manifest
 
 
 def plan_train(config: TrainConfig, *, begun: float) -> Plan:
@@ -107,12 +122,54 @@ def plan_train(config: TrainConfig, *, begun: float) -> Plan:
             left_out="sample grids and writing checkpoints are not counted",
         ),
         begun=begun,
+        generation=len(_ends(config)),
     )
 
 
+def _ends(config: TrainConfig) -> tuple[int, ...]:
+    """The last steps of the generations before the one with as many steps as asked for.
+
+    UserError where an extension is asked for that is none.
+    """
+    totals = totals_of(config.output, "steps", config.steps, "steps", extend=config.extend)
+    number = totals.index(config.steps)
+    if config.extend and number and config.optimizer.schedule != "constant":
+        raise UserError(
+            f"the {config.optimizer.schedule} schedule of {config.output} ends at step {totals[0]}, so more "
+            "steps would be another training: begin a run with --optimizer.schedule constant in another "
+            "output folder, or one from this run's model with --init-from"
+        )
+    return totals[:number]
+
+
+def _open_model(config: TrainConfig, job: Job) -> Job:
+    """The job of the model folder; UserError where another generation's model is there."""
+    folder = model_folder(config, job.generation)
+    try:
+        return Job.open(open_store(folder), MODEL_STAGE, {"train": job.fingerprint})
+    except Conflict as error:
+        if not job.generation:
+            raise
+        raise Conflict(
+            f"{folder} holds another model, which an extension leaves as it is: give another --model-output, "
+            f"or none for {model_folder(config.model_copy(update={'model_output': None}), job.generation)}"
+        ) from error
+
+
+def _tell_damage_before(job: Job, ends: tuple[int, ...]) -> None:
+    """Warns of damaged results of the generations before: only their own commands make them again."""
+    for generation, steps in enumerate(ends):
+        before = replace(job, generation=generation)
+        for uri in damaged_results(before, before.whole(TrainingResult), (f"{FOLDER}/", SAMPLES)):
+            _log.warning("%s is missing or damaged; train with %d steps makes it again", uri, steps)
+
+
 def _settled(config: TrainConfig) -> tuple[Manifest[LatentsResult], ModelConfig]:
-    """The latents and what the model will be; UserError where they do not fit together."""
-    latents = read_manifest(config.latents, LatentsResult)
+    """The latents and what the model will be; UserError where they do not fit together.
+
+    A training keeps to the latents it has begun with, though they were extended since.
+    """
+    latents = tied_manifest(config.latents, LatentsResult, begun_with(config.output, "latents"))
     source = None
     if config.init_from is not None:
         read_manifest(config.init_from, ModelResult)  # says best what lies there if it is no model
@@ -120,9 +177,9 @@ def _settled(config: TrainConfig) -> tuple[Manifest[LatentsResult], ModelConfig]
     return latents, model_config_of(config, latents.facts, source)
 
 
-def model_folder(config: TrainConfig) -> str:
-    """Where the finished model goes."""
-    return config.model_output or f"{config.output.rstrip('/')}/model"
+def model_folder(config: TrainConfig, generation: int) -> str:
+    """Where the finished model of this generation goes."""
+    return config.model_output or f"{config.output.rstrip('/')}/model{generation_tag(generation)}"
 
 
 def model_config_of(
@@ -215,6 +272,8 @@ class DiTTask:
     model_job: Job
     optimizer: OptimizerConfig
     ema_decay: float | None
+    prefix: str = ""
+    """What the names of the generation's sample grids begin with."""
 
     def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
         self._device = device
@@ -275,7 +334,8 @@ class DiTTask:
         latents = pipeline.sample_latents(
             labels, sample_ids=range(len(labels)), seed=self.config.seed, sampler=self.config.sampler
         )
-        return {f"{SAMPLES}step-{step:08d}.png": grid(pipeline.decode(latents), self.config.grid_per_class)}
+        key = f"{SAMPLES}{self.prefix}step-{step:08d}.png"
+        return {key: grid(pipeline.decode(latents), self.config.grid_per_class)}
 
     def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
         """Writes the model folder, then closes the run."""
@@ -289,8 +349,8 @@ class DiTTask:
             self.model_job.put(key.replace("/", "-"), key, data, Facts())
         self.model_job.finish(ModelResult(steps=self.config.steps))
         points = [[int(step), loss] for step, loss in log.tolist()]
-        job.put_plain("loss.json", (json.dumps(points) + "\n").encode(), computed=True)
-        job.plain.adopt(SAMPLES)
+        job.put_plain(loss_key(job.generation), (json.dumps(points) + "\n").encode(), computed=True)
+        job.plain.adopt(f"{SAMPLES}{job.prefix}step-")
         job.finish(
             TrainingResult(
                 steps=self.config.steps,

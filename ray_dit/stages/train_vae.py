@@ -217,19 +217,22 @@ class VAETask:
 
         self._rows = self.plan.rows(heldout=False)
         self._device = device
+        bad = {entry.key for entry in self.bad}
+        self._bad = np.array([row for row, key in enumerate(self.plan.keys) if key in bad], np.int64)
         module = VAE.create(self.config.vae, seed=self.config.seed).module.train().requires_grad_(True)
         return VAELoss(module, self.config.kl_weight).to(device)
 
     def batch(self, positions: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
         """Images [B, C, H, W] float in [-1, 1] and noise for their latents.
 
-        Fewer where some can't be read.
+        Fewer where some can't be read. NotFound or Conflict where one is gone or changed since the training
+        began: without it, the steps would come out differently.
         """
         rows = self._rows[rows_at(self.config.seed, positions, len(self._rows))]
-        images, kept, bad = load_images(self.plan, rows)
-        if len(bad) == len(rows):
+        images, kept = self._load(rows)
+        if not len(kept):
             raise UserError(
-                f"none of the images of a step can be read, first {bad[0].key!r}: {bad[0].reason}"
+                f"none of the images of a step can be read, first {self.plan.keys[rows[0]]!r}: repair them"
             )
         alive = np.isin(rows, kept)
         shape = (self.config.vae.latent_channels, *(self._latent_size(),) * 2)
@@ -262,11 +265,12 @@ class VAETask:
 
     def _judge(self, vae: Any) -> tuple[float, int, NDArray[np.uint8], NDArray[np.uint8]]:
         """Mean PSNR over held-out images (training ones where none are held out), and a few of both."""
-        images, _, bad = load_images(self.plan, judged_rows(self.plan))
+        judged = judged_rows(self.plan)
+        images, _ = self._load(judged)
         if not len(images):  # they could be read when the training began
             raise UserError(
                 f"none of the images in {self.plan.uri} that the VAE is judged by can be read any more, "
-                f"first {bad[0].key!r}: bring them back and run the same command again"
+                f"first {self.plan.keys[judged[0]]!r}: bring them back and run the same command again"
             )
         decoded = np.concatenate(
             [
@@ -277,6 +281,11 @@ class VAETask:
         decibels = psnr(decoded, images, smallest_error=1e-10)  # JSON has no infinity
         shown = _spread(np.arange(len(images)), SHOWN)
         return round(float(decibels.mean()), 4), len(images), images[shown], decoded[shown]
+
+    def _load(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images of those rows that were not set aside, and the numbers of those that can be read."""
+        images, kept, _ = load_images(self.plan, rows[~np.isin(rows, self._bad)], all_there=True)
+        return images, kept
 
     def _reconstruct(self, vae: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         moments = vae.encode(to_float(torch.from_numpy(images).to(self._device)))

@@ -42,6 +42,13 @@ class LocalStore(Store):
             file.seek(start)
             return file.read(length)
 
+    def get_version(self, key: str, span: tuple[int, int] | None = None) -> tuple[bytes, ObjectInfo]:
+        with self.open_file(key) as file:
+            info = _info(key, os.fstat(file.fileno()))
+            start, length = span or (0, -1)
+            file.seek(start)
+            return file.read(length), info
+
     def open_file(self, key: str) -> BinaryIO:
         path = self._path(key)
         try:

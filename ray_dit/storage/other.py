@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Self, cast
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
 from ray_dit.errors import Conflict, NotFound, StoreFailure, UserError, first_message
-from ray_dit.storage.store import ObjectInfo, Store, checked_key
+from ray_dit.storage.store import UNKNOWN_SIZE, ObjectInfo, Store, checked_key
 
 READ_ONLY = ("http", "https", "github", "git", "zip", "tar", "data")
 """Schemes under which nothing can be written, or not an object at a time."""
@@ -28,6 +28,13 @@ class FsspecStore(Store):
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         return self._found(key, "cat_file", start, start + length)
+
+    def get_version(self, key: str, span: tuple[int, int] | None = None) -> tuple[bytes, ObjectInfo]:
+        data = self.get(key) if span is None else self.get_range(key, *span)
+        info = self.head(key)  # afterwards: bytes of before are never taken for those of a later version
+        if info is None:
+            raise NotFound(f"{self.where(key)} does not exist")
+        return data, info
 
     def open_file(self, key: str) -> BinaryIO:
         return self._found(key, "open", "rb")
@@ -101,10 +108,10 @@ class FsspecStore(Store):
         try:
             return getattr(files, method)(path, *arguments)
         except (FileNotFoundError, IsADirectoryError) as error:
-            # over http, fsspec says so whatever went wrong
-            cause = error.__cause__
-            reason = f" ({first_message(cause)})" if isinstance(cause, Exception) else ""
-            raise NotFound(f"{self.where(key)} does not exist{reason}") from error
+            cause = error.__cause__ if self.uri.startswith("http") else None
+            if isinstance(cause, Exception) and getattr(cause, "status", None) not in (404, 410):
+                raise self._said(key, cause) from error  # over http, fsspec says so whatever went wrong
+            raise NotFound(f"{self.where(key)} does not exist") from error
         except Exception as error:
             raise self._said(key, error) from error
 
@@ -132,6 +139,5 @@ class FsspecStore(Store):
 
     def _info(self, info: dict[str, Any]) -> ObjectInfo:
         files, root = self._files()
-        return ObjectInfo(
-            info["name"].removeprefix(root).lstrip("/"), info["size"], files.ukey(info["name"]), None
-        )
+        size = UNKNOWN_SIZE if info["size"] is None else info["size"]
+        return ObjectInfo(info["name"].removeprefix(root).lstrip("/"), size, files.ukey(info["name"]), None)

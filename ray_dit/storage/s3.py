@@ -9,7 +9,6 @@ times above botocore's retries and hide which condition failed.
 import asyncio
 import base64
 import hashlib
-import io
 import itertools
 import logging
 import re
@@ -25,6 +24,7 @@ import fsspec.asyn  # pyright: ignore[reportMissingTypeStubs]
 
 from ray_dit.errors import Conflict, Damaged, NotFound, StoreFailure, UserError
 from ray_dit.storage.proven import is_proven, note_success
+from ray_dit.storage.range_file import range_file
 from ray_dit.storage.retry import (
     Incomplete,
     Patience,
@@ -68,11 +68,16 @@ class S3Store(Store):
     again."""
 
     def get(self, key: str) -> bytes:
+        return self.get_version(key)[0]
+
+    def get_version(self, key: str, span: tuple[int, int] | None = None) -> tuple[bytes, ObjectInfo]:
+        if span is not None:
+            return self._read(key, *span)
         for _ in range(READS):  # a bit may flip on the way: only what is wrong each time is wrong in storage
-            chunks, stored = self._chunks(key)
+            chunks, info = self._chunks(key)
             data = b"".join(chunks)  # of a single chunk this is no copy
-            if not stored or hashlib.sha256(data).hexdigest() == stored:
-                return data
+            if not info.sha256 or hashlib.sha256(data).hexdigest() == info.sha256:
+                return data, info
         raise Damaged(f"{self.where(key)} is damaged: its bytes are not those its writer stored; repair it")
 
     def sha256(self, key: str) -> str:
@@ -86,7 +91,7 @@ class S3Store(Store):
 
     def open_file(self, key: str) -> BinaryIO:
         info = _info(key, self._head(key))
-        return io.BufferedReader(_Reader(self, info), buffer_size=1 << 20)
+        return range_file(lambda start, length: self._read(key, start, length, info.etag)[0], info.size)
 
     def head(self, key: str) -> ObjectInfo | None:
         try:
@@ -173,11 +178,11 @@ class S3Store(Store):
             raise Conflict(f"{self.where(key)} was replaced while it was read; read it again") from error
         return data, _info(key, reply)
 
-    def _chunks(self, key: str) -> tuple[Iterator[bytes], str | None]:
-        """One version of the object as chunks, in one request if it is small, and the hash it came with."""
+    def _chunks(self, key: str) -> tuple[Iterator[bytes], ObjectInfo]:
+        """One version of the object as chunks, in one request if it is small, and what came with it."""
         first, info = self._read(key, 0, CHUNK)
         rest = (self._read(key, start, CHUNK, info.etag)[0] for start in range(CHUNK, info.size, CHUNK))
-        return itertools.chain([first], rest), info.sha256
+        return itertools.chain([first], rest), info
 
     def _write(self, key: str, data: bytes, token: str, **condition: str) -> None:
         """Writes under the condition, or raises _Refused.
@@ -347,38 +352,6 @@ def _obeys_conditions(store: S3Store) -> bool:
         return store.obeys(probe, b"2", IfNoneMatch="*") and store.obeys(probe, b"3", IfMatch='"0"')
     finally:
         store.delete(probe)
-
-
-class _Reader(io.RawIOBase):
-    """Reads one version of an object by ranges."""
-
-    def __init__(self, store: S3Store, info: ObjectInfo) -> None:
-        self._store, self._info, self._position = store, info, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._info.size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"negative position {base + offset}")
-        self._position = base + offset
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        length = min(len(buffer), self._info.size - self._position)
-        if length <= 0:
-            return 0
-        data = self._store._read(self._info.key, self._position, length, self._info.etag)[0]  # pyright: ignore[reportPrivateUsage]
-        buffer[: len(data)] = data
-        self._position += len(data)
-        return len(data)
 
 
 def _body(data: bytes) -> Reply:

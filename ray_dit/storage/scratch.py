@@ -35,12 +35,17 @@ class ScratchStore(Store):
     def get_range(self, key: str, start: int, length: int) -> bytes:
         return self.get(key)[start : start + length]
 
+    def get_version(self, key: str, span: tuple[int, int] | None = None) -> tuple[bytes, ObjectInfo]:
+        data = self.get(key)
+        start, length = span or (0, len(data))
+        return data[start : start + length], _info(key, data)
+
     def open_file(self, key: str) -> BinaryIO:
         return io.BytesIO(self.get(key))
 
     def head(self, key: str) -> ObjectInfo | None:
         data = self.small.get(self.where(key))
-        return None if data is None else ObjectInfo(key, len(data), None, hashlib.sha256(data).hexdigest())
+        return None if data is None else _info(key, data)
 
     def put(self, key: str, data: bytes) -> bool:
         if self.head(key) is not None:
@@ -62,3 +67,7 @@ class ScratchStore(Store):
     def delete(self, key: str) -> None:
         self.small.pop(self.where(key), None)
         self.sizes.pop(self.where(key), None)
+
+
+def _info(key: str, data: bytes) -> ObjectInfo:
+    return ObjectInfo(key, len(data), None, hashlib.sha256(data).hexdigest())

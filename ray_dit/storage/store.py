@@ -28,6 +28,8 @@ R = TypeVar("R")
 
 CHUNK = 16 << 20
 """Bytes read at once where an object is streamed."""
+UNKNOWN_SIZE = -1
+"""That of an object in a listing that tells none, as a page of links on the web."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,13 @@ class Store(ABC):
     @abstractmethod
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """``length`` bytes from ``start``, fewer at the end of the object; NotFound."""
+
+    @abstractmethod
+    def get_version(self, key: str, span: tuple[int, int] | None = None) -> tuple[bytes, ObjectInfo]:
+        """The object's bytes, or those of ``span`` (start and length), and which version they are of.
+
+        As ``get`` and ``get_range``, with what storage says of the version that was read; NotFound.
+        """
 
     @abstractmethod
     def open_file(self, key: str) -> BinaryIO:

@@ -86,11 +86,17 @@ def test_a_plan_keeps_where_images_lie_in_shared_objects(folder: Path) -> None:
     plan = replace(
         plan_of(folder), keys=("x", "y", "z"), labels=np.zeros(3, np.int64), heldout=np.zeros(3, bool)
     )
-    plan = replace(plan, format="another", places=places)
+    sizes, versions = np.array([1024, 4096, 4096]), np.array([1, -2, -2])
+    plan = replace(plan, format="another", places=places, sizes=sizes, versions=versions)
     again = ImagePlan.from_bytes(plan.to_bytes(), plan.uri)
     assert again.format == "another"
     assert [again.place(row) for row in range(3)] == [plan.place(row) for row in range(3)]
     assert again.place(2) == {"object": "b.tar", "start": 2048}
+    assert [again.object_key(row) for row in range(3)] == ["a.tar", "b.tar", "b.tar"]
+    assert again.sizes is not None
+    assert again.versions is not None
+    assert (again.sizes.tolist(), again.versions.tolist()) == (sizes.tolist(), versions.tolist())
+    assert again.stored_bytes() == 1024 + 4096
     with pytest.raises(UserError, match="can't be read in the format 'another'"):
         load_images(again, [0])
 

@@ -5,12 +5,14 @@ import json
 import pickle
 from collections import Counter
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from ray_dit.errors import Conflict, Damaged, NotFound, UserError
 from ray_dit.ledger import runs
+from ray_dit.ledger.comparison import Comparison
+from ray_dit.ledger.description import generation_of
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import Tally, abandon, gc, repair, verify
 from ray_dit.ledger.manifest import manifest_objects, read_manifest
@@ -22,11 +24,13 @@ from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 from tests.storage.test_store import OverwritingStore
 
-PARTS = {
+PARTS: dict[str, Any] = {
     "config": {"seed": 0, "model": {"depth": 2}},
     "inputs": {"vae": "ab"},
     "libraries": {"torch": "2.13"},
 }
+LONGER = PARTS | {"config": {"seed": 0, "model": {"depth": 2}, "images": 5}}
+EVEN_LONGER = PARTS | {"config": {"seed": 0, "model": {"depth": 2}, "images": 6}}
 NEWER = PARTS | {"libraries": {"torch": "2.14"}}
 
 
@@ -192,6 +196,14 @@ def test_a_job_from_its_first_write_to_its_last(store: Store):
     assert manifest.sha256 == hashlib.sha256(store.get("manifest.json")).hexdigest()
 
 
+def test_markers_are_in_the_order_of_their_numbers_however_many(store: Store):
+    job = Job.open(store, "generate", PARTS)
+    by_number = put_shards(job, 99_998, 99_999, 100_000, 100_001)
+    words = [job.put(name, f"data/{name}", b"word", Facts()) for name in ("a10", "a9")]
+    assert list(job.markers(Facts)) == by_number + words
+    assert list(manifest_objects(store, job.finish(Shards(rows=4)), Facts)) == by_number + words
+
+
 def test_a_marker_that_is_there_is_returned_and_nothing_written(tmp_path: Path):
     job = Job.open(open_store(str(tmp_path)), "generate", PARTS)
     marker = put_shards(job, 0)[0]
@@ -322,17 +334,20 @@ def test_a_listing_is_held_against_the_manifest(tmp_path: Path, monkeypatch: pyt
 # Generations
 
 
+def extend(store: Store, parts: Any, **options: Any) -> Job:
+    return Job.extend(store, "generate", parts, may_change=("config.images",), **options)
+
+
 def test_an_extension_stands_beside_what_it_extends(store: Store):
     base = finished(store).manifest(Shards)
     assert base is not None
     before = {info.key: info.etag for info in store.list()}
-    longer = PARTS | {"config": {"images": 5}}
-    job = Job.extend(store, "generate", longer)
+    job = extend(store, LONGER)
     assert job.generation == 1
     assert job.prefix == "g01-"
     put_shards(job, 3)
     assert read_manifest(store, Shards) == base, "an unfinished extension is not seen"
-    again = Job.extend(store, "generate", longer)
+    again = extend(store, LONGER)
     assert again.marker("00003", Facts) is not None
     put_shards(again, 4)
     manifest = again.finish(Shards(rows=5))
@@ -342,21 +357,32 @@ def test_an_extension_stands_beside_what_it_extends(store: Store):
     assert before.items() <= {info.key: info.etag for info in store.list()}.items()
     assert manifest.extends == base.sha256
     assert list(verify(store)) == []
-    assert Job.extend(store, "generate", longer).manifest(Shards) == manifest
-    assert Job.extend(store, "generate", PARTS | {"config": {"images": 9}}).generation == 2
+    assert extend(store, LONGER).manifest(Shards) == manifest
+    assert extend(store, EVEN_LONGER).generation == 2
 
 
 def test_only_one_extension_at_a_time_and_only_of_finished_jobs(tmp_path: Path):
     store = open_store(str(tmp_path))
     with pytest.raises(NotFound, match="holds no job of ray-dit"):
-        Job.extend(store, "generate", PARTS)
+        extend(store, PARTS)
     job = Job.open(store, "generate", PARTS)
     with pytest.raises(UserError, match="unfinished"):
-        Job.extend(store, "generate", PARTS)
+        extend(store, PARTS)
     job.finish(Shards())
-    Job.extend(store, "generate", PARTS | {"config": {"images": 5}})
+    extend(store, LONGER)
     with pytest.raises(Conflict, match="config.images: 5 -> 6"):
-        Job.extend(store, "generate", PARTS | {"config": {"images": 6}})
+        extend(store, EVEN_LONGER)
+
+
+def test_a_job_has_99_extensions_at_most(tmp_path: Path):
+    store = open_store(str(tmp_path))
+    Job.open(store, "generate", PARTS).finish(Shards())
+    for images in range(1, 100):
+        extend(store, PARTS | {"config": PARTS["config"] | {"images": images}}).finish(Shards())
+    with pytest.raises(UserError, match="has been extended 99 times"):
+        extend(store, PARTS | {"config": PARTS["config"] | {"images": 100}})
+    assert store.head("_job-g100.json") is None
+    assert list(verify(store)) == []
 
 
 def test_an_abandoned_extension_is_removed_alone(tmp_path: Path):
@@ -365,12 +391,47 @@ def test_an_abandoned_extension_is_removed_alone(tmp_path: Path):
     before = {info.key for info in store.list()}
     with pytest.raises(UserError, match="no unfinished extension"):
         list(abandon(store))
-    put_shards(Job.extend(store, "generate", PARTS | {"config": {"images": 5}}), 3)
+    put_shards(extend(store, LONGER), 3)
     assert len(list(abandon(store))) >= 3
     assert {info.key for info in store.list() if not info.key.startswith("_runs/")} == {
         key for key in before if not key.startswith("_runs/")
     }
-    assert Job.extend(store, "generate", PARTS | {"config": {"images": 6}}).generation == 1
+    assert extend(store, EVEN_LONGER).generation == 1
+
+
+def test_an_extension_differs_in_what_it_may_and_nothing_else(tmp_path: Path):
+    store = open_store(str(tmp_path))
+    finished(store)
+    before = [info.key for info in store.list()]
+    assert extend(store, PARTS).generation == 0, "nothing is to be added"
+    seeded = PARTS | {"config": LONGER["config"] | {"seed": 1}}
+    with pytest.raises(
+        Conflict, match=r"can't be extended .* \(config.seed: 0 -> 1\): give what it was made with"
+    ):
+        extend(store, seeded)
+    newer = LONGER | {"libraries": {"torch": "2.14"}}
+    with pytest.raises(
+        Conflict, match=r"libraries.torch: 2.13 -> 2.14\): go back .* --accept-fingerprint to extend"
+    ):
+        extend(store, newer)
+    assert [info.key for info in store.list()] == before
+    assert extend(store, newer, accept_fingerprint=True).generation == 1
+
+
+def test_the_generation_of_some_settings_is_found_again(tmp_path: Path):
+    store = open_store(str(tmp_path))
+    assert generation_of(store, PARTS, Comparison()) == 0
+    finished(store)
+    assert generation_of(store, LONGER, Comparison()) == 0, "none of it: the newest says what differs"
+    job = extend(store, LONGER)
+    for _ in range(2):
+        assert [generation_of(store, parts, Comparison()) for parts in (PARTS, LONGER, EVEN_LONGER)] == [
+            0,
+            1,
+            1,
+        ]
+        put_shards(job, 3)
+        job.finish(Shards(rows=4))
 
 
 # Verify, repair, clean

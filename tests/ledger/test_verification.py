@@ -64,6 +64,18 @@ def files(folder: Path) -> list[Path]:
 UNFINISHED = "manifest.json: unfinished: run ray-dit generate again, and it goes on where it stopped"
 
 
+def test_any_flipped_bit_of_an_extended_job_is_found(tmp_path: Path) -> None:
+    store = made(tmp_path)
+    extended(store)
+    chance = random.Random(0)
+    for path in files(tmp_path):
+        key, whole = str(path.relative_to(tmp_path)), path.read_bytes()
+        path.write_bytes(flip(whole, chance.randrange(8 * len(whole))))
+        assert any(found.startswith(key) for found in problems(store)), key
+        path.write_bytes(whole)
+    assert problems(store) == []
+
+
 @pytest.mark.parametrize("finish", [True, False])
 def test_any_flipped_bit_is_found_and_put_right(tmp_path: Path, finish: bool) -> None:
     made(tmp_path / "pristine", finish=finish)
@@ -109,8 +121,60 @@ def test_an_unfinished_job_is_no_success(tmp_path: Path) -> None:
 
 def test_so_is_an_extension_that_was_begun(tmp_path: Path) -> None:
     store = made(tmp_path)
-    Job.extend(store, "generate", PARTS | {"config": {"seed": 1}})
+    Job.extend(store, "generate", PARTS | {"config": {"seed": 1}}, may_change=["config.seed"])
     assert [problem.split(":")[1].strip() for problem in problems(store)] == ["unfinished"]
+
+
+LONGER = {"config": {"seed": 1}}
+NEW_README = b"three shards"
+
+
+def extended(store: Store, *, finish: bool = True) -> Job:
+    """A generation more, of one shard; the README is another."""
+    job = Job.extend(store, "generate", PARTS | LONGER, may_change=["config.seed"])
+    job.put("00002", "data/g01-2", shard(2), image_facts(2, 1))
+    if finish:
+        job.put_plain("README.md", NEW_README)
+        facts = [image_facts(number, 1).to_json() for number in range(3)]
+        job.finish(dataset_result(**dataset_result().expected({}, facts)))
+    return job
+
+
+STATES = ("before", "marked", "replaced", "finished")
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_the_replaced_readme_is_known_at_every_point_of_an_extension(tmp_path: Path, state: str) -> None:
+    store, folder = made(tmp_path / "whole"), tmp_path / "folder"
+    extended(store)
+    shutil.copytree(store.uri, folder)
+    marker, readme, store = (
+        folder / "_plain-g01/README.md.json",
+        folder / "README.md",
+        open_store(str(folder)),
+    )
+    if state != "finished":
+        (folder / "manifest-g01.json").unlink()
+        shutil.rmtree(folder / "manifest")
+        shutil.copytree(tmp_path / "whole/manifest", folder / "manifest")
+        for path in (folder / "manifest").glob("*-g01*"):
+            path.unlink()
+    if state in STATES[:2]:
+        readme.write_bytes(README)
+    if state == "before":
+        marker.unlink()
+    left = [] if state == "finished" else [UNFINISHED.replace("manifest", "manifest-g01")]
+    assert problems(store) == left
+    # a writer of the first generation that was asleep, and one who runs its command again, leave it as it is
+    first = Job.open(store, "generate", PARTS)
+    first.put_plain("README.md", README)
+    assert list(first.restore_plain({"README.md": lambda: README})) == []
+    assert readme.read_bytes() == (README if state in STATES[:2] else NEW_README)
+    readme.write_bytes(b"neither")
+    assert "README.md: damaged" in problems(store)
+    extended(store)
+    assert problems(store) == []
+    assert readme.read_bytes() == NEW_README
 
 
 def change_rows(folder: Path, *, seal: bool) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
@@ -31,13 +32,14 @@ from ray_dit.config import (
 from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.core.dit import DiT
 from ray_dit.errors import UserError
-from ray_dit.folders.images import PLAN_KEY, plan_images
+from ray_dit.folders.images import plan_images
+from ray_dit.folders.latent_plans import plan_key
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import ModelConfig, model_objects
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.results import Facts
 from ray_dit.ledger.stored_json import canonical
-from ray_dit.report.gather import commands, gather, spaced, stage_times
+from ray_dit.report.gather import commands, gather, spaced, stage_times, training_of_model
 from ray_dit.report.html import write_report
 from ray_dit.results import EvaluationResult, ModelResult, UsedSampler
 from ray_dit.storage.open import open_store
@@ -135,7 +137,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ReportConfig:
     jobs["train-vae"].put_plain("log.npz", npz(log=np.array([[10, 0.5], [20, 0.1]])))
     jobs["train-vae"].finish(vae_result(), objects=[])
     plan = plan_images(settings(folder)["encode"].images)  # type: ignore[attr-defined]
-    jobs["encode"].put_plain(PLAN_KEY, plan.to_bytes())
+    jobs["encode"].put_plain(plan_key(), plan.to_bytes())
     jobs["encode"].finish(latents_result(classes=CLASSES, image_size=SIZE), objects=[])
     jobs["train"].put_plain("loss.json", json.dumps([[10, 1.0], [20, 0.1]]).encode())
     jobs["train"].finish(training_result(), objects=[])
@@ -335,6 +337,27 @@ def test_an_evaluation_of_another_dataset_is_not_shown(config: ReportConfig, tmp
     job.finish(EvaluationResult.model_validate(METRICS))
     with pytest.raises(UserError, match=f"{tmp_path} was not made from .*dataset, but from another dataset"):
         write_report(config.model_copy(update={"evaluation": str(tmp_path)}))
+
+
+def test_the_training_shown_is_the_generation_that_made_the_model(config: ReportConfig, tmp_path: Path):
+    run = open_store(str(tmp_path / "run"))
+    first = Job.open(run, "train", {"config": {"steps": 20}})
+    first.put_plain("loss.json", b"[[20, 0.1]]")
+    first.finish(training_result(), objects=[])
+    longer = Job.extend(run, "train", {"config": {"steps": 30}}, may_change=["config.steps"])
+    longer.put_plain("g01-loss.json", b"[[20, 0.1], [30, 0.05]]")
+    longer.finish(training_result(), objects=[])
+    for job, name, curve in ((first, "model", [[20, 0.1]]), (longer, "other", [[20, 0.1], [30, 0.05]])):
+        store = open_store(str(tmp_path / name))
+        shutil.copytree(config.model, store.uri)
+        store.delete("_job.json")
+        store.delete("manifest.json")
+        made = Job.open(store, "model", {"train": job.fingerprint})
+        made.finish(ModelResult())
+        asked = config.model_copy(update={"run": run.uri, "model": store.uri})
+        assert training_of_model(asked).fingerprint == job.fingerprint
+        assert gather(asked).loss == curve
+    assert training_of_model(config.model_copy(update={"run": run.uri})).fingerprint == longer.fingerprint
 
 
 def test_an_unfinished_stage_is_named(config: ReportConfig):

@@ -13,12 +13,11 @@ from PIL import Image
 from ray_dit.config import EncodeConfig, ImagesConfig
 from ray_dit.core.latents import to_float
 from ray_dit.core.order import is_heldout
-from ray_dit.errors import NotFound, UserError
-from ray_dit.folders.images import plan_images
+from ray_dit.errors import UserError
 from ray_dit.formats.latents import LatentShard, read_latent_shard
 from ray_dit.ledger.results import Manifest
 from ray_dit.results import LatentsResult
-from ray_dit.stages.encode import Encoder, encode
+from ray_dit.stages.encode import encode
 from ray_dit.vae import VAE
 from tests.support.tiny import (
     SIZE,
@@ -211,12 +210,3 @@ def test_too_many_bad_pictures_are_refused_by_name(place: Path, some_bad: Path) 
     with pytest.raises(UserError, match="2 of 20 images .*max_bad = 0.05.* 'left/05.png'.*repair or remove"):
         encode(settings(place, "refused", images=some_bad.name, max_bad=0.05, actors=1))
     assert not (place / "refused/manifest.json").exists()
-
-
-def test_a_picture_that_went_away_meanwhile_is_named(place: Path) -> None:
-    write_pictures(place / "fleeting", {"left": 4, "right": 4})
-    config = settings(place, "fled", images="fleeting")
-    plan = plan_images(config.images)
-    (place / "fleeting/left/01.png").unlink()
-    with pytest.raises(NotFound, match="fleeting/left/01.png does not exist"):
-        Encoder(config, plan).prepare(0)

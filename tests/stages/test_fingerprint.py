@@ -11,14 +11,13 @@ import pytest
 from ray_dit import config
 from ray_dit.config import Placement, PositiveInt
 from ray_dit.errors import Conflict
-from ray_dit.ledger.comparison import RULES
 from ray_dit.ledger.description import fingerprint_of
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import Tally, verify
 from ray_dit.ledger.results import Facts
 from ray_dit.ledger.stored_json import canonical
 from ray_dit.results import LatentsResult
-from ray_dit.stages.fingerprint import STAGE_RULES, comparison, parts
+from ray_dit.stages.fingerprint import STAGE_RULES, comparison, open_job, parts, rules_with_plan
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
@@ -83,9 +82,10 @@ def open_as_today(store: Store, asked: config.StageConfig, accept_fingerprint: b
     """The stage's job in the folder, inputs and libraries being those of that day."""
     there = json.loads(store.get("_job.json"))
     stage, resolved = there["stage"], RESOLVED[there["stage"]](asked)
-    ours = parts(asked, stage, there["parts"]["inputs"], resolved=resolved)
+    rules = rules_with_plan(stage, there["parts"].get("rules", 1))  # as where the plan is stored
+    ours = parts(asked, stage, there["parts"]["inputs"], resolved=resolved, rules=rules)
     ours["libraries"] = there["parts"]["libraries"]
-    compared = comparison(type(asked), stage, resolved=resolved)
+    compared = comparison(type(asked), stage, resolved=resolved, rules=rules)
     return Job.open(store, stage, ours, comparison=compared, accept_fingerprint=accept_fingerprint)
 
 
@@ -121,10 +121,9 @@ def test_the_same_settings_have_the_fingerprint_of_that_day(name: str, tmp_path:
     store = open_store(str(tmp_path))
     asked = TODAY[name]
     that_day = json.loads(there.read_bytes())["parts"]
-    ours = parts(asked, name, that_day["inputs"], resolved=RESOLVED[name](asked))
+    ours = parts(asked, name, that_day["inputs"], resolved=RESOLVED[name](asked), rules=1)
     for setting in SINCE.get(name, ()):
         del ours["config"]["images"][setting]
-    assert ours.pop(RULES, 1) == len(STAGE_RULES[name])
     Job.open(store, name, ours | {"libraries": that_day["libraries"]})
     assert store.get("_job.json") == there.read_bytes()
 
@@ -218,21 +217,57 @@ def test_a_finished_folder_under_older_rules_stays_readable(
 def test_rules_are_written_from_two_on_and_a_newer_number_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(STAGE_RULES, "encode", ("as first released",))
-    assert "rules" not in parts(encode_config(), "encode", {})
+    asked = generate_config()
+    assert "rules" not in parts(asked, "generate", {})
     with monkeypatch.context() as later:
-        new_rules("encode", later)
-        assert parts(encode_config(), "encode", {})["rules"] == 2
-        there = json.loads((FOLDERS / "encode/_job.json").read_bytes())["parts"]
-        ours = parts(encode_config(), "encode", there["inputs"]) | {"libraries": there["libraries"]}
+        new_rules("generate", later)
+        assert parts(asked, "generate", {})["rules"] == 2
+        there = json.loads((FOLDERS / "generate/_job.json").read_bytes())["parts"]
+        ours = parts(asked, "generate", there["inputs"], resolved=generate_resolved(asked))
         store = open_store(str(tmp_path / "later"))
-        Job.open(store, "encode", ours).put_plain("plan", b"plan")
+        Job.open(store, "generate", ours | {"libraries": there["libraries"]}).put_plain("plan", b"plan")
     with pytest.raises(
-        Conflict, match=r"by a newer ray-dit \(rules 2 of encode; this one knows 1\): finish it with"
+        Conflict, match=r"by a newer ray-dit \(rules 2 of generate; this one knows 1\): finish it with"
     ):
-        open_as_today(store, encode_config())
+        open_as_today(store, asked)
+
+
+def test_a_change_of_the_plan_alone_leaves_a_folder_whose_plan_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(STAGE_RULES, "encode", STAGE_RULES["encode"][:2])
+    there = {1: 1, 2: None, None: None}
+    assert {begun: rules_with_plan("encode", begun) for begun in there} == there
+    assert rules_with_plan("generate", 1) is None
+    new_rules("encode", monkeypatch)
+    assert [rules_with_plan("encode", begun) for begun in (1, 2)] == [None, None]
+    with pytest.raises(Conflict, match="rules 1 of encode, and this ray-dit has rules 3.* float64"):
+        open_as_today(stored("encode-counting-actors", tmp_path), encode_config())
 
 
 def test_every_job_has_rules_with_a_history() -> None:
     assert set(STAGE_RULES) == {"train-vae", "encode", "train", "generate", "evaluate", "model"}
     assert all(history and all(history) for history in STAGE_RULES.values())
+
+
+def test_a_stage_extends_its_job_and_finds_the_extension_again(tmp_path: Path) -> None:
+    def job(images: str, *, extend: bool = False, **fields: Any) -> Job:
+        asked = encode_config(output=str(tmp_path), **fields)
+        return open_job(asked, "encode", {"images": images}, extend=extend, may_change=("inputs.images",))
+
+    first = job("a")
+    first.finish(Facts())
+    assert job("a", extend=True) == first
+    added = job("b", extend=True)
+    assert (added.generation, job("b"), job("b", extend=True)) == (1, added, added)
+    assert job("a") == first
+    with pytest.raises(Conflict, match=r"inputs.images: b -> c\)"):
+        job("c")
+    with pytest.raises(Conflict, match=r"inputs.images: b -> c\)"):
+        job("c", extend=True)
+    added.finish(Facts())
+    with pytest.raises(
+        Conflict, match=r"can't be extended with other settings .* \(config.mirror: False -> True\)"
+    ):
+        job("c", extend=True, mirror=True)
+    assert job("c", extend=True).generation == 2

@@ -21,12 +21,14 @@ from ray_dit.config import (
 )
 from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.core.dit import DiT
-from ray_dit.errors import UserError
+from ray_dit.errors import Conflict, UserError
 from ray_dit.folders.model import read_model
+from ray_dit.formats.checkpoint import parse_checkpoint
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.maintenance import verify
 from ray_dit.ledger.manifest import read_manifest
 from ray_dit.ledger.results import Manifest
-from ray_dit.results import LatentsResult, TrainingResult
+from ray_dit.results import RESULTS, LatentsResult, ModelResult, TrainingResult
 from ray_dit.stages.encode import encode
 from ray_dit.stages.train import DiTTask, model_config_of, train
 from ray_dit.storage.open import open_store
@@ -108,6 +110,120 @@ def test_running_it_again_writes_nothing(place: Path, trained: Manifest[Training
     before = times(place / "run")
     assert train(settings(place, "run")) == trained
     assert times(place / "run") == before
+
+
+# Extensions
+
+
+def state_of(place: Path, key: str) -> dict[str, torch.Tensor]:
+    """Weights, average and optimizer of a checkpoint; the loss curve is compared as loss.json."""
+    tensors, _ = parse_checkpoint((place / key).read_bytes())
+    return {name: value for name, value in tensors.items() if name != "log"}
+
+
+@pytest.fixture(scope="module")
+def grown(place: Path, trained: Manifest[TrainingResult]) -> Path:
+    shutil.copytree(place / "run", place / "grown")
+    before = contents(place / "grown")
+    manifest = train(settings(place, "grown", steps=20, extend=True))
+    assert (manifest.facts.steps, manifest.facts.samples) == (20, 80)
+    assert before.items() <= contents(place / "grown").items()
+    return place / "grown"
+
+
+def test_an_extension_has_the_bits_of_a_run_asked_for_all_steps(place: Path, grown: Path) -> None:
+    train(settings(place, "whole", steps=20))
+    for step in (18, 20):
+        ours, theirs = f"g01-step-{step:08d}", f"step-{step:08d}"
+        for folder, suffix in (("checkpoints", "safetensors"), ("samples", "png")):
+            extended = (grown / folder / f"{ours}.{suffix}").read_bytes()
+            assert extended == (place / "whole" / folder / f"{theirs}.{suffix}").read_bytes()
+    assert (grown / "g01-loss.json").read_bytes() == (place / "whole/loss.json").read_bytes()
+    ours, theirs = contents(grown / "model-g01"), contents(place / "whole/model")
+    assert {key for key in ours if ours[key] != theirs[key]} <= {"_job.json", "manifest.json"}
+    assert list(verify(open_store(str(grown)), results=RESULTS)) == []
+
+
+def test_the_commands_of_both_generations_write_nothing_more(place: Path, grown: Path) -> None:
+    before = times(grown)
+    assert train(settings(place, "grown")).facts.steps == STEPS
+    for extend in (False, True):
+        assert train(settings(place, "grown", steps=20, extend=extend)).facts.steps == 20
+    assert times(grown) == before
+    assert read_manifest(str(grown), TrainingResult).facts.steps == 20
+    assert read_manifest(str(grown / "model"), ModelResult).facts.steps == STEPS
+
+
+def test_each_generation_makes_its_own_damaged_results_again(
+    place: Path, grown: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = contents(grown)
+    for key in ("loss.json", "g01-loss.json", "model/model.safetensors", "model-g01/model.safetensors"):
+        flip_bit(grown / key)
+    train(settings(place, "grown", steps=20))
+    assert "loss.json is missing or damaged; train with 12 steps makes it again" in caplog.text
+    assert contents(grown)["g01-loss.json"] == before["g01-loss.json"]
+    train(settings(place, "grown"))
+    assert contents(grown) == before
+
+
+@pytest.mark.parametrize("extend", [False, True])
+def test_a_killed_extension_goes_on_to_the_same_bytes(place: Path, grown: Path, extend: bool) -> None:
+    folder = place / f"killed-{extend}"
+    shutil.copytree(grown, folder)
+    shutil.rmtree(folder / "model-g01")
+    for path in [folder / "manifest-g01.json", *folder.glob("manifest/*g01*"), folder / "g01-loss.json"]:
+        path.unlink()
+    for key in ("checkpoints/g01-step-00000020.safetensors", "_plain-g01/g01-loss.json.json"):
+        (folder / key).unlink()
+    (folder / "_plain-g01/checkpoints/g01-step-00000020.safetensors.json").unlink()
+    with pytest.raises(UserError, match="is being extended to 20 steps: finish that first"):
+        train(settings(place, folder.name, steps=24, extend=True))
+    train(settings(place, folder.name, steps=20, extend=extend))
+    assert contents(folder) == contents(grown)
+
+
+def test_an_end_between_two_points_of_the_curve_stays_a_point(place: Path) -> None:
+    odd = {"log_every": 3, "checkpoint_every": 6}
+    train(settings(place, "odd", steps=7, **odd))
+    lost = place / "odd-lost"  # goes on from step 6, since the end is gone
+    shutil.copytree(place / "odd", lost)
+    (lost / "checkpoints/step-00000007.safetensors").unlink()
+    for folder in ("odd", "odd-lost"):
+        train(settings(place, folder, steps=14, extend=True, **odd))
+    train(settings(place, "odd-whole", steps=14, **odd))
+    ours = state_of(place, "odd/checkpoints/g01-step-00000014.safetensors")
+    theirs = state_of(place, "odd-whole/checkpoints/step-00000014.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    points = [step for step, _ in json.loads((place / "odd/g01-loss.json").read_text())]
+    assert points == [3, 6, 7, 9, 12, 14]
+    lost_now, kept = contents(lost), contents(place / "odd")
+    assert {key for key in kept if lost_now.get(key) != kept[key]} == {
+        "checkpoints/step-00000007.safetensors"
+    }
+
+
+def test_more_steps_name_the_ways_there_are(place: Path, trained: Manifest[TrainingResult]) -> None:
+    with pytest.raises(Conflict, match="config.steps: 12 -> 20.*or add --extend to keep what is there"):
+        train(settings(place, "run", steps=20))
+    with pytest.raises(UserError, match="has 12 steps already: ask for more to extend it"):
+        train(settings(place, "run", steps=6, extend=True))
+    with pytest.raises(Conflict, match=r"can't be extended with other settings .*config.seed: 0 -> 1"):
+        train(settings(place, "run", steps=20, seed=1, extend=True))
+    shutil.copytree(place / "run", place / "taken")
+    with pytest.raises(UserError, match=r"taken/model holds another model.* or none for .*taken/model-g01"):
+        train(settings(place, "taken", steps=20, extend=True, model_output=str(place / "taken/model")))
+    cosine = OptimizerConfig(learning_rate=1e-3, schedule="cosine")
+    train(settings(place, "cosine", steps=2).model_copy(update={"optimizer": cosine}))
+    longer = settings(place, "cosine", steps=4).model_copy(update={"optimizer": cosine})
+    with pytest.raises(Conflict, match="config.steps: 2 -> 4") as refused:
+        train(longer)
+    assert "--extend" not in str(refused.value)
+    before = times(place / "cosine")
+    with pytest.raises(UserError, match=r"cosine schedule .* ends at step 2.*constant.*--init-from"):
+        train(longer.model_copy(update={"extend": True}))
+    assert times(place / "cosine") == before
 
 
 def test_damaged_results_are_made_again_from_the_last_checkpoint(

@@ -52,6 +52,29 @@ def test_what_is_put_is_read_back(store: Store):
         assert file.read() == data[-5:]
 
 
+def test_what_is_read_says_which_version_it_is_of(store: Store):
+    data = bytes(range(256))
+    store.put("a/b.bin", data)
+    there = store.head("a/b.bin")
+    listed = {info.key: info for info in store.list()}["a/b.bin"]
+    assert there is not None
+    for span, expected in ((None, data), ((250, 3), data[250:253]), ((250, 99), data[250:]), ((999, 1), b"")):
+        found, info = store.get_version("a/b.bin", span)
+        assert found == expected
+        assert (
+            (info.key, info.size, info.etag)
+            == ("a/b.bin", 256, there.etag)
+            == (listed.key, listed.size, listed.etag)
+        )
+    store.replace("a/b.bin", b"other", if_match=there.etag or "")
+    found, info = store.get_version("a/b.bin")
+    assert (found, info.size) == (b"other", 5)
+    assert info.etag != there.etag
+    for span in (None, (0, 1)):
+        with pytest.raises(NotFound, match="nix"):
+            store.get_version("nix", span)
+
+
 def test_an_empty_object_is_an_object(store: Store):
     assert store.put("empty", b"")
     assert store.get("empty") == b""

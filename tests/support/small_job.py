@@ -1,4 +1,4 @@
-"""A whole job in miniature, run as a process.
+"""A whole job in miniature and an extension of it, run as a process.
 
 ``python -m tests.support.small_job URI [NTH SIGNAL]``; the same bytes whoever runs it.
 
@@ -14,8 +14,11 @@ from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 from tests.support.killer import arm
 
-SHARDS = 3
+SHARDS = (2, 1)
+"""Of the job, and of its extension."""
+READMES = (b"two shards\n", b"three shards\n")
 PARTS = {"config": {"seed": 1}, "libraries": {"torch": "1"}}
+LONGER = {**PARTS, "config": {"seed": 1, "shards": 3}}
 
 
 def shard_bytes(shard: int) -> bytes:
@@ -24,14 +27,20 @@ def shard_bytes(shard: int) -> bytes:
 
 
 def small_job(store: Store) -> Job:
-    """Runs the protocol from the beginning to the manifest, doing only what is missing."""
-    job = Job.open(store, "generate", PARTS)
+    """Runs the protocol from the beginning to the last manifest, doing only what is missing."""
+    made(Job.open(store, "generate", PARTS))
+    return made(Job.extend(store, "generate", LONGER, may_change=["config.shards"]))
+
+
+def made(job: Job) -> Job:
+    """Brings one generation to its end."""
     if not job.is_finished():
-        for shard in range(SHARDS):
-            if job.marker(f"{shard:05d}", Facts) is None:
-                job.put(f"{shard:05d}", f"data/{shard:05d}.bin", shard_bytes(shard), Facts(rows=1))
-        job.put_plain("README.md", b"three shards\n")
-        job.finish(Result(rows=SHARDS))
+        for shard in range(SHARDS[job.generation]):
+            name = f"{shard:05d}"
+            if job.marker(name, Facts) is None:
+                job.put(name, f"data/{job.prefix}{name}.bin", shard_bytes(shard), Facts(rows=1))
+        job.put_plain("README.md", READMES[job.generation])
+        job.finish(Result(rows=sum(SHARDS[: job.generation + 1])))
     return job
 
 

@@ -27,12 +27,21 @@ PERMANENT = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError
 """What code raises about its data. Kills, networks and accelerators raise others, which may pass."""
 
 
-def run_training(ray: Any, config: TrainingConfig, job: Job, task: Task[Any], what: str) -> None:
+def run_training(
+    ray: Any,
+    config: TrainingConfig,
+    job: Job,
+    task: Task[Any],
+    what: str,
+    *,
+    ends: tuple[int, ...] = (),
+) -> None:
     """Trains ``task`` to ``config.steps`` on Ray Train workers.
 
     It goes on from the newest checkpoint in the job's folder. ``what`` names the training in progress and in
-    the run's record. UserError for what the user must change, RuntimeError when the workers failed too often
-    or met an error that another try would meet again.
+    the run's record, ``ends`` are the last steps of the generations that ``job`` extends. UserError for what
+    the user must change, RuntimeError when the workers failed too often or met an error that another try
+    would meet again.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -46,7 +55,7 @@ def run_training(ray: Any, config: TrainingConfig, job: Job, task: Task[Any], wh
     resources = {"CPU": float(config.threads)} | ({"GPU": 1.0} if config.use_gpu else {})
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"config": config, "job": job, "task": task, "board": board},
+        train_loop_config={"config": config, "job": job, "task": task, "board": board, "ends": ends},
         scaling_config=ScalingConfig(
             num_workers=workers, use_gpu=config.use_gpu, resources_per_worker=resources
         ),
@@ -112,6 +121,7 @@ def _worker(arguments: dict[str, Any]) -> None:
             ),
             show=board.show.remote,
             tell=lambda note: ray.get(board.tell.remote(note)),
+            ends=arguments["ends"],
         )
     except UserError as error:
         ray.get(board.fail.remote(str(error)))

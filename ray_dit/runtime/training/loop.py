@@ -61,9 +61,9 @@ def train_steps(
 
         loss_sum += loss.detach().double()
         summed += 1
-        if state.step % config.log_every == 0 or state.step == config.steps:
+        if state.step % config.log_every == 0 or state.step in (config.steps, *checkpointer.ends):
             # On every worker, as taking the mean needs all; and before the checkpoint, which holds this
-            # point.
+            # point. Where a run ended its curve has a point, and so has that of its extension.
             state.log.append((float(state.step), parallel.mean(loss_sum / summed)))
             loss_sum.zero_()
             summed = 0

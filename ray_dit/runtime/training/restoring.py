@@ -29,7 +29,7 @@ def to_restore(job: Job, damage: Sequence[str]) -> Job:
 
     UserError where there is no checkpoint left: it would be trained anew.
     """
-    if not checkpoint_steps(job.store):
+    if not checkpoint_steps(job.store, job.prefix):
         raise UserError(
             f"{damage[0]} is missing or damaged, though {job.store.uri} is finished, and no checkpoint is "
             f"left to make it from: restore it from a copy, or delete {job.store.uri} and run the stage again"

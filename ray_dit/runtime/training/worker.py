@@ -29,15 +29,16 @@ def train_worker(
     parallel: Parallel,
     show: Callable[[Progress], None],
     tell: Callable[[str], None] = lambda note: None,
+    ends: tuple[int, ...] = (),
 ) -> None:
     """Trains ``task`` to ``config.steps``, from the newest checkpoint in the job's folder where there is one.
 
     Every worker calls it; the first also writes checkpoints and the result, and tells ``show`` how far it is
-    and ``tell`` what the user should know.
+    and ``tell`` what the user should know. ``ends``: the last steps of the generations that ``job`` extends.
     """
     model = task.setup(device, parallel.is_local_first)
     state = TrainingState.initial(model, task.optimizer, task.ema_decay)
-    checkpointer = JobCheckpointer(job, every=config.checkpoint_every, last=config.steps)
+    checkpointer = JobCheckpointer(job, every=config.checkpoint_every, last=config.steps, ends=ends)
     resume(state, checkpointer, parallel, tell)
     report = Reporter(show, begin=state.step)
     if parallel.rank == 0:
@@ -84,14 +85,19 @@ def resume(
             newest = damaged[max(damaged)]
             raise UserError(
                 f"none of the {len(damaged)} checkpoints is whole ({newest}): restore one from a copy, or "
-                "delete them all to begin anew"
+                f"{checkpointer.way_out}"
             )
         return
     assert saved is not None, "all workers have read it"
     state.restore(*saved)
     for newer in damaged if rank_0 else ():
-        checkpointer.drop(newer)
-        tell(f"the checkpoint of step {newer} was damaged and is made anew, from that of step {step} on")
+        if checkpointer.drop(newer):
+            tell(f"the checkpoint of step {newer} was damaged and is made anew, from that of step {step} on")
+        else:
+            tell(
+                f"the checkpoint of step {newer} is gone or damaged, so the training goes on from that of "
+                f"step {step}, to the same result"
+            )
 
 
 def _read(checkpointer: Checkpointer, step: int) -> tuple[Saved | None, str]:

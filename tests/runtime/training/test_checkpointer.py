@@ -1,5 +1,7 @@
 """Checkpoints in the job's folder: which are made, which stay, and what a damaged one says."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.checkpointer import JobCheckpointer, checkpoints_due
 from ray_dit.runtime.training.parallel import Alone
 from ray_dit.runtime.training.state import TrainingState
-from ray_dit.runtime.training.worker import resume
+from ray_dit.runtime.training.worker import resume, train_worker
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 from tests.runtime.training.regression import CONFIG, CPU, Regression, run, same
@@ -69,6 +71,75 @@ def damage(store: Store, step: int) -> None:
     data = store.get(checkpoint_key(step))
     store.delete(checkpoint_key(step))
     store.put(checkpoint_key(step), data[:-1] + bytes([data[-1] ^ 1]))
+
+
+CONSTANT = OptimizerConfig(learning_rate=0.01)
+
+
+def extended_only(store: Store, notes: list[str] | None = None) -> Regression:
+    """The extension to 14 steps of a finished run of 7."""
+    job, task = Job(store, "train", "extension", generation=1), Regression(CONSTANT)
+    config, told = CONFIG.model_copy(update={"steps": 14}), [] if notes is None else notes
+    train_worker(
+        task, config, job, device=CPU, parallel=Alone(), show=lambda _: None, tell=told.append, ends=(7,)
+    )
+    return task
+
+
+def extended(folder: Path) -> Regression:
+    """A run of 7 steps and its extension, which is returned."""
+    run(folder, CONFIG.model_copy(update={"steps": 7}), Regression(CONSTANT))
+    return extended_only(open_store(str(folder)))
+
+
+def test_an_extension_goes_on_from_the_end_and_leaves_what_is_there(tmp_path: Path) -> None:
+    task = extended(tmp_path)
+    assert task.seen == list(range(7 * 4, 14 * 4))
+    store = open_store(str(tmp_path))
+    assert (checkpoint_steps(store), checkpoint_steps(store, "g01-")) == ([4, 7], [12, 14])
+    whole = run(tmp_path / "whole", CONFIG.model_copy(update={"steps": 14}), Regression(CONSTANT))
+    assert all(torch.equal(value, whole.result[name]) for name, value in task.result.items())
+    assert task.log is not None
+    assert task.log[:, 0].tolist() == [2, 4, 6, 7, 8, 10, 12, 14]
+
+
+@pytest.mark.parametrize(("end", "due"), [(7, [8, 12, 14]), (8, [12, 14])])
+def test_of_steps_that_were_done_before_no_checkpoint_is_due(
+    tmp_path: Path, end: int, due: list[int]
+) -> None:
+    some = replace(checkpointer(tmp_path, last=14), ends=(end,))
+    assert [step for step in range(1, 15) if some.is_due(step)] == due
+
+
+@pytest.mark.parametrize("harm", ["gone", "flipped", "both flipped"])
+def test_an_extension_whose_start_is_damaged_goes_on_from_before(tmp_path: Path, harm: str) -> None:
+    whole = extended(tmp_path / "whole")
+    store = open_store(str(tmp_path / "run"))
+    shutil.copytree(tmp_path / "whole", store.uri)
+    for info in [*store.list("checkpoints/g01"), *store.list("_plain-g01/")]:
+        store.delete(info.key)
+    if harm == "gone":
+        store.delete(checkpoint_key(7))
+    else:
+        damage(store, 7)
+    if harm == "both flipped":
+        damage(store, 4)
+        with pytest.raises(
+            UserError, match=r"none of the 2 .*: restore one from a copy, or take another out"
+        ):
+            extended_only(store)
+        return
+    before = {info.key: info.etag for info in store.list("checkpoints/")}
+    notes: list[str] = []
+    resumed = extended_only(store, notes)
+    assert notes == [
+        "the checkpoint of step 7 is gone or damaged, so the training goes on from that of step 4, to the "
+        "same result"
+    ]
+    assert resumed.seen == list(range(4 * 4, 14 * 4))
+    assert same(whole, resumed)
+    assert before.items() <= {info.key: info.etag for info in store.list("checkpoints/")}.items()
+    assert checkpoint_steps(store, "g01-") == [12, 14]
 
 
 @pytest.mark.parametrize("whole", [True, False])
