@@ -18,6 +18,8 @@ from ray_dit.storage.store import ObjectInfo, Store
 ARCHIVES = (".tar", ".zip", ".parquet")
 """What a single object of images ends in; anything else is a folder."""
 WILD = ("*", "?", "[")
+_ARCHIVES_SEEN: set[str] = set()
+"""URIs that named an object: whoever reads image by image asks storage once."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def open_images(uri: str) -> Source:
     if not folder.strip("/") or folder.endswith(":/"):  # nothing above it, or a bucket alone
         return open_store(uri)
     is_archive = name.lower().endswith(ARCHIVES)
-    if is_archive and open_store(folder).head(name) is not None:
+    if is_archive and (uri in _ARCHIVES_SEEN or open_store(folder).head(name) is not None):
+        _ARCHIVES_SEEN.add(uri)
         return Selected(open_store(folder), name, exact=True)
     if is_archive and any(sign in name for sign in WILD):
         return Selected(open_store(folder), name, exact=False)

@@ -31,7 +31,12 @@ _T = TypeVar("_T")
 def why_no_image(name: str) -> str | None:
     """What a path is where it is no image's; None for an image's."""
     *folders, file = name.split("/")
-    if not file or len(name) > _LONGEST or any(part in ("", ".", "..") for part in (*folders, file)):
+    if (
+        not file
+        or len(name) > _LONGEST
+        or any(part in ("", ".", "..") for part in (*folders, file))
+        or "\0" in name
+    ):
         return UNSAFE
     if any(part.casefold() in _SYSTEM_FOLDERS for part in folders) or file.casefold() in _SYSTEM_FILES:
         return SYSTEM

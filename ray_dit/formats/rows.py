@@ -109,4 +109,4 @@ class Listing:
             return ""
         kinds = ", ".join(f"{count:,} {what}" for what, count in self.left_out.most_common(6))
         more = "" if len(self.left_out) <= 6 else f" and {len(self.left_out) - 6} other kinds"
-        return f"{self.left_out.total():,} left out, which are no images: {kinds}{more}"
+        return f"left out {self.left_out.total():,}: {kinds}{more}"

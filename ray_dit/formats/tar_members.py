@@ -7,8 +7,9 @@ and links and devices lead nowhere.
 import itertools
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -35,10 +36,18 @@ class Member:
     size: int
     special: bool = False
     """A link, a device, or a file with holes: not bytes in one place."""
+    content: bytes = b""
+    """Of files that were asked for."""
 
 
-def tar_piece(source: Source, piece: Piece) -> Iterator[Member]:
-    """The files in the tar that a piece is, without folders; UserError, naming it, for a damaged one."""
+def tar_piece(
+    source: Source, piece: Piece, contents: Mapping[str, int] = MappingProxyType({})
+) -> Iterator[Member]:
+    """The files in the tar that a piece is, without folders; UserError, naming it, for a damaged one.
+
+    Files whose suffix is in ``contents`` come with their bytes, which are in what is read anyway; one of more
+    bytes than it says is refused.
+    """
     file = RangeFile(source, piece.object, piece.start, piece.length)
     where = f"{source.uri}/{piece.object}"
     try:
@@ -50,7 +59,11 @@ def tar_piece(source: Source, piece: Piece) -> Iterator[Member]:
                     raise ValueError("an entry that ends before it begins")
                 at = tar.offset
                 if not entry.isdir():
-                    yield _member(entry, piece.start)
+                    member = _member(entry, piece.start)
+                    limit = None if member.special else contents.get(split_sample(member.name)[1])
+                    if limit is not None:
+                        member = replace(member, content=_content(file, entry, limit, where))
+                    yield member
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # which tarfile takes for the end
                 raise ValueError(f"the header at {piece.start + tar.offset} is broken")
@@ -63,12 +76,11 @@ def tar_piece(source: Source, piece: Piece) -> Iterator[Member]:
         ) from error
 
 
-def read_member(source: Source, piece: Piece, member: Member, limit: int) -> bytes:
-    """The bytes of a small file, by one request; UserError for one of more than ``limit``."""
-    if member.size > limit:
-        where = f"{source.uri}/{piece.object}"
-        raise UserError(f"{member.name} in {where} has {member.size:,} bytes: it tells no class")
-    return source.get_range(piece.object, member.start, member.size)
+def _content(file: RangeFile, entry: tarfile.TarInfo, limit: int, where: str) -> bytes:
+    if entry.size > limit:
+        raise UserError(f"{entry.name} in {where} has {entry.size:,} bytes: it tells no class")
+    file.seek(entry.offset_data)
+    return file.read(entry.size)
 
 
 def _member(entry: tarfile.TarInfo, start: int) -> Member:

@@ -264,6 +264,14 @@ def test_samples_without_a_class_are_named(files: Files, said: str) -> None:
         listed("webdataset", {"s.tar": tar_bytes(files)})
 
 
+def test_a_far_shard_is_read_in_few_requests_with_what_tells_classes() -> None:
+    source = Counting(
+        {"s.tar": tar_bytes(samples({f"cat/{number}.png": bytes(9000) for number in range(300)}))}
+    )
+    assert len(input_format("webdataset").list_images(source).keys) == 300
+    assert len(source.requests) < 15
+
+
 def test_samples_whose_files_lie_apart_belong_together() -> None:
     files = samples(CATS)
     apart = {name: files[name] for name in sorted(files, key=lambda name: name.rpartition(".")[2])}

@@ -149,7 +149,7 @@ def test_clutter_is_left_out_and_counted(name: str) -> None:
     clutter = {"2/.hidden.png": b"x", "__MACOSX/2/._1.png": b"x", "2/notes.txt": b"x", "_old/1.png": b"x"}
     listing = input_format(name).list_images(Memory(LAYOUTS[name](files | clutter)))
     assert listing.keys == tuple(sorted(files))
-    assert "4 left out, which are no images: 2 hidden or set-aside names, " in listing.note
+    assert "left out 4: 2 hidden or set-aside names, " in listing.note
 
 
 @pytest.mark.parametrize("name", INPUTS)

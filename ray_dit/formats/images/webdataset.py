@@ -18,7 +18,6 @@ from ray_dit.formats.tar_members import (
     Member,
     images_in,
     kind_of_tar,
-    read_member,
     rows_of,
     split_sample,
     tar_piece,
@@ -45,14 +44,15 @@ class WebDataset(InputFormat):
     def list_piece(self, source: Source, piece: Piece) -> Rows:
         """Passes over the headers of a shard, and reads what tells classes."""
         left_out = Counter[str]()
+        where = f"{source.uri}/{piece.object}"
         classes: dict[str, str] = {}
         others: list[Member] = []
-        for member in tar_piece(source, piece):
+        for member in tar_piece(source, piece, LONGEST_LABEL):
             stem, suffix = split_sample(member.name)
             if suffix not in LONGEST_LABEL or member.special:
                 others.append(member)
             elif suffix == "cls" or stem not in classes:  # what .cls says counts before what .json says
-                classes[stem] = _class(source, piece, member, suffix) or classes.get(stem, "")
+                classes[stem] = _class(member, suffix, where) or classes.get(stem, "")
         images = [m for m in images_in(others, left_out) if _is_whole_image(m, left_out)]
         rows = rows_of(piece, images, left_out)
         return replace(rows, classes=[classes.get(split_sample(member.name)[0], "") for member in images])
@@ -70,15 +70,14 @@ def _is_whole_image(member: Member, left_out: Counter[str]) -> bool:
     return False
 
 
-def _class(source: Source, piece: Piece, member: Member, suffix: str) -> str | None:
+def _class(member: Member, suffix: str, where: str) -> str | None:
     """The class that a file of a sample tells; None where a JSON tells none."""
-    data = read_member(source, piece, member, LONGEST_LABEL[suffix])
     try:
         if suffix == "cls":
-            return class_name(data.decode())
-        document = parse_json(data)
+            return class_name(member.content.decode())
+        document = parse_json(member.content)
         if isinstance(document, dict):
             return class_in(cast("dict[str, Any]", document))
         return class_name(document)
     except ValueError as error:
-        raise UserError(f"{member.name} in {source.uri}/{piece.object} tells no class: {error}") from error
+        raise UserError(f"{member.name} in {where} tells no class: {error}") from error
