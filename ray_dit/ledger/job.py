@@ -47,7 +47,6 @@ from ray_dit.ledger.manifest import (
     listed,
     listing_key,
     manifest_key,
-    manifest_objects,
     plain_listing_key,
     plain_objects,
 )
@@ -174,13 +173,6 @@ class Job:
             generation=generation,
             comparison=comparison,
         )
-
-    def extended_objects(self, facts: type[F]) -> Iterator[Marker[F]]:
-        """The markers of what this generation extends, streamed as by ``manifest_objects``."""
-        if self.generation:
-            before = replace(self, generation=self.generation - 1).manifest(Facts)
-            assert before is not None, "what is extended is finished"
-            yield from manifest_objects(self.store, before, facts)
 
     @property
     def prefix(self) -> str:

@@ -132,6 +132,14 @@ def manifest_objects(store: Store, manifest: Manifest[Any], facts: type[F]) -> I
         yield from listed(store, listing, facts)
 
 
+def extended_objects(store: Store, generation: int, facts: type[F]) -> Iterator[Marker[F]]:
+    """The markers of what a generation extends, streamed as by ``manifest_objects``; none of the first."""
+    if generation:
+        key = manifest_key(generation - 1)
+        before = parse_manifest(read_json(store, key), Facts, store.where(key))
+        yield from manifest_objects(store, before, facts)
+
+
 def plain_objects(store: Store, manifest: Manifest[Any]) -> list[Marker[Facts]]:
     """The markers of a finished job's plain objects by key; none of a job of an earlier version.
 

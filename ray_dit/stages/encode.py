@@ -55,7 +55,7 @@ from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shard_maker import Made, ShardMaker, make_shard, shard_name
 from ray_dit.runtime.shards import Work, all_markers, lanes_for, make_shards, shard_sizes
 from ray_dit.stages.fingerprint import open_job, rules_with_plan
-from ray_dit.storage.open import open_store
+from ray_dit.storage.open import open_output, open_store
 
 STAGE = LatentsResult.stage_name
 UNIT = "images"
@@ -151,7 +151,7 @@ def _inputs(config: EncodeConfig) -> tuple[Planned, Any]:
 
 def _planned(config: EncodeConfig) -> Planned:
     """What the folder's job has planned, or what is new to it, or the plan of a new job."""
-    store = open_store(config.output)
+    store = open_output(config.output)
     planned = begun_plan(store, config.images)
     if planned is None:
         if config.extend:

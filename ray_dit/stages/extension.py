@@ -8,7 +8,7 @@ from typing import Any
 from ray_dit.errors import UserError
 from ray_dit.ledger.description import known_description, newest_begun
 from ray_dit.ledger.manifest import manifest_key
-from ray_dit.storage.open import open_store
+from ray_dit.storage.open import open_output
 from ray_dit.storage.store import Store
 
 
@@ -19,7 +19,7 @@ def totals_of(output: str, setting: str, asked: int, what: str, *, extend: bool)
     number, in which case its job is refused. UserError where an extension would add nothing, or another one
     is under way. ``setting`` is the number's name in the configuration, ``what`` it counts.
     """
-    store = open_store(output)
+    store = open_output(output)
     totals = tuple(settings[setting] for settings in settings_begun(store, setting))
     if not extend:
         return totals if asked in totals else (asked,)

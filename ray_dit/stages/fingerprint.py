@@ -13,7 +13,7 @@ from ray_dit.ledger.comparison import RULES, Comparison
 from ray_dit.ledger.description import generation_of, known_description, newest_begun, only_differs_in
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import manifest_key
-from ray_dit.storage.open import open_store
+from ray_dit.storage.open import open_output
 
 LIBRARIES = ("torch", "diffusers", "numpy", "pillow", "pyarrow", "safetensors")
 """Their versions can change bytes; a job begun with other versions refuses to go on
@@ -74,7 +74,7 @@ def open_job(
     ``may_change`` alone; the newest one where nothing differs (``Job.extend``). ``rules``: see
     ``rules_with_plan``.
     """
-    store = open_store(config.output)
+    store = open_output(config.output)
     ours = parts(config, stage, inputs, resolved=resolved, rules=rules)
     compared = comparison(type(config), stage, resolved=resolved, rules=rules)
     accept = config.accept_fingerprint
@@ -101,7 +101,7 @@ def begun_with(output: str, name: str) -> str | None:
 
     What was extended since is then read as it was (``tied_manifest``).
     """
-    store = open_store(output)
+    store = open_output(output)
     there = known_description(store, newest_begun(store))
     return there["parts"].get("inputs", {}).get(name) if there else None
 

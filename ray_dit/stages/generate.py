@@ -23,7 +23,7 @@ from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import CARD_KEY
 from ray_dit.formats.registry import output_format
 from ray_dit.ledger.job import Job
-from ray_dit.ledger.manifest import generation_prefix, last_generation, read_manifest
+from ray_dit.ledger.manifest import extended_objects, generation_prefix, last_generation, read_manifest
 from ray_dit.ledger.plain import MadeAgain
 from ray_dit.ledger.results import Manifest
 from ray_dit.pipeline import dit_flops
@@ -307,7 +307,7 @@ def _finish(
     labels, work = folder.labels, plan.work
     markers = list(all_markers(job, len(work.sizes), ImageShardFacts, first=work.first))
     pixels = hashlib.sha256()
-    for marker in chain(job.extended_objects(ImageShardFacts), markers):
+    for marker in chain(extended_objects(job.store, job.generation, ImageShardFacts), markers):
         pixels.update(marker.facts.pixels_sha256.encode())
     job.put_plain(CARD_KEY, dataset_card(plan, labels, sampler).encode())
     return job.finish(

@@ -33,6 +33,13 @@ def open_store(uri: str) -> Store:
     return FsspecStore(f"{scheme}://{rest.rstrip('/')}")
 
 
+def open_output(uri: str) -> Store:
+    """As ``open_store``, for a folder that is written to: UserError at once where it can only be read."""
+    store = open_store(uri)
+    store.refuse_read_only()
+    return store
+
+
 def is_inside(uri: str, folder: str) -> bool:
     """Whether ``uri`` is ``folder`` or lies in it, with symbolic links followed."""
     inner, outer = open_store(uri), open_store(folder)

@@ -47,7 +47,7 @@ class FsspecStore(Store):
         return None if info["type"] == "directory" else self._info(info)
 
     def put(self, key: str, data: bytes) -> bool:
-        self._refuse_read_only()
+        self.refuse_read_only()
         files, path = self._files(key)
         try:
             with self._saying(key):
@@ -63,7 +63,7 @@ class FsspecStore(Store):
         info = self.head(key)
         if info is None or info.etag != if_match:
             raise Conflict(f"{self.where(key)} was changed by another writer; look again before replacing it")
-        self._refuse_read_only()
+        self.refuse_read_only()
         files, path = self._files(key)
         with self._saying(key):
             files.pipe_file(path, data)
@@ -83,11 +83,11 @@ class FsspecStore(Store):
                 files.rm_file(path)
 
     def checked(self) -> Self:
-        self._refuse_read_only()
+        self.refuse_read_only()
         return self
 
-    def _refuse_read_only(self) -> None:
-        """UserError for what can only be read, before anything is asked of it."""
+    def refuse_read_only(self) -> None:
+        """See ``Store``."""
         if self.uri.partition("://")[0] in READ_ONLY:
             raise UserError(f"{self.uri} can be read but not written: give a path, s3://... or other storage")
 

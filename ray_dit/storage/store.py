@@ -110,6 +110,10 @@ class Store(ABC):
     def delete(self, key: str) -> None:
         """Removes the object; no error if it is absent."""
 
+    def refuse_read_only(self) -> None:
+        """UserError for storage that can only be read; nothing is asked of it."""
+        return
+
     def sha256(self, key: str) -> str:
         """Hex digest of the object's bytes, read anew and streamed; NotFound."""
         digest = hashlib.sha256()
