@@ -17,6 +17,7 @@ from ray_dit.core.metrics import FeatureStatistics
 from ray_dit.errors import UserError
 from ray_dit.folders.images import plan_images
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import read_manifest
 from ray_dit.ledger.results import Marker
 from ray_dit.metrics.statistics import counts, moment_tensors, moments
 from ray_dit.results import ClassifierFacts, DatasetResult, EvaluationResult
@@ -195,9 +196,7 @@ def test_measures_of_pieces_add_up_to_those_of_the_whole(folder: Path):
     """Without Ray: the same functions its tasks call."""
     write_dataset(folder / "dataset", good_shards(8, 5))
     config = settings(folder)
-    data = EvaluationData(
-        config, plan_images(config.images), stage.read_manifest(config.dataset, DatasetResult)
-    )
+    data = EvaluationData(config, plan_images(config.images), read_manifest(config.dataset, DatasetResult))
     job = Job.open(open_store(config.output), "evaluate", {})
     for name in data.classifiers:
         stage.train_one(data, job, name)
@@ -250,9 +249,7 @@ def test_a_real_picture_nobody_can_read_is_counted_and_too_many_are_refused(fold
     (folder / "images/top/000.png").write_bytes(b"broken")
     write_dataset(folder / "dataset", good_shards(6))
     config = settings(folder)
-    data = EvaluationData(
-        config, plan_images(config.images), stage.read_manifest(config.dataset, DatasetResult)
-    )
+    data = EvaluationData(config, plan_images(config.images), read_manifest(config.dataset, DatasetResult))
     job = Job.open(open_store(config.output), "evaluate", {})
     for name in data.classifiers:
         stage.train_one(data, job, name)
@@ -304,9 +301,7 @@ def test_generated_pictures_are_found_by_their_place_in_the_dataset(folder: Path
     shards = good_shards(5, 3, 4)
     write_dataset(folder / "dataset", shards)
     config = settings(folder)
-    data = EvaluationData(
-        config, plan_images(config.images), stage.read_manifest(config.dataset, DatasetResult)
-    )
+    data = EvaluationData(config, plan_images(config.images), read_manifest(config.dataset, DatasetResult))
     everything = [row for rows in shards for row in rows]
     wanted = np.array([0, 4, 5, 11])
     images, labels = data.generated(wanted)
@@ -334,9 +329,7 @@ def test_without_held_out_pictures_there_is_nothing_to_compare_with(folder: Path
 def test_generated_pictures_of_another_size_are_refused(folder: Path):
     write_dataset(folder / "dataset", [[(0, np.zeros((8, 8, 3), np.uint8))]])
     config = settings(folder)
-    data = EvaluationData(
-        config, plan_images(config.images), stage.read_manifest(config.dataset, DatasetResult)
-    )
+    data = EvaluationData(config, plan_images(config.images), read_manifest(config.dataset, DatasetResult))
     with pytest.raises(UserError, match="8x8, .* 16x16: give --images.size 8"):
         data.generated(np.array([0]))
     write_dataset(folder / "small", [[(n % 2, np.zeros((8, 8, 3), np.uint8)) for n in range(2)]])
