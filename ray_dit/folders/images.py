@@ -135,13 +135,6 @@ class ImagePlan:
         """The plan of a copy, whose objects have other versions: they are known by their sizes alone."""
         return replace(self, versions=np.zeros(len(self.keys), np.int64))
 
-    def is_whole(self) -> bool:
-        """Whether the hash is that of the rows, as far as they say what it is of."""
-        if self.sizes is None:
-            return True
-        listing = Listing(self.keys, self.labels, self.classes, self.sizes, self.sizes, self.places)
-        return input_sha256(listing) == self.sha256
-
     def in_order_of(self, classes: Sequence[str]) -> "ImagePlan":
         """The plan with its classes numbered in this order, which names all of them."""
         number = {name: label for label, name in enumerate(classes)}

@@ -67,8 +67,7 @@ class Planned:
     def stored(self, job: Job) -> "Planned":
         """Stores the plan, or takes the one that another driver of the job has stored before."""
         uri, sha256 = self.plan.uri, self.plan.sha256
-        key = plan_key(self.generation)
-        data = job.plain.put_first(key, self.data, lambda there: _parsed(there, uri, sha256) is not None)
+        data = job.plain.put_first(plan_key(self.generation), self.data)
         plan = self.plan if data == self.data else _parsed(data, uri, sha256)
         assert plan is not None, "what is stored has its marker's hash"
         return replace(self, plan=plan, data=data)
@@ -112,12 +111,9 @@ def generation_plan(store: Store, config: ImagesConfig, generation: int) -> Plan
     sha256 = str(there["parts"].get("inputs", {}).get("images"))
     rules = int(there["parts"].get(RULES, 1))
     job = Job(store, "", "", generation)
-    try:
-        data = job.plain.get(plan_key(generation))
-    except (NotFound, Damaged):
-        data = b""
-    plan = _parsed(data, config.uri, sha256)
+    data = job.plain.first(plan_key(generation)) or b""
     marked = job.plain.sha256(plan_key(generation))
+    plan = _parsed(data, config.uri, sha256) if data else None
     is_stored = plan is not None and marked is not None
     if plan is None:
         plan = _made_again(store, config, generation, sha256, rules)
@@ -126,8 +122,8 @@ def generation_plan(store: Store, config: ImagesConfig, generation: int) -> Plan
         return Planned(plan, data, generation, rules, is_stored)
     if marked is not None or any(True for _ in job.names()):
         raise Damaged(
-            f"{store.where(plan_key(generation))} is missing or damaged and can't be made again, as the "
-            f"images in {config.uri} have changed since: restore it or them, or take another output folder"
+            f"{store.where(plan_key(generation))} is missing or damaged, and the images in {config.uri} as "
+            "they are now do not give it again: restore it or them, or take another output folder"
         )
     return None
 
@@ -216,7 +212,7 @@ def _parsed(data: bytes, uri: str, sha256: str) -> ImagePlan | None:
         plan = ImagePlan.from_bytes(data, uri)
     except UserError:
         return None
-    return plan if plan.sha256 == sha256 and plan.is_whole() else None
+    return plan if plan.sha256 == sha256 else None
 
 
 def _made_again(

@@ -4,18 +4,22 @@ Each has a marker under ``_plain/``, by which the job's end lists it whoever wro
 nothing of what they hold.
 """
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from ray_dit.errors import Conflict
+from ray_dit.errors import Conflict, Damaged, NotFound
 from ray_dit.ledger.manifest import generation_tag, job_key
 from ray_dit.ledger.markers import mark, put_marker, read_marker, unless_damaged
 from ray_dit.ledger.restore import hash_of, overwrite, put_back, read_whole
 from ray_dit.ledger.results import Facts, Marker
+from ray_dit.ledger.stored_json import canonical, sealed
 from ray_dit.ledger.writers import Writers
 from ray_dit.storage.store import Store
 
+FIRST = "_runs/first/"
+"""Where writers note what they are about to store, of which the first counts."""
 _log = logging.getLogger(__name__)
 
 MadeAgain = Mapping[str, Callable[[], bytes]]
@@ -60,24 +64,28 @@ class Plain:
             return None
         return put_marker(self.store, self.place(key), marker)
 
-    def put_first(self, key: str, data: bytes, is_ours: Callable[[bytes], bool]) -> bytes:
+    def put_first(self, key: str, data: bytes) -> bytes:
         """Stores an object of which the first writer's bytes count, whichever they are; returns those.
 
-        ``is_ours`` tells, of bytes without a marker, whether a writer of this job can have left them: then
-        they get one, else ours replace them. UserError where what has a marker is damaged and ours differ.
+        Each writer notes their hash before it stores them, so that bytes whose writer was killed before the
+        marker are known, and get one; others ours replace. UserError where what has a marker is damaged and
+        ours differ.
         """
         known = self._marker(key)
         if known is not None:
-            if hash_of(self.store, key) == known.sha256:
-                return self.get(key)
+            there = self.first(key)
+            if there is not None:
+                return there
             _log.warning("%s is missing or damaged; it is made again", self.store.where(key))
             put_back(self.store, key, data, known.sha256)
             return data
+        note = {"sha256": hashlib.sha256(data).hexdigest()}
+        self.store.put(self._note(key, data), canonical(sealed(note)))
         try:
             self.store.put(key, data)
         except Conflict:
-            there = self.store.get(key)
-            if not is_ours(there):
+            there = self.first(key)
+            if there is None:
                 overwrite(self.store, key, data)
             else:
                 data = there
@@ -86,6 +94,18 @@ class Plain:
         except Conflict:  # another writer was first
             return self.get(key)
         return data
+
+    def first(self, key: str) -> bytes | None:
+        """What ``put_first`` has stored; None where it is missing or damaged by its marker or its note."""
+        try:
+            data = self.get(key)
+        except (NotFound, Damaged):
+            return None
+        vouched = self._marker(key) is not None or self.store.head(self._note(key, data)) is not None
+        return data if vouched else None
+
+    def _note(self, key: str, data: bytes) -> str:
+        return f"{FIRST}{key}/{hashlib.sha256(data).hexdigest()}.json"
 
     def get(self, key: str) -> bytes:
         """An object's bytes; Damaged unless it is what its marker says, where it has one."""

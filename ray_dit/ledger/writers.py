@@ -18,10 +18,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ray_dit.errors import Conflict, Damaged
+from ray_dit.errors import Conflict, Damaged, NotFound
 from ray_dit.ledger.restore import overwrite
 from ray_dit.ledger.runs import machine_kind
-from ray_dit.ledger.stored_json import Json, canonical, read_json, sealed
+from ray_dit.ledger.stored_json import Json, canonical, parse_json, sealed
 from ray_dit.storage.store import Store
 
 MADE = "_runs/made/"
@@ -92,7 +92,8 @@ class Writers:
             try:
                 return self.store.put(place, data)
             except Conflict as conflict:
-                before = self._read(place)
+                stored, info = self.store.get_version(place)
+                before = self._parse(stored, place)
                 if before is None:  # damaged: nothing is known
                     overwrite(self.store, place, data)
                     return True
@@ -100,8 +101,9 @@ class Writers:
                     return False
                 if not varies and not before.varies:
                     raise self._alarm(key) from conflict
+                both = canonical(sealed(before.with_another(sha256)))
                 with suppress(Conflict):  # of another writer that adds to it
-                    overwrite(self.store, place, canonical(sealed(before.with_another(sha256))))
+                    self.store.replace(place, both, if_match=info.etag or "")
                     return False
         raise Conflict(f"{self.store.where(place)} is changed by others again and again: run this once more")
 
@@ -136,7 +138,13 @@ class Writers:
     def _read(self, place: str) -> "_Record | None":
         """A record; None where there is none, or a damaged one."""
         try:
-            there = read_json(self.store, place, absent={})
+            return self._parse(self.store.get(place), place)
+        except NotFound:
+            return None
+
+    def _parse(self, data: bytes, place: str) -> "_Record | None":
+        try:
+            there = parse_json(data, self.store.where(place))
         except Damaged:
             return None
         sha256, others = there.get("sha256"), there.get("others", [])

@@ -74,7 +74,7 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
 
     planned, vae = _inputs(config)
     files = vae.files()
-    planned, job = _opened(config, planned, files_sha256(files))
+    planned, job = begin(config, planned, files_sha256(files))
     build, gpus = _Build.of(config, job, planned.plan), 1 if config.use_gpu else 0
     sizes = shard_sizes(len(planned.plan.keys), config.shard_size)
     copies: MadeAgain = {f"{VAE_FOLDER}/{name}": lambda data=data: data for name, data in files.items()}
@@ -139,7 +139,7 @@ def _inputs(config: EncodeConfig) -> tuple[Planned, Any]:
     from ray_dit.vae import VAE
 
     refuse_output_inside(config.output, config.images)
-    planned = _planned(config)
+    planned = planned_images(config)
     vae = VAE.load(config.vae)
     if config.images.size % vae.downsample:
         raise UserError(
@@ -149,7 +149,7 @@ def _inputs(config: EncodeConfig) -> tuple[Planned, Any]:
     return planned, vae
 
 
-def _planned(config: EncodeConfig) -> Planned:
+def planned_images(config: EncodeConfig) -> Planned:
     """What the folder's job has planned, or what is new to it, or the plan of a new job."""
     store = open_output(config.output)
     planned = begun_plan(store, config.images)
@@ -170,7 +170,7 @@ def _planned(config: EncodeConfig) -> Planned:
     return replace(planned, plan=as_found(store, planned.plan))
 
 
-def _opened(config: EncodeConfig, planned: Planned, vae: str) -> tuple[Planned, Job]:
+def begin(config: EncodeConfig, planned: Planned, vae: str) -> tuple[Planned, Job]:
     """The job, with its plan stored.
 
     Where another driver has begun it, of the images as it found them a moment before or later, its plan

@@ -4,16 +4,22 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from ray_dit.config import ImagesConfig
-from ray_dit.errors import NotFound, UserError
-from ray_dit.folders.images import ImagePlan, check_bad, load_images, plan_images
+from ray_dit.errors import Conflict, NotFound, UserError
+from ray_dit.folders.images import BadImage, ImagePlan, check_bad, load_images, plan_images
+from ray_dit.formats.deterministic import parquet_bytes
+from ray_dit.formats.image_format import InputFormat
+from ray_dit.formats.registry import FORMATS
+from ray_dit.formats.rows import Entry, Listing, Piece, Place, Rows, Source
 
 
 def png(value: int, size: tuple[int, int] = (8, 8)) -> bytes:
@@ -163,3 +169,96 @@ def test_wrong_places_are_told_apart(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "void").mkdir()
     with pytest.raises(UserError, match="no images found"):
         plan_of(tmp_path / "void")
+
+
+def test_images_that_are_gone_or_changed_are_set_aside_as_such(folder: Path) -> None:
+    plan = plan_of(folder)
+    (folder / "10/0.png").unlink()
+    (folder / "2/1.png").write_bytes(png(10, (90, 90)))
+    (folder / "2/2.png").unlink()
+    (folder / "2/2.png").mkdir()
+    images, kept, bad = load_images(plan, range(9))
+    assert [(entry.key, entry.reason) for entry in bad] == [
+        ("10/0.png", "gone"),
+        ("2/1.png", "changed"),
+        ("2/2.png", "gone"),
+    ]
+    assert all(entry.is_fleeting for entry in bad)
+    assert not BadImage("x", "no image").is_fleeting
+    assert (len(images), kept.tolist()) == (6, [1, 2, 3, 6, 7, 8])
+    with pytest.raises(NotFound, match="10/0.png is gone since its images were planned: bring it back"):
+        load_images(plan, range(9), all_there=True)
+    with pytest.raises(Conflict, match="2/1.png is not what it was when its images were planned: bring that"):
+        load_images(plan, [4], all_there=True)
+
+
+def test_a_plan_of_before_knows_only_what_is_gone(folder: Path) -> None:
+    plan = replace(plan_of(folder), sizes=None, versions=None)
+    assert {*pq.read_table(io.BytesIO(plan.to_bytes())).column_names} == {"key", "label", "heldout"}
+    again = ImagePlan.from_bytes(plan.to_bytes(), plan.uri)
+    assert again.sizes is None
+    (folder / "10/0.png").unlink()
+    (folder / "2/1.png").write_bytes(png(10, (90, 90)))
+    assert [entry.reason for entry in load_images(again, range(9))[2]] == ["gone"]
+
+
+class Strips(InputFormat):
+    """Several images in one object, each of the same length."""
+
+    def fits(self, source: Source, first: Sequence[Entry]) -> bool:
+        return False
+
+    def pieces(self, source: Source) -> Sequence[Piece]:
+        raise NotImplementedError
+
+    def list_piece(self, source: Source, piece: Piece) -> Rows:
+        raise NotImplementedError
+
+    def read_image(self, source: Source, key: str, place: Place) -> bytes:
+        return source.get_range(place["object"], place["start"], place["length"])
+
+
+@pytest.fixture
+def strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImagePlan:
+    """Two objects of two images each."""
+    monkeypatch.setitem(FORMATS, "strips", Strips())
+    data = png(7)
+    for name in ("a.bin", "b.bin"):
+        (tmp_path / name).write_bytes(2 * data)
+    places = {"object": np.array(["a.bin", "a.bin", "b.bin", "b.bin"]), "start": np.array([0, len(data)] * 2)}
+    places["length"] = np.full(4, len(data))
+    keys = tuple(f"{name}/{number}" for name in ("a", "b") for number in range(2))
+    sizes = np.full(4, 2 * len(data))
+    listing = Listing(keys, np.zeros(4, np.int64), ("all",), sizes, np.zeros(4, np.int64), places)
+    plan = ImagePlan.of(listing, ImagesConfig(uri=str(tmp_path), size=8))
+    return replace(plan, format="strips")
+
+
+def test_an_object_of_several_images_stops_its_shards_where_it_is_not_as_planned(
+    strips: ImagePlan,
+) -> None:
+    again = ImagePlan.from_bytes(strips.to_bytes(), strips.uri)
+    assert len(load_images(again, range(4))[0]) == 4
+    Path(strips.uri, "a.bin").write_bytes(png(7))
+    with pytest.raises(Conflict, match="a.bin is not what it was when its images were planned"):
+        load_images(again, [0])
+    Path(strips.uri, "a.bin").unlink()
+    with pytest.raises(NotFound, match="a.bin is gone since its images were planned"):
+        load_images(again, [0, 2])
+    assert len(load_images(again, [2, 3])[0]) == 2, "the other object's are read"
+
+
+def test_classes_in_another_order_are_the_same_classes(folder: Path) -> None:
+    plan = plan_of(folder)
+    other = plan.in_order_of(("cat", "2", "10"))
+    assert [other.classes[label] for label in other.labels] == [plan.classes[label] for label in plan.labels]
+
+
+def test_a_plan_with_half_of_its_new_columns_is_damaged(folder: Path) -> None:
+    table = pq.read_table(io.BytesIO(plan_of(folder).to_bytes()))
+    for name, column in (("version", table["version"].cast("int32")), ("size", None)):
+        changed = table.drop_columns([name])
+        changed = changed if column is None else changed.append_column(name, column)
+        facts = json.loads(table.schema.metadata[b"facts"])
+        with pytest.raises(UserError, match="the plan of the images in .*sizes or versions"):
+            ImagePlan.from_bytes(parquet_bytes(changed, facts), "here")

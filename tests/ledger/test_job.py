@@ -15,7 +15,7 @@ from ray_dit.ledger.comparison import Comparison
 from ray_dit.ledger.description import generation_of
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import Tally, abandon, gc, repair, verify
-from ray_dit.ledger.manifest import manifest_objects, read_manifest
+from ray_dit.ledger.manifest import manifest_objects, read_manifest, tied_manifest
 from ray_dit.ledger.results import Facts, Marker, Result
 from ray_dit.ledger.stored_json import canonical, read_json
 from ray_dit.ledger.writers import HashAlarm
@@ -385,18 +385,36 @@ def test_a_job_has_99_extensions_at_most(tmp_path: Path):
     assert list(verify(store)) == []
 
 
+def test_a_consumer_keeps_to_the_generation_it_has_begun_with(store: Store):
+    manifests = [finished(store).manifest(Shards)]
+    for number, parts in enumerate((LONGER, EVEN_LONGER), start=1):
+        job = extend(store, parts)
+        put_shards(job, 2 + number)
+        manifests.append(job.finish(Shards(rows=3 + number)))
+    for manifest in manifests:
+        assert manifest is not None
+        assert tied_manifest(store, Shards, manifest.sha256) == manifest
+    assert (
+        tied_manifest(store, Shards, None) == tied_manifest(store.uri, Shards, "of another") == manifests[-1]
+    )
+
+
 def test_an_abandoned_extension_is_removed_alone(tmp_path: Path):
     store = open_store(str(tmp_path))
     finished(store)
     before = {info.key for info in store.list()}
     with pytest.raises(UserError, match="no unfinished extension"):
         list(abandon(store))
-    put_shards(extend(store, LONGER), 3)
+    job = extend(store, LONGER)
+    put_shards(job, 3)
+    job.put_plain("plan-g01.parquet", b"plan")
     assert len(list(abandon(store))) >= 3
     assert {info.key for info in store.list() if not info.key.startswith("_runs/")} == {
         key for key in before if not key.startswith("_runs/")
     }
-    assert extend(store, EVEN_LONGER).generation == 1
+    other = extend(store, EVEN_LONGER)
+    assert other.generation == 1
+    other.put("00003", "data/g01-00003", b"of another extension", Facts())
 
 
 def test_an_extension_differs_in_what_it_may_and_nothing_else(tmp_path: Path):

@@ -1,10 +1,11 @@
 """Plain objects: listed whoever wrote them, put back where they are damaged, gone where they are dropped."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
 
-from ray_dit.errors import Damaged
+from ray_dit.errors import Damaged, UserError
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import plain_objects
 from ray_dit.ledger.results import Result
@@ -86,3 +87,25 @@ def test_a_damaged_marker_is_written_anew(tmp_path: Path) -> None:
     marker.write_bytes(whole[:-9])
     assert listed(job) == ["plan"]
     assert marker.read_bytes() == whole
+
+
+def test_of_plans_the_first_counts_whoever_stored_it(store: Store) -> None:
+    plain = begun(store).plain
+    assert plain.first("plan") is None
+    assert plain.put_first("plan", b"plan 1") == b"plan 1"
+    assert plain.put_first("plan", b"plan 2") == plain.first("plan") == b"plan 1"
+    store.delete("_plain/plan.json")  # its writer was killed before the marker
+    assert plain.first("plan") == b"plan 1"
+    assert plain.put_first("plan", b"plan 2") == b"plan 1"
+    assert plain.sha256("plan") == hashlib.sha256(b"plan 1").hexdigest()
+    for key in ("_plain/plan.json", "plan"):
+        store.delete(key)
+    store.put("plan", b"damaged before it had a marker")
+    assert plain.first("plan") is None
+    assert plain.put_first("plan", b"plan 3") == plain.put_first("plan", b"plan 4") == b"plan 3"
+    store.delete("plan")
+    assert plain.first("plan") is None
+    assert plain.put_first("plan", b"plan 3") == store.get("plan") == b"plan 3"
+    store.delete("plan")
+    with pytest.raises(UserError, match="plan cannot be repaired here"):
+        plain.put_first("plan", b"plan 4")

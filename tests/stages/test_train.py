@@ -252,6 +252,44 @@ def test_without_a_checkpoint_a_finished_training_is_not_begun_anew(
         train(settings(place, "bare"))
 
 
+def test_a_training_keeps_to_the_latents_it_has_begun_with(place: Path) -> None:
+    shutil.copytree(place / "images", place / "growing")
+    grown = ImagesConfig(uri=str(place / "growing"), size=SIZE, heldout=0.1)
+    config = EncodeConfig(
+        images=grown,
+        vae=str(place / "vae"),
+        output=str(place / "growing-latents"),
+        actors=1,
+        shard_size=16,
+    )
+    known = {"latents": config.output, "steps": 4, "checkpoint_every": 2, "grid_per_class": 1}
+    base = encode(config)
+    finished = train(settings(place, "before", **known))
+    train(settings(place, "undisturbed", **known))
+    shutil.copytree(place / "undisturbed", place / "killed")
+    write_pictures(place / "others", {"aaa": 8})
+    shutil.copytree(place / "others", place / "growing", dirs_exist_ok=True)
+    extended = encode(config.model_copy(update={"extend": True}))
+    assert extended.facts.classes == ("left", "middle", "right", "aaa")
+    assert train(settings(place, "before", **known)) == finished
+    run = place / "killed"
+    for key in ("manifest.json", "manifest", "model", "loss.json", "_plain/loss.json.json"):
+        shutil.rmtree(run / key) if (run / key).is_dir() else (run / key).unlink()
+    (run / "checkpoints/step-00000004.safetensors").unlink()
+    (run / "_plain/checkpoints/step-00000004.safetensors.json").unlink()
+    train(settings(place, "killed", **known))
+    assert contents(run) == contents(place / "undisturbed")
+    assert read_model(f"{run}/model").labels.names == base.facts.classes
+    later = train(settings(place, "after", **known))
+    assert later.parts["inputs"]["latents"] == extended.sha256 != base.sha256
+    assert read_model(str(place / "after/model")).labels.names == extended.facts.classes
+    config_before, config_after = (
+        read_model(f"{place / name}/model").config.latents for name in ("before", "after")
+    )
+    assert config_before.shift == base.facts.mean
+    assert config_after.shift == extended.facts.mean
+
+
 def test_latents_with_another_vae_are_refused(place: Path) -> None:
     shutil.copytree(place / "latents-images", place / "changed")
     flip_bit(place / "changed/vae/diffusion_pytorch_model.safetensors")
