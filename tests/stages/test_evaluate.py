@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from safetensors.torch import load
 
 from ray_dit.config import ClassifierConfig, EvaluateConfig, ImagesConfig
 from ray_dit.core.metrics import FeatureStatistics
-from ray_dit.errors import UserError
+from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.folders.images import plan_images
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import read_manifest
 from ray_dit.ledger.results import Marker
 from ray_dit.metrics.statistics import counts, moment_tensors, moments
 from ray_dit.results import ClassifierFacts, DatasetResult, EvaluationResult
@@ -195,9 +197,7 @@ def test_measures_of_pieces_add_up_to_those_of_the_whole(folder: Path):
     """Without Ray: the same functions its tasks call."""
     write_dataset(folder / "dataset", good_shards(8, 5))
     config = settings(folder)
-    data = EvaluationData(
-        config, plan_images(config.images), stage.read_manifest(config.dataset, DatasetResult)
-    )
+    data = EvaluationData(config, plan_images(config.images), read_manifest(config.dataset, DatasetResult))
     job = Job.open(open_store(config.output), "evaluate", {})
     for name in data.classifiers:
         stage.train_one(data, job, name)
@@ -250,9 +250,7 @@ def test_a_real_picture_nobody_can_read_is_counted_and_too_many_are_refused(fold
     (folder / "images/top/000.png").write_bytes(b"broken")
     write_dataset(folder / "dataset", good_shards(6))
     config = settings(folder)
-    data = EvaluationData(
-        config, plan_images(config.images), stage.read_manifest(config.dataset, DatasetResult)
-    )
+    data = EvaluationData(config, plan_images(config.images), read_manifest(config.dataset, DatasetResult))
     job = Job.open(open_store(config.output), "evaluate", {})
     for name in data.classifiers:
         stage.train_one(data, job, name)
@@ -264,6 +262,29 @@ def test_a_real_picture_nobody_can_read_is_counted_and_too_many_are_refused(fold
     lenient = replace(data, config=config.model_copy(update={"images": images}))
     assert stage._finish(lenient, job).facts.bad == 1
     assert json.loads((folder / "evaluation/metrics.json").read_bytes())["bad"] == 1
+
+
+def test_a_real_picture_that_is_gone_or_changed_stops_it_by_name(folder: Path):
+    """Nothing of an evaluation depends on when it ran."""
+    write_dataset(folder / "dataset", good_shards(6))
+    data = stage.inputs_of(settings(folder))
+    measurer = stage.Measurer(data, {})
+    first = folder / "images" / data.plan.keys[data.real_pieces[0][0]]
+    first.write_bytes(b"another")
+    with pytest.raises(Conflict, match=f"{first.name} is not what it was when its images were planned"):
+        measurer.prepare(0)
+    shutil.rmtree(folder / "images")
+    for read in (lambda: measurer.prepare(0), lambda: data.training_images(JUDGE)):
+        with pytest.raises(NotFound, match=r"\.png is gone since its images were planned: bring it back"):
+            read()
+
+
+def test_classes_are_compared_in_the_order_of_the_dataset(folder: Path):
+    """Extended latents number new classes after the old ones, whatever their names."""
+    write_dataset(folder / "dataset", good_shards(6), classes=CLASSES[::-1])
+    plan = stage.inputs_of(settings(folder)).plan
+    assert plan.classes == CLASSES[::-1]
+    assert [plan.classes[label] for label in plan.labels] == [key.split("/")[0] for key in plan.keys]
 
 
 @pytest.mark.parametrize(
@@ -304,9 +325,7 @@ def test_generated_pictures_are_found_by_their_place_in_the_dataset(folder: Path
     shards = good_shards(5, 3, 4)
     write_dataset(folder / "dataset", shards)
     config = settings(folder)
-    data = EvaluationData(
-        config, plan_images(config.images), stage.read_manifest(config.dataset, DatasetResult)
-    )
+    data = EvaluationData(config, plan_images(config.images), read_manifest(config.dataset, DatasetResult))
     everything = [row for rows in shards for row in rows]
     wanted = np.array([0, 4, 5, 11])
     images, labels = data.generated(wanted)
@@ -334,9 +353,7 @@ def test_without_held_out_pictures_there_is_nothing_to_compare_with(folder: Path
 def test_generated_pictures_of_another_size_are_refused(folder: Path):
     write_dataset(folder / "dataset", [[(0, np.zeros((8, 8, 3), np.uint8))]])
     config = settings(folder)
-    data = EvaluationData(
-        config, plan_images(config.images), stage.read_manifest(config.dataset, DatasetResult)
-    )
+    data = EvaluationData(config, plan_images(config.images), read_manifest(config.dataset, DatasetResult))
     with pytest.raises(UserError, match="8x8, .* 16x16: give --images.size 8"):
         data.generated(np.array([0]))
     write_dataset(folder / "small", [[(n % 2, np.zeros((8, 8, 3), np.uint8)) for n in range(2)]])
