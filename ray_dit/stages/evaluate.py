@@ -59,7 +59,7 @@ def evaluate(config: EvaluateConfig) -> Manifest[EvaluationResult]:
 
     Returns the manifest, which has the metrics.
     """
-    data = _inputs(config)
+    data = inputs_of(config)
     inputs = {"images": data.plan.sha256, "dataset": data.dataset.sha256}
     job = open_job(config, STAGE, inputs)
     build = _Build(data, job)
@@ -81,7 +81,7 @@ def evaluate(config: EvaluateConfig) -> Manifest[EvaluationResult]:
 
 def plan_evaluate(config: EvaluateConfig, *, begun: float) -> Plan:
     """What the evaluation will make and take; see ``runtime.planning``."""
-    data = _inputs(config)
+    data = inputs_of(config)
     lookers = [len(data.classifiers) if kind == "heldout" else 1 for kind in data.piece_kinds]  # see Measurer
     loads = [rows * count for rows, count in zip(data.piece_sizes, lookers, strict=True)]
     trained = len(data.classifiers) * config.classifier.steps * config.classifier.batch_size
@@ -139,7 +139,7 @@ def try_classifier(data: EvaluationData, name: str) -> tuple[str, float, int]:
     return name, reading + (done - read) / few.steps * config.classifier.steps, len(weights)
 
 
-def _inputs(config: EvaluateConfig) -> EvaluationData:
+def inputs_of(config: EvaluateConfig) -> EvaluationData:
     """The images and the dataset; UserError where they can't be compared."""
     refuse_output_inside(config.output, config.images)
     # an evaluation keeps to the dataset it has begun with, though that was extended since

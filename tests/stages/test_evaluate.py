@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from safetensors.torch import load
 
 from ray_dit.config import ClassifierConfig, EvaluateConfig, ImagesConfig
 from ray_dit.core.metrics import FeatureStatistics
-from ray_dit.errors import UserError
+from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.folders.images import plan_images
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
@@ -261,6 +262,29 @@ def test_a_real_picture_nobody_can_read_is_counted_and_too_many_are_refused(fold
     lenient = replace(data, config=config.model_copy(update={"images": images}))
     assert stage._finish(lenient, job).facts.bad == 1
     assert json.loads((folder / "evaluation/metrics.json").read_bytes())["bad"] == 1
+
+
+def test_a_real_picture_that_is_gone_or_changed_stops_it_by_name(folder: Path):
+    """Nothing of an evaluation depends on when it ran."""
+    write_dataset(folder / "dataset", good_shards(6))
+    data = stage.inputs_of(settings(folder))
+    measurer = stage.Measurer(data, {})
+    first = folder / "images" / data.plan.keys[data.real_pieces[0][0]]
+    first.write_bytes(b"another")
+    with pytest.raises(Conflict, match=f"{first.name} is not what it was when its images were planned"):
+        measurer.prepare(0)
+    shutil.rmtree(folder / "images")
+    for read in (lambda: measurer.prepare(0), lambda: data.training_images(JUDGE)):
+        with pytest.raises(NotFound, match=r"\.png is gone since its images were planned: bring it back"):
+            read()
+
+
+def test_classes_are_compared_in_the_order_of_the_dataset(folder: Path):
+    """Extended latents number new classes after the old ones, whatever their names."""
+    write_dataset(folder / "dataset", good_shards(6), classes=CLASSES[::-1])
+    plan = stage.inputs_of(settings(folder)).plan
+    assert plan.classes == CLASSES[::-1]
+    assert [plan.classes[label] for label in plan.labels] == [key.split("/")[0] for key in plan.keys]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 
 from ray_dit.cli.commands import COMMANDS
 from ray_dit.config import ImagesConfig, OptimizerConfig, TrainVaeConfig
-from ray_dit.errors import UserError
+from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.folders.images import BadImage, plan_images, quarantine_bytes, read_quarantine
 from ray_dit.runtime.training.parallel import Alone
 from ray_dit.runtime.training.worker import train_worker
@@ -113,3 +113,33 @@ def test_some_unreadable_images_are_left_out_and_counted(
     listed = [entry.key for entry in read_quarantine((place / "vae/quarantine.tsv").read_bytes())]
     assert sorted(listed) == sorted(keys)
     assert train_vae(config).facts.bad == 2
+
+
+def test_what_is_set_aside_is_not_read_and_what_is_lost_stops_the_training_by_name(place: Path) -> None:
+    """No step depends on when it was made."""
+    config = settings(place, max_bad=0.1)
+    plan = plan_images(config.images)
+    lost = plan.keys[plan.rows(heldout=False)[0]]
+    path = place / "images" / lost
+    whole = path.read_bytes()
+    path.unlink()
+    job = stage.open_job(config, stage.STAGE, {"images": plan.sha256})
+    bad = stage._set_aside(config, plan, job)  # pyright: ignore[reportPrivateUsage]
+    assert [(entry.key, entry.reason) for entry in bad] == [(lost, "gone")]
+    with pytest.raises(UserError, match=f"1 of 20 images .* '{lost}' .gone.: bring those back"):
+        stage._set_aside(settings(place), plan, job)  # pyright: ignore[reportPrivateUsage]
+    positions = np.arange(len(plan.rows(heldout=False)))
+    task, knowing_nothing = (VAETask(config, plan, config.optimizer, bad=known) for known in (bad, ()))
+    for one in (task, knowing_nothing):
+        one.setup(torch.device("cpu"), is_local_first=True)
+    images, _ = task.batch(positions)
+    assert len(images) == len(positions) - 1
+    path.write_bytes(whole)  # back, but the training has begun without it
+    assert torch.equal(task.batch(positions)[0], images)
+    assert len(knowing_nothing.batch(positions)[0]) == len(positions)
+    path.write_bytes(whole + b"more")
+    with pytest.raises(Conflict, match=f"{lost} is not what it was when its images were planned: bring that"):
+        knowing_nothing.batch(positions)
+    path.unlink()
+    with pytest.raises(NotFound, match=f"{lost} is gone since its images were planned: bring it back"):
+        knowing_nothing.batch(positions)
