@@ -319,3 +319,13 @@ def test_sixteen_images_are_looked_for_at_most(folder: Store, tmp_path: Path) ->
         Path(plan.uri, key).unlink()
     with pytest.raises(UserError, match="none of 16 that were looked for"):
         as_found(folder, plan)
+
+
+def test_a_lost_plan_whose_objects_were_written_again_is_said(folder: Store, images: ImagesConfig) -> None:
+    """Keys and sizes are the same, and so is the fingerprint, but what the marker promises can't be had."""
+    plan = replace(plan_images(images), versions=np.arange(1, 11))
+    Planned.new(plan).stored(begun(folder, plan))
+    assert begun_plan(folder, images) is not None
+    Path(folder.uri, "plan.parquet").unlink()
+    with pytest.raises(Damaged, match="plan.parquet is missing or damaged"):
+        begun_plan(folder, images)
