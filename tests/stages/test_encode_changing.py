@@ -23,7 +23,7 @@ from ray_dit.ledger.results import Manifest
 from ray_dit.report.gather import stage_times
 from ray_dit.results import RESULTS, LatentShardFacts, LatentsResult
 from ray_dit.stages.encode import begin, encode, plan_encode, planned_images
-from ray_dit.stages.fingerprint import parts
+from ray_dit.stages.fingerprint import STAGE_RULES, parts
 from ray_dit.stages.info import describe
 from ray_dit.storage.open import open_store
 from ray_dit.vae import VAE, files_sha256
@@ -165,13 +165,19 @@ def test_latents_of_other_images_are_not_taken_for_theirs(
         encode(settings(place, "latents", "nowhere"))
 
 
-def test_a_folder_of_before_goes_on_with_its_plan(place: Path, encoded: Manifest[LatentsResult]) -> None:
+def test_a_folder_of_before_goes_on_with_its_plan(
+    place: Path, encoded: Manifest[LatentsResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While later rules have changed nothing but plans."""
     config = settings(place, "of-before")
     plan = replace(plan_images(config.images), sizes=None, versions=None)
     vae = files_sha256(VAE.load(config.vae).files())
     asked = parts(config, "encode", {"images": plan.sha256, "vae": vae}, rules=1)
     job = Job.open(open_store(config.output), "encode", asked)
     job.put_plain(plan_key(), plan.to_bytes())
+    with pytest.raises(Conflict, match="was begun under rules 1 of encode"):
+        encode(config)
+    monkeypatch.setitem(STAGE_RULES, "encode", STAGE_RULES["encode"][:2])
     manifest = encode(config)
     assert manifest.fingerprint == job.fingerprint
     assert "rules" not in manifest.parts
