@@ -36,7 +36,7 @@ QUARANTINE_KEY = "quarantine.tsv"
 FOLDER = "folder"
 """The format that plans name none for."""
 OBJECT = "object"
-"""The column of places that names the object in which an image lies with others."""
+"""The column of places that names the object an image lies in, where its key does not."""
 FLEETING = ("gone", "changed")
 
 
@@ -119,6 +119,11 @@ class ImagePlan:
     def object_key(self, row: int) -> str:
         """The object a row's image lies in."""
         return str(self.place(row).get(OBJECT, self.keys[row]))
+
+    @property
+    def shares_objects(self) -> bool:
+        """Whether images lie in one object with others: its name alone does not say where."""
+        return bool(self.places.keys() - {OBJECT})
 
     def source(self, store: Store, row: int) -> Pinned:
         """What a row's image is read from: its object, as planned."""
@@ -246,7 +251,7 @@ def load_images(
         except UnreadableImage as error:
             bad.append(BadImage(plan.keys[row], str(error)))
         except NotAsPlanned as error:
-            if all_there or plan.places:
+            if all_there or plan.shares_objects:
                 raise _lost(store, error) from error
             bad.append(BadImage(plan.keys[row], error.reason))
     shape = (len(images), plan.size, plan.size, 3)

@@ -9,12 +9,14 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from ray_dit.config import ImagesConfig
 from ray_dit.errors import Damaged, NotFound, UserError
-from ray_dit.folders.images import BadImage, ImagePlan, list_images, quarantine_bytes
+from ray_dit.folders.images import OBJECT, BadImage, ImagePlan, list_images, quarantine_bytes
+from ray_dit.folders.sources import store_of_images
 from ray_dit.formats.image_format import Listing, version_of
 from ray_dit.ledger.comparison import RULES
 from ray_dit.ledger.description import known_description, newest_begun
@@ -22,7 +24,6 @@ from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import generation_tag, last_generation
 from ray_dit.ledger.plain import MadeAgain
 from ray_dit.results import LatentShardFacts, LatentsResult
-from ray_dit.storage.open import open_store
 from ray_dit.storage.store import UNKNOWN_SIZE, Store, ahead
 
 LOOKED_AT = 16
@@ -161,7 +162,6 @@ def extension_plan(store: Store, config: ImagesConfig, generation: int) -> Image
     earlier = read_plans(store, config.uri)
     listing = list_images(config)
     known = {key: size for plan in earlier for key, size in zip(plan.keys, _sizes(plan), strict=True)}
-    rows = [row for row, key in enumerate(listing.keys) if key not in known]
     again = [
         known[key] in (UNKNOWN_SIZE, size)
         for key, size in zip(listing.keys, listing.sizes.tolist(), strict=True)
@@ -169,6 +169,10 @@ def extension_plan(store: Store, config: ImagesConfig, generation: int) -> Image
     ]
     if again and not any(again):
         raise _others(store, config, len(again))
+    # what lies beside an image may change the name it is given: it is known by its place, too
+    places = {place for plan in earlier for place in _places(plan)}
+    found = zip(listing.keys, _places(ImagePlan.of(listing, config)), strict=True)
+    rows = [row for row, (key, place) in enumerate(found) if key not in known and place not in places]
     if not rows:
         return None
     return ImagePlan.of(_appended(listing, rows, earlier[-1].classes), config)
@@ -180,7 +184,7 @@ def as_found(store: Store, plan: ImagePlan) -> ImagePlan:
     UserError where none of those is there with its planned size: the folder holds the latents of others. In
     a copy, objects have other versions, so that where none has its own, sizes alone are compared.
     """
-    images, planned = open_store(plan.uri), _sizes(plan)
+    images, planned = store_of_images(plan.uri), _sizes(plan)
     count = min(len(planned), LOOKED_AT)
     rows: list[int] = np.linspace(0, len(planned) - 1, count).astype(np.int64).tolist()
     found = ahead(images.head, [plan.object_key(row) for row in rows])
@@ -236,11 +240,14 @@ def _made_again(
 
 def _appended(listing: Listing, rows: Sequence[int], before: tuple[str, ...]) -> Listing:
     """Some rows of a listing, with the classes they add after those there were."""
+    if not before and len(rows) == len(listing.keys):
+        return listing  # with classes of which there is no image, too
     at = np.array(rows, np.int64)
     used = {listing.classes[int(label)] for label in listing.labels[at]}
     classes = (*before, *(name for name in listing.classes if name in used and name not in before))
     number = {name: label for label, name in enumerate(classes)}
-    return Listing(
+    return replace(
+        listing,
         keys=tuple(listing.keys[row] for row in rows),
         labels=np.array([number[listing.classes[int(label)]] for label in listing.labels[at]], np.int64),
         classes=classes,
@@ -252,6 +259,15 @@ def _appended(listing: Listing, rows: Sequence[int], before: tuple[str, ...]) ->
 
 def _sizes(plan: ImagePlan) -> list[int]:
     return [UNKNOWN_SIZE] * len(plan.keys) if plan.sizes is None else [int(size) for size in plan.sizes]
+
+
+def _places(plan: ImagePlan) -> list[tuple[Any, ...]]:
+    """Where each image lies: its object, in which size and version, and what says where in it."""
+    sizes = _sizes(plan)
+    versions = [0] * len(sizes) if plan.versions is None else [int(version) for version in plan.versions]
+    columns = [plan.places[name].tolist() for name in sorted(plan.places) if name != OBJECT]
+    objects = [plan.object_key(row) for row in range(len(sizes))]
+    return list(zip(objects, sizes, versions, *columns, strict=True))
 
 
 def _calling(make: Callable[[int], bytes], generation: int) -> Callable[[], bytes]:

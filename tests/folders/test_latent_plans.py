@@ -1,5 +1,6 @@
 """The plans in a latents folder: which one counts, what an extension adds, what is made again."""
 
+import tarfile
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from ray_dit.config import ImagesConfig
-from ray_dit.errors import Damaged, UserError
+from ray_dit.errors import Damaged, NotFound, UserError
 from ray_dit.folders.images import ImagePlan, load_images, plan_images
 from ray_dit.folders.latent_plans import (
     Planned,
@@ -156,7 +157,7 @@ def test_a_flipped_plan_without_a_marker_is_not_taken_for_one(folder: Store, ima
         found = begun_plan(folder, images)
         assert found is not None
         assert (found.is_stored, found.data) == (False, plan.to_bytes()), at
-    assert found.stored(begun(folder, plan)).data == plan.to_bytes() == place.read_bytes()
+    assert Planned.new(plan).stored(begun(folder, plan)).data == plan.to_bytes() == place.read_bytes()
 
 
 def test_of_two_drivers_the_first_plan_counts(folder: Store, images: ImagesConfig) -> None:
@@ -329,3 +330,85 @@ def test_a_lost_plan_whose_objects_were_written_again_is_said(folder: Store, ima
     Path(folder.uri, "plan.parquet").unlink()
     with pytest.raises(Damaged, match="plan.parquet is missing or damaged"):
         begun_plan(folder, images)
+
+
+# Other layouts than a folder of files
+
+
+def pack(archive: Path, images: ImagesConfig, *keys: str, prefix: str = "") -> None:
+    """A tar of these images."""
+    archive.parent.mkdir(exist_ok=True)
+    with tarfile.open(archive, "w") as tar:
+        for key in keys:
+            tar.add(Path(images.uri, key), f"{prefix}{key}")
+
+
+def test_archives_are_planned_made_again_and_extended_as_such(
+    folder: Store, images: ImagesConfig, tmp_path: Path
+) -> None:
+    keys = plan_images(images).keys
+    pack(tmp_path / "tars/a.tar", images, *keys)
+    inside = images.model_copy(update={"uri": str(tmp_path / "tars")})
+    first = plan_images(inside)
+    finish(folder, first)
+    assert as_found(folder, first) is first
+    for one in ("a.tar", "*.tar"):
+        plan = replace(first, uri=f"{inside.uri}/{one}")
+        assert as_found(folder, plan) is plan, "one archive, or those of a pattern"
+        assert load_images(plan, [0])[2] == []
+    flip_bit(Path(folder.uri, "plan.parquet"))
+    found = begun_plan(folder, inside)
+    assert found is not None
+    assert found.data == first.to_bytes()
+    Path(folder.uri, "plan.parquet").write_bytes(found.data)
+    picture(images, "aaa/0.png")
+    picture(images, "left/new.png")
+    pack(tmp_path / "tars/b.tar", images, "aaa/0.png", "left/new.png")
+    second = extension_plan(folder, inside, 1)
+    assert second is not None
+    assert (second.keys, second.format) == (("aaa/0.png", "left/new.png"), "tar")
+    assert second.classes == ("left", "right", "aaa")
+    assert load_images(second, range(2))[2] == []
+    finish(folder, second, 1)
+    assert extension_plan(folder, inside, 2) is None
+    for number, plan in enumerate((first, second)):
+        flip_bit(Path(folder.uri, plan_key(number)))
+        found = generation_plan(folder, inside, number)
+        assert found is not None
+        assert found.data == plan.to_bytes()
+        Path(folder.uri, plan_key(number)).write_bytes(found.data)
+    Path(inside.uri, "a.tar").unlink()
+    with pytest.raises(NotFound, match="a.tar is gone since its images were planned"):
+        load_images(first, [0])
+    assert as_found(folder, second) is second
+
+
+def test_an_image_whose_name_changes_with_its_neighbours_is_not_encoded_twice(
+    folder: Store, images: ImagesConfig, tmp_path: Path
+) -> None:
+    """A folder that all entries share is left out of keys, until there is another."""
+    keys = plan_images(images).keys
+    pack(tmp_path / "tars/a.tar", images, *keys, prefix="set/")
+    inside = images.model_copy(update={"uri": str(tmp_path / "tars")})
+    first = plan_images(inside)
+    assert first.keys == keys
+    finish(folder, first)
+    picture(images, "left/new.png")
+    pack(tmp_path / "tars/b.tar", images, "left/new.png")
+    names = plan_images(inside).keys
+    assert not {*names} & {*keys}, "all have other names now"
+    second = extension_plan(folder, inside, 1)
+    assert second is not None
+    assert len(second.keys) == 1
+    assert second.object_key(0) == "b.tar"
+
+
+def test_files_whose_keys_are_no_names_are_set_aside_one_by_one(images: ImagesConfig) -> None:
+    plan = plan_images(images)
+    originals = np.array([f"images/{key}" for key in plan.keys])
+    moved = replace(plan, uri=str(Path(images.uri).parent), places={"object": originals})
+    assert load_images(moved, range(10))[2] == []
+    Path(images.uri, plan.keys[2]).unlink()
+    assert [(entry.key, entry.reason) for entry in load_images(moved, range(10))[2]] == [
+        (plan.keys[2], "gone")
+    ]
