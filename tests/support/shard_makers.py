@@ -44,8 +44,9 @@ class Build:
     """What happens in these shards: raise, alarm, expire, kill, stop, hang, or orphan: the coordinator is
     killed."""
     abreast: bool = False
-    """Whether the phases of shards wait for those of others: reading shard n + 1 must begin before n is
-    computed, and that before n - 1 is stored."""
+    """Whether the phases of shards wait for those of others: n + 1 must have been read before the n-th is
+    computed, and n + 1 must have begun to be computed before the n-th is stored. Lanes may overtake each
+    other, so it is numbers of shards that count and not which."""
     shards: int = 0
     """How many there are."""
     once: bool = False
@@ -83,7 +84,7 @@ class Maker:
     def compute(self, inputs: int) -> int:
         """Sleeps, or does what the test wants done to this shard."""
         self._mark("compute", inputs)
-        self._await("prepare", inputs + 1)
+        self._await_more("prepare", "compute")
         what = self._build.poison.get(inputs)
         if what and (_claim(Path(self._build.folder), f"poison{inputs}") == 0 or not self._build.once):
             if what == "raise":
@@ -105,16 +106,20 @@ class Maker:
 
     def finish(self, outputs: int) -> Made:
         """Bytes that are a function of the shard."""
-        self._await("compute", outputs + 1)
+        self._mark("finish", outputs)
+        self._await_more("compute", "finish")
         return Made(f"data/{outputs:05d}", f"shard {outputs}".encode(), ShardFacts(shard=outputs, rows=SIZE))
 
     def _mark(self, phase: str, shard: int) -> None:
         if self._build.abreast:
             (Path(self._build.folder) / f"{phase}-{shard}").write_text(str(threading.get_ident()))
 
-    def _await(self, phase: str, shard: int) -> None:
-        while self._build.abreast and shard < self._build.shards:
-            if (Path(self._build.folder) / f"{phase}-{shard}").exists():
+    def _await_more(self, phase: str, later: str) -> None:
+        """Waits until more shards have come to a phase than to the one after it, or all have."""
+        folder = Path(self._build.folder)
+        while self._build.abreast:
+            there, beyond = (len(list(folder.glob(f"{name}-*"))) for name in (phase, later))
+            if there > beyond or there == self._build.shards:
                 return
             time.sleep(0.01)
 
