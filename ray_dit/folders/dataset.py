@@ -1,15 +1,15 @@
 """A generated dataset opened from a store: its shards as rows, whatever format they are in."""
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ray_dit.folders.around import Around
 from ray_dit.formats.image_format import ImageShard
 from ray_dit.formats.registry import written_in
 from ray_dit.ledger.restore import read_whole
-from ray_dit.storage.store import ObjectInfo, Store
+from ray_dit.storage.store import Store
 
 
 def read_shard(store: Store, key: str, sha256: str | None = None) -> ImageShard:
@@ -19,18 +19,10 @@ def read_shard(store: Store, key: str, sha256: str | None = None) -> ImageShard:
 
 
 @dataclass(frozen=True)
-class _Whole:
+class _Whole(Around):
     """A source of one object that is read whole, once, and has the hash; in memory, as what is made of it."""
 
-    store: Store
     sha256: str
-
-    @property
-    def uri(self) -> str:
-        return self.store.uri
-
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        return self.store.list(prefix)
 
     def get(self, key: str) -> bytes:
         return read_whole(self.store, key, self.sha256)

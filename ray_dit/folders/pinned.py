@@ -3,15 +3,15 @@
 A source as the formats see it, around a store. Knows nothing of images.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 from ray_dit.errors import Conflict, NotFound
+from ray_dit.folders.around import Around
 from ray_dit.formats.image_format import version_of
 from ray_dit.storage.range_file import range_file
-from ray_dit.storage.store import UNKNOWN_SIZE, ObjectInfo, Store
+from ray_dit.storage.store import UNKNOWN_SIZE, ObjectInfo
 
 Reason = Literal["gone", "changed"]
 
@@ -25,24 +25,16 @@ class NotAsPlanned(Exception):
 
 
 @dataclass(frozen=True)
-class Pinned:
+class Pinned(Around):
     """A source of the objects of one planned image; whatever is read of them must be of the planned version.
 
     NotAsPlanned where it is not. Every other error is the store's: what can't be read now is not gone.
     """
 
-    store: Store
     size: int = UNKNOWN_SIZE
     """Bytes of the object, unless that is not known."""
     version: int = 0
     """As ``version_of`` gives it; 0 where nothing stands for the content."""
-
-    @property
-    def uri(self) -> str:
-        return self.store.uri
-
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        return self.store.list(prefix)
 
     def get(self, key: str) -> bytes:
         return self._read(key, None)

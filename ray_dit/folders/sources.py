@@ -6,12 +6,10 @@ Knows storage and no format.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import BinaryIO
 
 from ray_dit.errors import NotFound, UserError
+from ray_dit.folders.around import Around
 from ray_dit.formats.label_file import LabelFile, read_label_file
-from ray_dit.formats.rows import Source
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import ObjectInfo, Store
 
@@ -23,18 +21,12 @@ _ARCHIVES_SEEN: set[str] = set()
 
 
 @dataclass(frozen=True)
-class Selected:
+class Selected(Around):
     """The objects of a store whose keys fit a pattern; a ``Source``."""
 
-    store: Store
     pattern: str
     exact: bool
     """The pattern is a key, whatever signs are in it."""
-
-    @property
-    def uri(self) -> str:
-        """Where they lie."""
-        return self.store.uri
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """The objects that fit."""
@@ -43,27 +35,11 @@ class Selected:
             return iter([info] if info is not None and info.key.startswith(prefix) else [])
         return (info for info in self.store.list(prefix) if self._fits(info.key))
 
-    def get(self, key: str) -> bytes:
-        """The whole object."""
-        return self.store.get(key)
-
-    def get_range(self, key: str, start: int, length: int) -> bytes:
-        """A part of the object."""
-        return self.store.get_range(key, start, length)
-
-    def open_file(self, key: str) -> BinaryIO:
-        """A seekable reader of the object."""
-        return self.store.open_file(key)
-
-    def local_path(self, key: str) -> Path | None:
-        """The file that holds the object."""
-        return self.store.local_path(key)
-
     def _fits(self, key: str) -> bool:
         return "/" not in key and fnmatchcase(key, self.pattern)
 
 
-def open_images(uri: str) -> Source:
+def open_images(uri: str) -> Store | Selected:
     """The source of images at a URI: all of a folder, one archive, or the archives that fit a pattern."""
     folder, _, name = uri.rpartition("/")
     if not folder.strip("/") or folder.endswith(":/"):  # nothing above it, or a bucket alone
@@ -80,7 +56,7 @@ def open_images(uri: str) -> Source:
 def store_of_images(uri: str) -> Store:
     """The store in which the objects of ``open_images`` have their keys."""
     source = open_images(uri)
-    return source.store if isinstance(source, Selected) else open_store(uri)
+    return source.store if isinstance(source, Selected) else source
 
 
 def read_labels(uri: str | None) -> LabelFile | None:
