@@ -28,6 +28,7 @@ from ray_dit.folders.sources import open_images, read_labels, store_of_images
 from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
 from ray_dit.formats.image_format import Listing, Place, input_sha256
 from ray_dit.formats.registry import format_of, input_format
+from ray_dit.formats.rows import OBJECT
 from ray_dit.storage.open import is_inside
 from ray_dit.storage.store import UNKNOWN_SIZE, Store, ahead
 
@@ -35,8 +36,6 @@ QUARANTINE_KEY = "quarantine.tsv"
 """Where a stage lists the images it has set aside."""
 FOLDER = "folder"
 """The format that plans name none for."""
-OBJECT = "object"
-"""The column of places that names the object an image lies in, where its key does not."""
 FLEETING = ("gone", "changed")
 
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from ray_dit.config import ImagesConfig
 from ray_dit.errors import Damaged, NotFound, UserError
-from ray_dit.folders.images import OBJECT, BadImage, ImagePlan, list_images, quarantine_bytes
+from ray_dit.folders.images import BadImage, ImagePlan, list_images, quarantine_bytes
 from ray_dit.folders.sources import store_of_images
 from ray_dit.formats.image_format import Listing, version_of
+from ray_dit.formats.rows import OBJECT
 from ray_dit.ledger.comparison import RULES
 from ray_dit.ledger.description import known_description, newest_begun
 from ray_dit.ledger.job import Job

@@ -19,14 +19,12 @@ from numpy.typing import NDArray
 from ray_dit.errors import UserError
 from ray_dit.formats.clutter import SUFFIXES
 from ray_dit.formats.label_file import LabelFile
-from ray_dit.formats.rows import Listing, Rows
+from ray_dit.formats.rows import OBJECT, Listing, Rows
 
 SPLITS = {
     "train", "training", "trn", "val", "valid", "validation", "dev", "eval", "test", "testing", "tst",
 }  # fmt: skip
 """Names of parts of a dataset, which are no classes."""
-OBJECT = "object"
-"""The column of places that names the object, where a key does not."""
 
 
 @dataclass(frozen=True)

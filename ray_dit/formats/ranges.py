@@ -5,7 +5,7 @@ Requests grow while one range follows another closely, and shrink after a leap. 
 
 import io
 
-from ray_dit.formats.rows import Source
+from ray_dit.formats.rows import OBJECT, Place, Source
 
 SMALL, LARGE = 16 << 10, 8 << 20
 """Bytes asked for at once, at first and at most."""
@@ -13,6 +13,11 @@ NEAR = 2 << 20
 """A gap over which reading on is cheaper than another request, where storage is far."""
 LONGEST_READ = 64 << 20
 """What a reader of a header may want at once; more is a lying length."""
+
+
+def read_place(source: Source, place: Place) -> bytes:
+    """The bytes of an image that is a range of its object, by one request."""
+    return source.get_range(str(place[OBJECT]), int(place["start"]), int(place["length"]))
 
 
 class RangeFile(io.RawIOBase):

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 Place = Mapping[str, Any]
 """Where one image lies in its object, as its format wrote it down in ``Listing.places``; empty where it is
 the object."""
+OBJECT = "object"
+"""The column of places that names the object, where a key does not."""
 
 
 class Entry(Protocol):
@@ -79,6 +81,21 @@ class Rows:
     """The names are the keys, with no class before them: they are numbers of rows."""
     left_out: Counter[str] = field(default_factory=Counter[str])
     """How many objects or entries were no images, by what they were."""
+
+    @classmethod
+    def in_object(
+        cls, piece: Piece, names: list[str], columns: Mapping[str, NDArray[Any]], **fields: Any
+    ) -> "Rows":
+        """Images in the one object of a piece; ``columns`` say where in it."""
+        objects = np.empty(len(names), dtype=object)
+        objects[:] = piece.object  # one string, referred to from each row
+        return cls(
+            names=names,
+            sizes=np.full(len(names), piece.size, np.int64),
+            versions=np.full(len(names), piece.version, np.int64),
+            places={OBJECT: objects, **columns},
+            **fields,
+        )
 
 
 @dataclass(frozen=True)

@@ -104,19 +104,11 @@ def images_in(members: Iterable[Member], left_out: Counter[str]) -> Iterator[Mem
 
 def rows_of(piece: Piece, found: Sequence[Member], left_out: Counter[str]) -> Rows:
     """The rows of the images found in the object of a piece."""
-    objects = np.empty(len(found), dtype=object)
-    objects[:] = piece.object  # one string, referred to from each row
-    return Rows(
-        names=[member.name for member in found],
-        sizes=np.full(len(found), piece.size, np.int64),
-        versions=np.full(len(found), piece.version, np.int64),
-        places={
-            "object": objects,
-            "start": np.array([member.start for member in found], np.int64),
-            "length": np.array([member.size for member in found], np.int64),
-        },
-        left_out=left_out,
-    )
+    columns = {
+        "start": np.array([member.start for member in found], np.int64),
+        "length": np.array([member.size for member in found], np.int64),
+    }
+    return Rows.in_object(piece, [member.name for member in found], columns, left_out=left_out)
 
 
 def kind_of_tar(source: Source, first: Sequence[Entry]) -> str | None:

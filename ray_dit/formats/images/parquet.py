@@ -62,8 +62,6 @@ class Parquet(InputFormat, OutputFormat):
         columns, found = parts_of(source, piece)
         parts = list(found)
         labels = [label for part in parts for label in part.labels]
-        objects = np.empty(len(labels), dtype=object)
-        objects[:] = piece.object  # one string, referred to from each row
         groups = [np.full(len(part.labels), part.group, np.int64) for part in parts]
         rows = [np.arange(len(part.labels), dtype=np.int64) for part in parts]
         none = [np.zeros(0, np.int64)]
@@ -74,16 +72,11 @@ class Parquet(InputFormat, OutputFormat):
             told = [columns.names[number] for number in numbers.tolist()]
         names = _names(parts, told, ordered=piece.is_of_many)
         stem = piece.object.removesuffix(self.suffix)
-        return Rows(
-            names=names or [f"{stem}/{row:09d}" for row in range(len(labels))],
+        return Rows.in_object(
+            piece,
+            names or [f"{stem}/{row:09d}" for row in range(len(labels))],
+            {"group": np.concatenate(none + groups), "row": np.concatenate(none + rows)},
             keyed=names is None,
-            sizes=np.full(len(labels), piece.size, np.int64),
-            versions=np.full(len(labels), piece.version, np.int64),
-            places={
-                "object": objects,
-                "group": np.concatenate(none + groups),
-                "row": np.concatenate(none + rows),
-            },
             classes=told if numbers is None else None,
             declared=columns.names,
             labels=numbers,

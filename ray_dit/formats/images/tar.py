@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from ray_dit.formats.image_format import Entry, InputFormat, object_pieces
 from ray_dit.formats.merging import Layout
+from ray_dit.formats.ranges import read_place
 from ray_dit.formats.rows import Piece, Place, Rows, Source
 from ray_dit.formats.tar_members import Member, images_in, is_tar, kind_of_tar, rows_of, tar_piece
 
@@ -36,7 +37,7 @@ class Tar(InputFormat):
 
     def read_image(self, source: Source, key: str, place: Place) -> bytes:
         """The entry's bytes."""
-        return source.get_range(str(place["object"]), int(place["start"]), int(place["length"]))
+        return read_place(source, place)
 
 
 class TarOfTars(Tar):

@@ -13,6 +13,7 @@ from ray_dit.formats.image_format import Entry, InputFormat, object_pieces
 from ray_dit.formats.json_text import parse_json
 from ray_dit.formats.label_file import class_in, class_name
 from ray_dit.formats.merging import Layout
+from ray_dit.formats.ranges import read_place
 from ray_dit.formats.rows import Piece, Place, Rows, Source
 from ray_dit.formats.tar_members import (
     Member,
@@ -59,7 +60,7 @@ class WebDataset(InputFormat):
 
     def read_image(self, source: Source, key: str, place: Place) -> bytes:
         """The entry's bytes."""
-        return source.get_range(str(place["object"]), int(place["start"]), int(place["length"]))
+        return read_place(source, place)
 
 
 def _is_whole_image(member: Member, left_out: Counter[str]) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from ray_dit.formats.clutter import suffix_of, why_no_image
 from ray_dit.formats.image_format import Entry, InputFormat, object_pieces
 from ray_dit.formats.merging import Layout
+from ray_dit.formats.ranges import read_place
 from ray_dit.formats.rows import Piece, Place, Rows, Source
 from ray_dit.formats.tar_members import HUGE, LARGEST_IMAGE
 from ray_dit.formats.zip_members import DEFLATED, LOCAL, STORED, Member, unpacked, zip_piece
@@ -50,21 +51,13 @@ class Zip(InputFormat):
             else:
                 left_out[reason] += 1
         start, packed = (np.array([place[column] for place in places], np.int64) for column in (0, 1))
-        objects = np.empty(len(names), dtype=object)
-        objects[:] = piece.object  # one string, referred to from each row
         length = np.minimum(_gaps(start, starts, directory), LONGEST_HEADER + packed)
-        return Rows(
-            names=names,
-            sizes=np.full(len(names), piece.size, np.int64),
-            versions=np.full(len(names), piece.version, np.int64),
-            places={"object": objects, "start": start, "length": length, "packed": packed},
-            left_out=left_out,
-        )
+        columns = {"start": start, "length": length, "packed": packed}
+        return Rows.in_object(piece, names, columns, left_out=left_out)
 
     def read_image(self, source: Source, key: str, place: Place) -> bytes:
         """The entry, unpacked."""
-        data = source.get_range(str(place["object"]), int(place["start"]), int(place["length"]))
-        return unpacked(data, int(place["packed"]))
+        return unpacked(read_place(source, place), int(place["packed"]))
 
 
 def _gaps(start: np.ndarray, starts: Sequence[int], directory: int) -> np.ndarray:
