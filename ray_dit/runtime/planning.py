@@ -18,7 +18,6 @@ from pydantic import BaseModel, ConfigDict
 
 from ray_dit.config import ShardsConfig, TrainingConfig
 from ray_dit.folders.checkpoints import checkpoint_steps
-from ray_dit.formats.rows import Source
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import generation_prefix
 from ray_dit.runtime.session import ray_session
@@ -367,9 +366,9 @@ def _scratch_job(stage: str) -> Job:
     return Job.open(ScratchStore("memory://trial"), stage, {"made": "for a plan"})
 
 
-def stored_bytes(source: Source) -> int:
-    """Bytes of all objects of a store, or of a source of images."""
-    return sum(max(info.size, 0) for info in source.list())  # some listings tell no sizes
+def stored_bytes(store: Store) -> int:
+    """Bytes of all objects below a store."""
+    return sum(max(info.size, 0) for info in store.list())  # some listings tell no sizes
 
 
 def _gpus(ray: Any) -> int:
@@ -388,7 +387,7 @@ def _done(store: Store, work: Work) -> set[int]:
     return {place for place, shard in enumerate(work.numbers) if shard_name(shard) in there}
 
 
-def _is_finished(store: Store, generation: int = 0) -> bool:
+def _is_finished(store: Store, generation: int) -> bool:
     return Job(store, "", "", generation).is_finished()
 
 

@@ -84,7 +84,8 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
         if not config.extend:
             _tell("finished: images added since it was begun are left out; --extend adds them")
         return manifest
-    planned.stored(job)  # a finished job's may be lost too
+    if job.is_finished():  # whose manifest is lost, and the plan perhaps too
+        planned.stored(job)
     for key, data in copies.items() if not job.generation else ():
         job.put_plain(key, data())
 

@@ -22,7 +22,6 @@ from safetensors.torch import save as bytes_of
 from ray_dit.config import EvaluateConfig
 from ray_dit.errors import UserError
 from ray_dit.folders.images import BadImage, check_bad, load_images, plan_images, refuse_output_inside
-from ray_dit.folders.sources import open_images
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import tied_manifest
 from ray_dit.ledger.plain import MadeAgain
@@ -31,7 +30,7 @@ from ray_dit.ledger.results import Facts, Manifest, Marker
 from ray_dit.ledger.stored_json import canonical
 from ray_dit.metrics import FEATURES, JUDGE, Network, Piece, Sets, Tensors, figures_for, measure, merge
 from ray_dit.results import ClassifierFacts, DatasetResult, EvaluationResult, PieceFacts
-from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards, stored_bytes
+from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards
 from ray_dit.runtime.progress import progress
 from ray_dit.runtime.repairing import finish_shards, repair_shards
 from ray_dit.runtime.session import ray_session
@@ -111,8 +110,7 @@ def plan_evaluate(config: EvaluateConfig, *, begun: float) -> Plan:
         Trial(_TrialBuild(small), size, len(spread) // size, equal_bytes=True),
         Known(
             network_evaluations=trained + sum(loads),
-            bytes_in=stored_bytes(open_images(config.images.uri))
-            + sum(listing.bytes for listing in data.dataset.listings),
+            bytes_in=data.plan.stored_bytes() + sum(listing.bytes for listing in data.dataset.listings),
             flops=0.0,
             bytes_out=0.0,
         ),

@@ -33,12 +33,11 @@ from ray_dit.folders.images import (
     read_quarantine,
     refuse_output_inside,
 )
-from ray_dit.folders.sources import open_images
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
 from ray_dit.ledger.results import Facts, Manifest
 from ray_dit.results import VAEResult
-from ray_dit.runtime.planning import Known, Plan, plan_training, stored_bytes
+from ray_dit.runtime.planning import Known, Plan, plan_training
 from ray_dit.runtime.progress import progress
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
@@ -88,7 +87,7 @@ def plan_train_vae(config: TrainVaeConfig, *, begun: float) -> Plan:
         lambda small, job: VAETask(small, plan, config.optimizer),
         Known(
             network_evaluations=samples + judged,
-            bytes_in=stored_bytes(open_images(config.images.uri)),
+            bytes_in=plan.stored_bytes(),
             # decoder and encoder take about the same, and the backward pass twice the forward pass
             flops=float(samples * 2 * 3 * vae.encode_flops(config.images.size)),
             bytes_out=4 * parameters * (3 * min(KEPT, checkpoints_due(config, config.steps)) + 1),
