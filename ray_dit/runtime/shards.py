@@ -32,10 +32,6 @@ from ray_dit.runtime.shard_queue import STARTS, TRIES
 
 PAUSE = 0.2
 """Seconds after which the driver looks again at what has happened."""
-_ORPHANED = (
-    f"the process that hands out the shards of {{work}} died {STARTS} times, perhaps for want of memory; "
-    "what is finished stays, and the same command continues from it"
-)
 LANES_BYTES = 2 << 30
 """Memory that the shards which an actor has under way may take together; a single one may take more."""
 SHOWN = 3
@@ -119,13 +115,12 @@ def make_shards(
                     "threads": config.threads,
                     "lanes": work.lanes,
                 }
-                outcome = _fan_out(ray, config, missing, arguments, watch, gpus)
-                for _ in range(STARTS - 1):
+                for _ in range(STARTS):
+                    outcome = _fan_out(ray, config, missing, arguments, watch, gpus)
                     if not outcome.orphaned:
                         break
                     missing = _missing(job, work.numbers)
                     watch.done = total - sum(map(work.size, missing))
-                    outcome = _fan_out(ray, config, missing, arguments, watch, gpus)
                 after = watch.done
         run.end(
             **{work.unit: after - before, "shards": sum(outcome.made), "shards_by_actor": outcome.made},
@@ -232,7 +227,12 @@ def _fan_out(
             return ray.get(coordinator.outcome.remote())
         except ray.exceptions.RayError as error:
             if _is_dead(ray, coordinator):
-                return Outcome(stopped=_ORPHANED.format(work=watch.work.what), orphaned=True)
+                died = (
+                    f"the process that hands out the shards of {watch.work.what} died {STARTS} times, "
+                    "perhaps for want of memory; what is finished stays, and the same command continues from "
+                    "it"
+                )
+                return Outcome(stopped=died, orphaned=True)
             raise UserError(
                 f"Ray gave up the actors of {watch.work.what}: {first_message(error)}; what is finished "
                 "stays, and the same command continues from it"

@@ -43,28 +43,14 @@ def run_training(
     the user must change, RuntimeError when the workers failed too often or met an error that another try
     would meet again.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
     workers = config.num_workers
     check_resources(ray, config, cpus=workers * config.threads, gpus=workers if config.use_gpu else 0)
     # Without a CPU of its own: a machine that has just enough for the workers trains. One that is killed
     # begins anew: what was on it is shown again, and an error met again.
     board = beside_the_driver(ray, Board, max_restarts=-1).remote()
     run = job.run({"what": what, "num_workers": workers, "device": "gpu" if config.use_gpu else "cpu"})
-    resources = {"CPU": float(config.threads)} | ({"GPU": 1.0} if config.use_gpu else {})
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={"config": config, "job": job, "task": task, "board": board, "ends": ends},
-        scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=config.use_gpu, resources_per_worker=resources
-        ),
-        run_config=RunConfig(
-            name=run.id,
-            failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
-            **_ray_storage(job),
-        ),
-    )
+    arguments = {"config": config, "job": job, "task": task, "board": board, "ends": ends}
+    trainer = _trainer(config, job, run.id, arguments)
 
     def tell(note: str) -> None:
         print(f"{what}: {note}", file=sys.stderr)
@@ -92,6 +78,26 @@ def run_training(
     progress = read()
     steps = progress.done - progress.begin
     run.end(steps=steps, samples=steps * config.batch_size)
+
+
+def _trainer(config: TrainingConfig, job: Job, name: str, arguments: dict[str, Any]) -> Any:
+    """Ray Train with the workers of the configuration, each of which is given ``arguments``."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    resources = {"CPU": float(config.threads)} | ({"GPU": 1.0} if config.use_gpu else {})
+    return TorchTrainer(
+        _worker,
+        train_loop_config=arguments,
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=name,
+            failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
+            **_ray_storage(job),
+        ),
+    )
 
 
 def _worker(arguments: dict[str, Any]) -> None:
