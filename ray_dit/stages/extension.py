@@ -5,9 +5,9 @@ Reads what the generations were begun with; knows no stage.
 
 from typing import Any
 
-from ray_dit.errors import UserError
+from ray_dit.errors import Damaged, UserError
 from ray_dit.ledger.description import known_description, newest_begun
-from ray_dit.ledger.manifest import manifest_key
+from ray_dit.ledger.manifest import job_key, last_generation, manifest_key
 from ray_dit.storage.open import open_output
 from ray_dit.storage.store import Store
 
@@ -34,9 +34,17 @@ def totals_of(output: str, setting: str, asked: int, what: str, *, extend: bool)
 
 
 def settings_begun(store: Store, setting: str) -> list[dict[str, Any]]:
-    """The settings each generation was begun with; [] where one of them is not known to have this number."""
-    settings = [
-        (known_description(store, generation) or {}).get("parts", {}).get("config", {})
-        for generation in range(newest_begun(store) + 1)
-    ]
+    """The settings each generation was begun with; [] where one of them does not have this number.
+
+    Damaged where an extended folder does not tell.
+    """
+    settings: list[dict[str, Any]] = []
+    for generation in range(newest_begun(store) + 1):
+        there = known_description(store, generation)
+        if there is None and last_generation(store):
+            raise Damaged(
+                f"{store.where(job_key(generation))} is damaged, and so is the manifest that repeats it: "
+                "restore one of them from a copy"
+            )
+        settings.append((there or {}).get("parts", {}).get("config", {}))
     return settings if all(isinstance(each.get(setting), int) for each in settings) else []

@@ -10,7 +10,7 @@ import pytest
 import ray_dit
 from ray_dit.config import EvaluateConfig, GenerateConfig, ImagesConfig, SamplerConfig
 from ray_dit.core.media import decode
-from ray_dit.errors import Conflict, NotFound, UserError
+from ray_dit.errors import Conflict, Damaged, NotFound, UserError
 from ray_dit.folders.dataset import read_shard
 from ray_dit.folders.images import plan_images
 from ray_dit.formats.labels import Labels
@@ -261,6 +261,19 @@ def test_what_is_no_extension_is_refused_before_anything_is_written(place: Path,
     with pytest.raises(NotFound, match="holds no job of ray-dit, where a dataset"):
         generate(settings(place, "nothing", num_images=20, extend=True))
     assert times(extended) == before
+
+
+def test_an_extended_folder_that_does_not_tell_its_counts_is_left_alone(
+    place: Path, extended: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "silent"
+    shutil.copytree(extended, folder)
+    asked = settings(tmp_path, "silent", model=str(place / "model"), num_images=17)
+    flip_bit(folder / "_job-g01.json")
+    assert generate(asked).facts.rows == 17  # the manifest repeats it
+    flip_bit(folder / "manifest-g01.json")
+    with pytest.raises(Damaged, match=r"_job-g01.json is damaged, and so is the manifest that repeats it"):
+        generate(asked)
 
 
 def test_an_unfinished_extension_goes_on_with_and_without_the_flag(

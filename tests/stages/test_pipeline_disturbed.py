@@ -8,6 +8,7 @@ hit, and whether anything was lost, is checked on the files.
 import contextlib
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -29,14 +30,14 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 SEED = int(os.environ.get("RAY_DIT_KILL_SEED", "0"))
 
 
-def kill_during(folder: Path, stage: str, home: Path, after: float) -> bool:
+def kill_during(folder: Path, stage: str, home: Path, after: float, *options: str) -> bool:
     """Kills the stage and everything it started, ``after`` seconds past its first result.
 
     False if it was done before.
     """
-    process = pipeline.start(folder, stage, home)
-    begun = time.monotonic()
-    while not wrote(folder, stage) and process.poll() is None and time.monotonic() - begun < 120:
+    process = pipeline.start(folder, stage, home, *options)
+    begun, tag = time.monotonic(), "-g01" if options else ""
+    while not wrote(folder, stage, tag) and process.poll() is None and time.monotonic() - begun < 120:
         time.sleep(0.02)
     time.sleep(after)
     alive = process.poll() is None
@@ -63,10 +64,13 @@ OUTPUT = {
 OUTPUTS = (*OUTPUT.values(), "model")
 
 
-def wrote(folder: Path, stage: str) -> bool:
-    """Whether the stage has results that a later run can go on from: a checkpoint, a finished shard."""
+def wrote(folder: Path, stage: str, tag: str = "") -> bool:
+    """Whether the stage has results that a later run can go on from: a checkpoint, a finished shard.
+
+    ``tag``: that of a generation.
+    """
     output = folder / OUTPUT[stage]
-    return any(output.glob("checkpoints/*.safetensors")) or any(output.glob("_markers/*.json"))
+    return any(output.glob(f"_plain{tag}/checkpoints/*")) or any(output.glob(f"_markers{tag}/*.json"))
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +125,34 @@ def test_on_s3_and_on_disk_every_object_is_the_same(
     with pytest.raises(UserError, match=r"1 objects differ .*evaluation/metrics.json"):
         compare(store, undisturbed)
     metrics.write_bytes(whole)
+
+
+EXTENSIONS = {
+    "train": ("--steps", "240", "--model-output", "demo/model-g01", "--extend"),
+    "generate": ("--num-images", "90", "--extend"),
+}
+
+
+def test_killed_in_an_extension_and_run_again(undisturbed: Path, tmp_path: Path) -> None:
+    chance = random.Random(SEED)
+    whole, killed, home = tmp_path / "whole", tmp_path / "killed", tmp_path / "home"
+    home.mkdir()
+    for folder in (whole, killed):
+        shutil.copytree(undisturbed, folder)
+    hit = 0
+    for stage, options in EXTENSIONS.items():
+        pipeline.finish(whole, stage, home, *options)
+        after = chance.uniform(0.0, 0.5)
+        hit += kill_during(killed, stage, home, after, *options)
+        print(f"{stage} --extend: killed {after:.2f} s after its first result; {hit} hits")
+        pipeline.finish(killed, stage, home, *options)
+    extended = tiny.contents(whole)
+    assert tiny.contents(killed) == extended, f"seed {SEED}"
+    assert hit
+    before = tiny.contents(undisturbed)
+    changed = [name for name in before if extended[name] != before[name]]
+    assert changed == ["dataset/README.md"]
+    assert list(verify(open_store(str(killed)), results=RESULTS)) == []
 
 
 def test_verify_finds_a_flipped_bit_in_any_object(undisturbed: Path) -> None:

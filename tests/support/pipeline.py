@@ -17,7 +17,8 @@ from ray_dit import cli
 from jobs.demo import relocated
 for stage in sys.argv[3].split(","):
     command = cli.COMMANDS[stage]
-    command.run(relocated(cli.parse(stage, command.config, ["--config", sys.argv[1]]), sys.argv[2]))
+    words = ["--config", sys.argv[1], *sys.argv[4:]]
+    command.run(relocated(cli.parse(stage, command.config, words), sys.argv[2]))
     print("done", stage, flush=True)
 """
 
@@ -33,11 +34,16 @@ def write_images(folder: Path) -> None:
             Image.fromarray(image).save(folder / label / f"{number:02d}.png")
 
 
-def start(folder: Path | str, stages: str, home: Path, **environment: str) -> subprocess.Popen[bytes]:
-    """Starts a process that runs ``stages`` (names with commas) on what lies below ``folder``."""
+def start(
+    folder: Path | str, stages: str, home: Path, *options: str, **environment: str
+) -> subprocess.Popen[bytes]:
+    """Starts a process that runs ``stages`` (names with commas) on what lies below ``folder``.
+
+    ``options`` of the command line win over the settings.
+    """
     own = {"HOME": str(home), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-c", RUN, str(SETTINGS), str(folder), stages],
+        [sys.executable, "-c", RUN, str(SETTINGS), str(folder), stages, *options],
         cwd=ROOT,
         env=os.environ | own | environment,
         stdout=subprocess.PIPE,
@@ -45,8 +51,8 @@ def start(folder: Path | str, stages: str, home: Path, **environment: str) -> su
     )
 
 
-def finish(folder: Path | str, stages: str, home: Path, **environment: str) -> None:
+def finish(folder: Path | str, stages: str, home: Path, *options: str, **environment: str) -> None:
     """Runs ``stages`` to their end; AssertionError with what they said if one fails."""
-    process = start(folder, stages, home, **environment)
+    process = start(folder, stages, home, *options, **environment)
     _, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors.decode()[-3000:]
