@@ -25,7 +25,7 @@ from ray_dit.core.to_rgb import Decoding
 from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.folders.pinned import NotAsPlanned, Pinned
 from ray_dit.folders.sources import open_images, read_labels, store_of_images
-from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
+from ray_dit.formats.deterministic import array_sha256, damaged, parquet_bytes, read_parquet
 from ray_dit.formats.image_format import Listing, Place, input_sha256
 from ray_dit.formats.registry import format_of, input_format
 from ray_dit.formats.rows import OBJECT
@@ -40,8 +40,9 @@ FLEETING = ("gone", "changed")
 
 
 _COLUMNS = {"key": pa.string(), "label": pa.int64(), "heldout": pa.bool_()}
-_OBJECTS = {"size": pa.int64(), "version": pa.int64()}
-"""Columns that plans of the first version lack."""
+_SIZE = {"size": pa.int64()}
+"""A column that plans of the first version lack."""
+_VERSION = {"version": pa.int64()}
 
 
 class _PlanFacts(BaseModel):
@@ -75,7 +76,8 @@ class ImagePlan:
     sizes: NDArray[np.int64] | None = None
     """Bytes of the object each image lies in; None in a plan of the first version."""
     versions: NDArray[np.int64] | None = None
-    """Which version of it, see ``Listing``; None as ``sizes``."""
+    """Which version of it, see ``Listing``; None where that is not known. Not a part of the plan's bytes: the
+    same images have other versions in another place."""
 
     @classmethod
     def of(cls, listing: Listing, config: ImagesConfig) -> "ImagePlan":
@@ -137,7 +139,22 @@ class ImagePlan:
 
     def by_size(self) -> "ImagePlan":
         """The plan of a copy, whose objects have other versions: they are known by their sizes alone."""
-        return replace(self, versions=np.zeros(len(self.keys), np.int64))
+        return replace(self, versions=None)
+
+    def versions_bytes(self) -> bytes | None:
+        """The versions as Parquet; None where no object has one."""
+        if self.versions is None or not self.versions.any():
+            return None
+        return parquet_bytes(pa.table({"version": self.versions}), {"sha256": array_sha256(self.versions)})
+
+    def with_versions(self, data: bytes) -> "ImagePlan":
+        """The plan with what ``versions_bytes`` gave; UserError if it gave something else."""
+        where = f"the versions of the images in {self.uri}"
+        table, facts = read_parquet(data, _VERSION, where=where)
+        versions = table["version"].to_numpy()
+        if len(versions) != len(self.keys) or facts != {"sha256": array_sha256(versions)}:
+            raise damaged(where, ValueError("these are not the versions that were written"))
+        return replace(self, versions=versions)
 
     def in_order_of(self, classes: Sequence[str]) -> "ImagePlan":
         """The plan with its classes numbered in this order, which names all of them."""
@@ -147,7 +164,7 @@ class ImagePlan:
 
     def to_bytes(self) -> bytes:
         """The plan as Parquet, for the actors that read a part of it each."""
-        objects = {} if self.sizes is None else {"size": self.sizes, "version": self.versions}
+        objects = {} if self.sizes is None else {"size": self.sizes}
         own = {"key": list(self.keys), "label": self.labels, "heldout": self.heldout, **objects}
         facts: dict[str, Any] = {"classes": self.classes, "size": self.size, "sha256": self.sha256}
         if self.format != FOLDER:  # plans were made before there were other formats, and name none
@@ -162,15 +179,15 @@ class ImagePlan:
         where = f"the plan of the images in {uri}"
         table, facts = read_parquet(data, _COLUMNS, where=where)
         names = {*table.column_names}
-        objects = _OBJECTS if names & _OBJECTS.keys() else {}
+        objects = _SIZE if names & _SIZE.keys() else {}
         places = [name for name in table.column_names if name not in (*_COLUMNS, *objects)]
         try:
             known = _PlanFacts.model_validate(facts)
             labels = table["label"].to_numpy()
             if len(labels) and not 0 <= labels.min() <= labels.max() < len(known.classes):
                 raise ValueError("a label is no class")
-            if any(name not in names or table[name].type != kind for name, kind in objects.items()):
-                raise ValueError("sizes or versions are missing or of another type")
+            if any(table[name].type != kind for name, kind in objects.items()):
+                raise ValueError("the sizes are of another type")
             return cls(
                 uri=uri,
                 size=known.size,
@@ -183,7 +200,6 @@ class ImagePlan:
                 decoding=known.decoding,
                 places={name: table[name].to_numpy() for name in places},
                 sizes=table["size"].to_numpy() if objects else None,
-                versions=table["version"].to_numpy() if objects else None,
             )
         except (pa.ArrowException, ValueError) as error:
             raise damaged(where, error) from error

@@ -5,16 +5,18 @@ generation before it has. Knows nothing of VAEs, actors or settings other than t
 """
 
 import hashlib
+import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ray_dit.config import ImagesConfig
-from ray_dit.errors import Damaged, NotFound, UserError
+from ray_dit.errors import Conflict, Damaged, NotFound, UserError
 from ray_dit.folders.images import BadImage, ImagePlan, list_images, quarantine_bytes
 from ray_dit.folders.sources import store_of_images
 from ray_dit.formats.image_format import Listing, version_of
@@ -27,6 +29,8 @@ from ray_dit.ledger.plain import MadeAgain
 from ray_dit.results import LatentShardFacts, LatentsResult
 from ray_dit.storage.store import UNKNOWN_SIZE, Store, ahead
 
+_log = logging.getLogger(__name__)
+
 LOOKED_AT = 16
 """Images of a stored plan that are looked for where it is read again."""
 WAIT_SECONDS = 10.0
@@ -36,6 +40,14 @@ WAIT_SECONDS = 10.0
 def plan_key(generation: int = 0) -> str:
     """Where the plan of a generation lies: its actors read it, and so does the report."""
     return f"plan{generation_tag(generation)}.parquet"
+
+
+def versions_key(plan: bytes) -> str:
+    """Where it is noted in which versions the objects of a plan were found.
+
+    Beside the results, as it depends on where the images lie: a plan is the same for the same images.
+    """
+    return f"_runs/versions/{hashlib.sha256(plan).hexdigest()[:16]}.parquet"
 
 
 def quarantine_key(generation: int = 0) -> str:
@@ -72,12 +84,17 @@ class Planned:
         data = job.plain.put_first(plan_key(self.generation), self.data)
         plan = self.plan if data == self.data else _parsed(data, uri, sha256)
         assert plan is not None, "what is stored has its marker's hash"
-        return replace(self, plan=plan, data=data)
+        versions = plan.versions_bytes()
+        if versions is not None:
+            with suppress(Conflict):
+                job.store.put(versions_key(data), versions)
+        return replace(self, plan=_with_versions(job.store, plan, data), data=data)
 
 
 def read_plan(store: Store, generation: int, uri: str) -> ImagePlan:
     """A generation's plan, of the images at ``uri``; NotFound, and UserError where it is damaged."""
-    return ImagePlan.from_bytes(Job(store, "", "", generation).plain.get(plan_key(generation)), uri)
+    data = Job(store, "", "", generation).plain.get(plan_key(generation))
+    return _with_versions(store, ImagePlan.from_bytes(data, uri), data)
 
 
 def read_plans(store: Store, uri: str) -> list[ImagePlan]:
@@ -121,7 +138,7 @@ def generation_plan(store: Store, config: ImagesConfig, generation: int) -> Plan
         plan = _made_again(store, config, generation, sha256, rules)
         data = b"" if plan is None else plan.to_bytes()
     if plan is not None and marked in (None, hashlib.sha256(data).hexdigest()):
-        return Planned(plan, data, generation, rules, is_stored)
+        return Planned(_with_versions(store, plan, data), data, generation, rules, is_stored)
     if marked is not None or any(True for _ in job.names()):
         raise Damaged(
             f"{store.where(plan_key(generation))} is missing or damaged, and the images in {config.uri} as "
@@ -211,6 +228,17 @@ def _others(store: Store, images: ImagesConfig | ImagePlan, count: int) -> UserE
     )
 
 
+def _with_versions(store: Store, plan: ImagePlan, data: bytes) -> ImagePlan:
+    """The plan whose bytes these are, with the versions noted for it, if any are."""
+    try:
+        return plan.with_versions(store.get(versions_key(data)))
+    except NotFound:
+        return plan
+    except UserError as error:
+        _log.warning("%s; until then objects are known by their sizes alone", error)
+        return plan.by_size()
+
+
 def _parsed(data: bytes, uri: str, sha256: str) -> ImagePlan | None:
     """The plan of the images that the hash stands for; None where the bytes are something else."""
     try:
@@ -235,7 +263,7 @@ def _made_again(
     before = plans[generation - 1].classes if generation else ()
     plan = ImagePlan.of(_appended(listing, rows, before), config)
     if rules == 1:
-        plan = replace(plan, sizes=None, versions=None)
+        plan = replace(plan, sizes=None)
     return plan if plan.sha256 == sha256 else None
 
 

@@ -226,7 +226,7 @@ class _Build:
 
     @classmethod
     def of(cls, config: EncodeConfig, job: Job, plan: ImagePlan) -> "_Build":
-        return cls(config, job, plan.sha256, plan.versions is not None and not plan.versions.any())
+        return cls(config, job, plan.sha256, plan.versions is None or not plan.versions.any())
 
     def __call__(self) -> ShardMaker:
         plan = read_plan(self.job.store, self.job.generation, self.config.images.uri)

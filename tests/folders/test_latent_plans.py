@@ -25,6 +25,7 @@ from ray_dit.folders.latent_plans import (
     quarantine_key,
     read_plan,
     read_plans,
+    versions_key,
 )
 from ray_dit.ledger.job import Job
 from ray_dit.storage.open import open_store
@@ -219,7 +220,7 @@ def test_an_extension_plans_what_no_generation_has(folder: Store, images: Images
     assert third is not None
     assert (third.keys, third.classes) == (("right/new.png",), second.classes)
     assert [plan.keys for plan in read_plans(folder, images.uri)] == [first.keys, second.keys]
-    assert read_plan(folder, 1, images.uri).versions is not None
+    assert read_plan(folder, 1, images.uri).sizes is not None
 
 
 def test_the_lost_plan_of_any_generation_is_made_again(folder: Store, images: ImagesConfig) -> None:
@@ -308,9 +309,45 @@ def test_on_s3_another_version_is_changed_and_a_copy_is_none(folder: Store, imag
     assert as_found(folder, plan) is plan
     copied = replace(plan, versions=plan.versions + 1)  # as where a copy in several parts has other ETags
     found = as_found(folder, copied)
-    assert found.versions is not None
-    assert not found.versions.any()
+    assert found.versions is None
     assert load_images(found, [0])[2] == []
+
+
+@pytest.mark.s3
+@pytest.mark.usefixtures("s3_environment")
+def test_versions_are_noted_beside_the_plan_that_is_the_same_elsewhere(
+    folder: Store, images: ImagesConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket = open_store(seaweed.fresh_uri())
+    for key in plan_images(images).keys:
+        bucket.put(key, Path(images.uri, key).read_bytes())
+    there = images.model_copy(update={"uri": bucket.uri})
+    planned = Planned.new(plan_images(there))
+    assert planned.data == Planned.new(plan_images(images)).data
+    planned.stored(begun(folder, planned.plan))
+    noted = Path(folder.uri, versions_key(planned.data))
+    whole = noted.read_bytes()
+    versions = planned.plan.versions
+    assert versions is not None
+
+    def check(plan: ImagePlan) -> None:
+        assert plan.versions is not None
+        assert plan.versions.tolist() == versions.tolist()
+
+    check(read_plan(folder, 0, bucket.uri))
+    begun_again = begun_plan(folder, there)
+    assert begun_again is not None
+    check(begun_again.plan)
+    later = replace(planned, plan=replace(planned.plan, versions=versions + 1))
+    check(later.stored(begun(folder, planned.plan)).plan)
+    for place in (whole.index(versions[:4].tobytes()) + 9, len(whole) - 6):  # a version, the length
+        noted.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        assert read_plan(folder, 0, bucket.uri).versions is None
+        assert "known by their sizes alone" in caplog.text
+        caplog.clear()
+    noted.unlink()
+    assert read_plan(folder, 0, bucket.uri).versions is None
+    assert caplog.text == ""
 
 
 def test_sixteen_images_are_looked_for_at_most(folder: Store, tmp_path: Path) -> None:
@@ -322,14 +359,17 @@ def test_sixteen_images_are_looked_for_at_most(folder: Store, tmp_path: Path) ->
         as_found(folder, plan)
 
 
-def test_a_lost_plan_whose_objects_were_written_again_is_said(folder: Store, images: ImagesConfig) -> None:
-    """Keys and sizes are the same, and so is the fingerprint, but what the marker promises can't be had."""
+def test_a_lost_plan_is_made_again_with_the_versions_that_were_noted(
+    folder: Store, images: ImagesConfig
+) -> None:
+    """Keys and sizes are the same, and so is the plan; what became of the objects meanwhile is still seen."""
     plan = replace(plan_images(images), versions=np.arange(1, 11))
     Planned.new(plan).stored(begun(folder, plan))
-    assert begun_plan(folder, images) is not None
     Path(folder.uri, "plan.parquet").unlink()
-    with pytest.raises(Damaged, match="plan.parquet is missing or damaged"):
-        begun_plan(folder, images)
+    again = begun_plan(folder, images)
+    assert again is not None
+    assert again.plan.versions is not None
+    assert again.plan.versions.tolist() == list(range(1, 11))
 
 
 # Other layouts than a folder of files
