@@ -31,7 +31,8 @@ from benchmarks.common import RESULTS, TRIALS, argument_parser, machine, write_j
 from jobs.local_s3 import CREDENTIALS, make_bucket, start_seaweed
 from ray_dit.config import ImagesConfig, ShardsConfig
 from ray_dit.core.media import png
-from ray_dit.folders.images import ImagePlan, load_images, plan_images
+from ray_dit.folders.images import ImagePlan, plan_images
+from ray_dit.folders.reading import load_images
 from ray_dit.ledger.job import Job
 from ray_dit.results import ShardFacts
 from ray_dit.runtime.session import ray_session

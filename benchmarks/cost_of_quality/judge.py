@@ -12,7 +12,8 @@ from benchmarks.cost_of_quality.settings import Settings
 from ray_dit.config import ImagesConfig
 from ray_dit.core.classifier import Classifier, create, predict, train_classifier
 from ray_dit.core.metrics import FeatureStatistics, accuracy, class_counts
-from ray_dit.folders.images import ImagePlan, load_images, plan_images
+from ray_dit.folders.images import ImagePlan, plan_images
+from ray_dit.folders.reading import load_images
 
 
 @dataclass(frozen=True)

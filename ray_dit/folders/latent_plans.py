@@ -17,7 +17,8 @@ import numpy as np
 
 from ray_dit.config import ImagesConfig
 from ray_dit.errors import Conflict, Damaged, NotFound, UserError
-from ray_dit.folders.images import BadImage, ImagePlan, list_images, quarantine_bytes
+from ray_dit.folders.images import ImagePlan, list_images
+from ray_dit.folders.reading import BadImage, quarantine_bytes
 from ray_dit.folders.sources import store_of_images
 from ray_dit.formats.image_format import Listing, version_of
 from ray_dit.formats.rows import OBJECT

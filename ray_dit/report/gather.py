@@ -21,9 +21,10 @@ from ray_dit.core.media import decode, psnr
 from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.folders.checkpoints import loss_key
 from ray_dit.folders.dataset import read_shard
-from ray_dit.folders.images import ImagePlan, load_images
+from ray_dit.folders.images import ImagePlan
 from ray_dit.folders.latent_plans import read_plans
 from ray_dit.folders.model import read_model
+from ray_dit.folders.reading import load_images
 from ray_dit.formats.model_folder import ModelConfig
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import manifest_objects, read_manifest, tied_manifest

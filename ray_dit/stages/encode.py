@@ -18,16 +18,7 @@ from numpy.typing import NDArray
 from ray_dit.config import EncodeConfig
 from ray_dit.core.latents import to_float
 from ray_dit.errors import Conflict, UserError
-from ray_dit.folders.images import (
-    FLEETING,
-    BadImage,
-    ImagePlan,
-    check_bad,
-    load_images,
-    plan_images,
-    quarantine_bytes,
-    refuse_output_inside,
-)
+from ray_dit.folders.images import ImagePlan, plan_images, refuse_output_inside
 from ray_dit.folders.latent_plans import (
     Planned,
     as_found,
@@ -41,6 +32,7 @@ from ray_dit.folders.latent_plans import (
     quarantine_key,
     read_plan,
 )
+from ray_dit.folders.reading import FLEETING, BadImage, check_bad, load_images, quarantine_bytes
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.formats.model_folder import VAE_FOLDER

@@ -21,7 +21,8 @@ from safetensors.torch import save as bytes_of
 
 from ray_dit.config import EvaluateConfig
 from ray_dit.errors import UserError
-from ray_dit.folders.images import BadImage, check_bad, load_images, plan_images, refuse_output_inside
+from ray_dit.folders.images import plan_images, refuse_output_inside
+from ray_dit.folders.reading import BadImage, check_bad, load_images
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import tied_manifest
 from ray_dit.ledger.plain import MadeAgain

@@ -15,7 +15,8 @@ from ray_dit.core.media import UnreadableImage, decode
 from ray_dit.core.order import order
 from ray_dit.errors import UserError
 from ray_dit.folders.dataset import read_shard
-from ray_dit.folders.images import ImagePlan, load_images
+from ray_dit.folders.images import ImagePlan
+from ray_dit.folders.reading import load_images
 from ray_dit.ledger.manifest import manifest_objects
 from ray_dit.ledger.results import Manifest
 from ray_dit.metrics import JUDGE, ON_GENERATED, ON_REAL

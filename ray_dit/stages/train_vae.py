@@ -21,17 +21,15 @@ from ray_dit.core.order import rows_at
 from ray_dit.core.rng import Stream, normal
 from ray_dit.errors import Damaged, NotFound, UserError
 from ray_dit.folders.checkpoints import FOLDER, checkpoint_steps
-from ray_dit.folders.images import (
+from ray_dit.folders.images import ImagePlan, plan_images, refuse_output_inside
+from ray_dit.folders.reading import (
     QUARANTINE_KEY,
     BadImage,
-    ImagePlan,
     check_bad,
     find_bad,
     load_images,
-    plan_images,
     quarantine_bytes,
     read_quarantine,
-    refuse_output_inside,
 )
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest

@@ -12,7 +12,7 @@ import pytest
 
 from ray_dit.config import ImagesConfig
 from ray_dit.errors import Damaged, NotFound, UserError
-from ray_dit.folders.images import ImagePlan, load_images, plan_images
+from ray_dit.folders.images import ImagePlan, plan_images
 from ray_dit.folders.latent_plans import (
     Planned,
     as_found,
@@ -27,6 +27,7 @@ from ray_dit.folders.latent_plans import (
     read_plans,
     versions_key,
 )
+from ray_dit.folders.reading import load_images
 from ray_dit.ledger.job import Job
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store

@@ -8,7 +8,8 @@ import pytest
 from ray_dit.config import ImagesConfig
 from ray_dit.config.images import ImageFormatName
 from ray_dit.errors import NotFound, UserError
-from ray_dit.folders.images import load_images, plan_images
+from ray_dit.folders.images import plan_images
+from ray_dit.folders.reading import load_images
 from ray_dit.folders.sources import open_images, read_labels
 from ray_dit.formats.image_format import InputFormat
 from ray_dit.formats.registry import FORMATS

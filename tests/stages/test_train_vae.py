@@ -10,7 +10,8 @@ import torch
 from ray_dit.cli.commands import COMMANDS
 from ray_dit.config import ImagesConfig, OptimizerConfig, TrainVaeConfig
 from ray_dit.errors import Conflict, NotFound, UserError
-from ray_dit.folders.images import BadImage, plan_images, quarantine_bytes, read_quarantine
+from ray_dit.folders.images import plan_images
+from ray_dit.folders.reading import BadImage, quarantine_bytes, read_quarantine
 from ray_dit.runtime.training.parallel import Alone
 from ray_dit.runtime.training.worker import train_worker
 from ray_dit.stages import train_vae as stage
