@@ -4,7 +4,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from ray_dit.config.base import Content, ContentConfig, NonNegativeInt, Placement, PositiveInt, Seed, Uri
+from ray_dit.config.base import (
+    Content,
+    ContentConfig,
+    NonNegativeInt,
+    Placement,
+    PositiveInt,
+    Precision,
+    Seed,
+    Uri,
+)
 from ray_dit.config.stage import StageConfig
 
 
@@ -36,6 +45,16 @@ class TrainingConfig(StageConfig):
     """Ray Train workers (DDP); part of what determines bits, not which samples a step sees."""
     use_gpu: Content[bool] = False
     """Give each worker a GPU."""
+    precision: Content[Precision] = "float32"
+    """bfloat16: matrix products round their factors, as autocast does; weights, their average, the optimizer
+    and the loss stay float32."""
+    compile: Content[bool] = False
+    """Compile the model before the first step: faster, with other last bits."""
+    tf32: Content[bool] = False
+    """On a GPU, let products that stay float32 round their factors to 10 bits (TF32)."""
+    batches_per_step: Content[PositiveInt] = 1
+    """Batches of which each step's gradient is the mean, one after another: less memory for the same
+    batch_size, which is that of the step."""
     checkpoint_every: Content[PositiveInt] = 1000
     """Steps between checkpoints."""
     log_every: Content[PositiveInt] = 10
@@ -45,10 +64,11 @@ class TrainingConfig(StageConfig):
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainingConfig":
-        if self.batch_size % self.num_workers:
+        if self.batch_size % (self.num_workers * self.batches_per_step):
+            parts = f" times batches_per_step {self.batches_per_step}" if self.batches_per_step > 1 else ""
             raise ValueError(
-                f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}: change "
-                "one of them"
+                f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}{parts}: "
+                "change one of them"
             )
         if self.checkpoint_every % self.log_every:
             raise ValueError(

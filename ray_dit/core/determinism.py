@@ -14,15 +14,18 @@ def set_cublas_workspace() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def make_deterministic(threads: int) -> None:
+def make_deterministic(threads: int, *, tf32: bool = False) -> None:
     """Sets up this process.
 
     Only deterministic kernels run, none is chosen by timing, and torch has ``threads`` threads.
 
     The number of threads decides the last bits on a CPU, so it is part of what a job's bytes are a function
-    of.
+    of. ``tf32``: float32 products on a GPU may round their factors.
     """
     set_cublas_workspace()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+    if tf32:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True

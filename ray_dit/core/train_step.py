@@ -46,6 +46,16 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     )
 
 
+def gradient_norm(model: nn.Module) -> Tensor:
+    """The norm of the gradient over all parameters, a scalar where they are."""
+    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+
+def clip_gradients(model: nn.Module, norm: Tensor, max_norm: float) -> None:
+    """Scales a gradient of norm ``norm`` down to ``max_norm`` if it is longer, in place."""
+    nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+
+
 def ema_decay(step: int, max_decay: float) -> float:
     """Decay of the averaged weights after ``step``, warmed up so that early weights are soon forgotten."""
     return min(max_decay, (1 + step) / (10 + step))

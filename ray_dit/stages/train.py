@@ -291,17 +291,23 @@ class DiTTask:
         model.activation_checkpointing = self.config.activation_checkpointing
         return model.to(device)
 
-    def batch(self, positions: NDArray[np.int64]) -> TrainingBatch:
+    def fetch(self, positions: NDArray[np.int64]) -> list[torch.Tensor]:
+        """Positions, moments and labels, where a GPU copies them from while it computes."""
         rows = self._rows[rows_at(self.config.seed, positions, len(self._rows))]
         at = torch.from_numpy(positions)
         view = mirror_choice(self.config.seed, at, self._data.moments.shape[1]).numpy()
         moments = torch.from_numpy(self._data.take(rows, view).astype(np.float32))
+        fetched = [at, moments, torch.from_numpy(self._data.labels[rows])]
+        return [value.pin_memory() for value in fetched] if self._device.type == "cuda" else fetched
+
+    def batch(self, fetched: list[torch.Tensor]) -> TrainingBatch:
+        at, moments, labels = (value.to(self._device, non_blocking=True) for value in fetched)
         model = self.model_config.model
         return training_batch(
             self.config.seed,
-            at.to(self._device),
-            moments.to(self._device),
-            torch.from_numpy(self._data.labels[rows]).to(self._device),
+            at,
+            moments,
+            labels,
             shift=self._shift,
             scale=self._scale,
             num_timesteps=self._schedule.num_timesteps,

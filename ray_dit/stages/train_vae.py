@@ -159,7 +159,8 @@ def _check_left(config: TrainVaeConfig, plan: ImagePlan, bad_keys: set[str]) -> 
             f"none of the {len(judged)} images in {plan.uri} that the VAE would be judged by can be read, "
             f"first {plan.keys[judged[0]]!r}: repair them, or hold out others by another --images.heldout"
         )
-    train, share = plan.rows(heldout=False), config.batch_size // config.num_workers
+    train = plan.rows(heldout=False)
+    share = config.batch_size // (config.num_workers * config.batches_per_step)
     samples = config.steps * config.batch_size
     at_once = AT_ONCE // config.batch_size * config.batch_size or config.batch_size
     for first in range(0, samples, at_once):
@@ -168,7 +169,7 @@ def _check_left(config: TrainVaeConfig, plan: ImagePlan, bad_keys: set[str]) -> 
         if len(lost):
             position = int(lost[0]) * share
             raise UserError(
-                f"none of the {share} images in {plan.uri} that a worker has in step "
+                f"none of the {share} images in {plan.uri} of a batch in step "
                 f"{(first + position) // config.batch_size} can be read, first "
                 f"{plan.keys[at[position]]!r}: repair them or raise --batch-size"
             )
@@ -190,11 +191,14 @@ class VAELoss(nn.Module):
 
     def forward(self, images: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Loss [B]: mean squared error of pixels + kl_weight · mean KL of latents to a unit normal."""
-        posterior = self.module.encode(images).latent_dist  # type: ignore[operator]
-        latents = sample_moments(posterior.parameters, noise)
-        reconstructed = self.module.decode(latents).sample  # type: ignore[operator]
+        # float32 from here on, whatever the precision of the products
+        moments = self.module.encode(images).latent_dist.parameters.float()  # type: ignore[operator]
+        latents = sample_moments(moments, noise)
+        reconstructed = self.module.decode(latents).sample.float()  # type: ignore[operator]
         mse = (reconstructed - images).square().mean(dim=(1, 2, 3))
-        kl = 0.5 * (posterior.mean.square() + posterior.var - 1.0 - posterior.logvar).mean(dim=(1, 2, 3))
+        mean, log_variance = moments.chunk(2, dim=1)
+        log_variance = log_variance.clamp(-30.0, 20.0)
+        kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean(dim=(1, 2, 3))
         return mse + self.kl_weight * kl
 
 
@@ -219,11 +223,11 @@ class VAETask:
         module = VAE.create(self.config.vae, seed=self.config.seed).module.train().requires_grad_(True)
         return VAELoss(module, self.config.kl_weight).to(device)
 
-    def batch(self, positions: NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images [B, C, H, W] float in [-1, 1] and noise for their latents.
+    def fetch(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images uint8 [B, S, S, 3] and their positions, fewer where some can't be read.
 
-        Fewer where some can't be read. NotFound or Conflict where one is gone or changed since the training
-        began: without it, the steps would come out differently.
+        NotFound or Conflict where one is gone or changed since the training began: without it, the steps
+        would come out differently.
         """
         rows = self._rows[rows_at(self.config.seed, positions, len(self._rows))]
         images, kept = self._load(rows)
@@ -231,9 +235,15 @@ class VAETask:
             raise UserError(
                 f"none of the images of a step can be read, first {self.plan.keys[rows[0]]!r}: repair them"
             )
-        alive = np.isin(rows, kept)
+        return images, positions[np.isin(rows, kept)]
+
+    def batch(
+        self, fetched: tuple[NDArray[np.uint8], NDArray[np.int64]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images [B, C, H, W] float in [-1, 1] and noise for their latents."""
+        images, positions = fetched
         shape = (self.config.vae.latent_channels, *(self._latent_size(),) * 2)
-        at = torch.from_numpy(positions[alive]).to(self._device)
+        at = torch.from_numpy(positions).to(self._device)
         noise = normal(self.config.seed, at, 0, shape, stream=Stream.VAE_NOISE)
         return to_float(torch.from_numpy(images).to(self._device)), noise
 

@@ -366,7 +366,7 @@ def test_options_of_training_reach_loss_and_model(place: Path) -> None:
     plain, model = task_of(place)
     weighted, _ = task_of(place, min_snr_gamma=1e-6)
     # so small a gamma leaves next to nothing of the squared error; the bound is not weighted
-    low, high = (task.losses(model, task.batch(positions)).mean() for task in (weighted, plain))
+    low, high = (task.losses(model, task.batch(task.fetch(positions))).mean() for task in (weighted, plain))
     assert low < 0.1 * high
     assert not model.activation_checkpointing
     assert task_of(place, activation_checkpointing=True)[1].activation_checkpointing

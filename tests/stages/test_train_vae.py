@@ -133,14 +133,14 @@ def test_what_is_set_aside_is_not_read_and_what_is_lost_stops_the_training_by_na
     task, knowing_nothing = (VAETask(config, plan, config.optimizer, bad=known) for known in (bad, ()))
     for one in (task, knowing_nothing):
         one.setup(torch.device("cpu"), is_local_first=True)
-    images, _ = task.batch(positions)
+    images, _ = task.batch(task.fetch(positions))
     assert len(images) == len(positions) - 1
     path.write_bytes(whole)  # back, but the training has begun without it
-    assert torch.equal(task.batch(positions)[0], images)
-    assert len(knowing_nothing.batch(positions)[0]) == len(positions)
+    assert torch.equal(task.batch(task.fetch(positions))[0], images)
+    assert len(knowing_nothing.batch(knowing_nothing.fetch(positions))[0]) == len(positions)
     path.write_bytes(whole + b"more")
     with pytest.raises(Conflict, match=f"{lost} is not what it was when its images were planned: bring that"):
-        knowing_nothing.batch(positions)
+        knowing_nothing.batch(knowing_nothing.fetch(positions))
     path.unlink()
     with pytest.raises(NotFound, match=f"{lost} is gone since its images were planned: bring it back"):
-        knowing_nothing.batch(positions)
+        knowing_nothing.batch(knowing_nothing.fetch(positions))

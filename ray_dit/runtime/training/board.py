@@ -30,6 +30,10 @@ class Progress:
     """Newest point of the loss curve: (step, mean loss)."""
     notes: tuple[str, ...] = ()
     """What the workers had to say so far, in sentences."""
+    waited: float = 0.0
+    """Seconds this start has waited for samples."""
+    stalled: float = 0.0
+    """Seconds it has waited for checkpoints."""
 
 
 class Board:
@@ -77,6 +81,8 @@ class Reporter:
 
     show: Callable[[Progress], None]
     begin: int
+    lost: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0)
+    """Seconds waited for samples and for checkpoints so far."""
     seconds: float = REPORT_SECONDS
     _last: float = field(default_factory=time.monotonic)
 
@@ -84,7 +90,9 @@ class Reporter:
         """Shows the state's progress if ``now`` or if the last time is long enough ago."""
         if now or time.monotonic() - self._last > self.seconds:
             self._last = time.monotonic()
-            self.show(Progress(self.begin, state.step, state.log[-1] if state.log else None))
+            waited, stalled = self.lost()
+            loss = state.log[-1] if state.log else None
+            self.show(Progress(self.begin, state.step, loss, waited=waited, stalled=stalled))
 
 
 @contextlib.contextmanager

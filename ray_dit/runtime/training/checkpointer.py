@@ -1,12 +1,21 @@
-"""When the state is written, where to, and what is kept; knows nothing of workers or of what is trained."""
+"""When the state is written, where to, and what is kept; knows nothing of workers or of what is trained.
 
+A checkpoint is made in two phases: the loop waits while the tensors are copied to the host, and not while
+they are written.
+"""
+
+import hashlib
+import time
 from bisect import bisect_left
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 
 from ray_dit.config import TrainingConfig
+from ray_dit.errors import Damaged
 from ray_dit.folders.checkpoints import checkpoint_key, checkpoint_names, checkpoint_steps, read_checkpoint
 from ray_dit.formats.checkpoint import CheckpointFacts, checkpoint_bytes
 from ray_dit.ledger.job import Job
@@ -49,10 +58,14 @@ class Checkpointer(Protocol):
         ...
 
     def save(self, state: TrainingState) -> None:
-        """Saves the state.
+        """Begins to save the state, whose tensors may change at once afterwards.
 
-        The next step may change its tensors at once, so a saver that works on copies them first.
+        What went wrong with the checkpoint before is raised here, or by ``finish``.
         """
+        ...
+
+    def close(self) -> None:
+        """Returns when nothing is being written any more, however that went: the run has failed elsewhere."""
         ...
 
     def finish(self) -> None:
@@ -60,11 +73,12 @@ class Checkpointer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class JobCheckpointer:
-    """Checkpoints in the job's folder every so many steps, each written before the next step begins.
+    """Checkpoints in the job's folder every so many steps, one written at a time while training goes on.
 
-    An extension goes on from those of the generations before, and leaves them as they are.
+    Where one is due before the last is written, the loop waits: which are kept must not depend on clocks. An
+    extension goes on from those of the generations before, and leaves them as they are.
     """
 
     job: Job
@@ -75,6 +89,10 @@ class JobCheckpointer:
     keep: int = KEPT
     ends: tuple[int, ...] = ()
     """The last steps of the generations before."""
+    clock: Callable[[], float] = time.monotonic
+    stalled: float = 0.0
+    """Seconds the loop has waited for checkpoints so far."""
+    _writing: Future[None] | None = field(default=None, repr=False)
 
     def steps(self) -> list[int]:
         """See ``Checkpointer``, as for all methods here."""
@@ -101,15 +119,39 @@ class JobCheckpointer:
         return not self._is_before(step) and (step % self.every == 0 or step == self.last)
 
     def save(self, state: TrainingState) -> None:
-        data = checkpoint_bytes(state.tensors(), state.facts())
-        self.job.put_plain(self._key(state.step), data, computed=True)
-        # The older ones go only once the new one is whole: killed between, the run has one too many, never
-        # none.
-        self._prune()
+        begun = self.clock()
+        self._wait()
+        tensors = {name: value.detach().to("cpu", copy=True) for name, value in state.tensors().items()}
+        pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing = pool.submit(self._write, state.step, tensors, state.facts())
+        pool.shutdown(wait=False)
+        self.stalled += self.clock() - begun
+
+    def close(self) -> None:
+        if self._writing is not None:
+            self._writing.exception()
 
     def finish(self) -> None:
+        begun = self.clock()
+        self._wait()
+        self.stalled += self.clock() - begun
         self._prune()  # an earlier start may have been killed before it did
         self.job.plain.adopt(checkpoint_names(self.job.prefix))
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, step: int, tensors: dict[str, torch.Tensor], facts: CheckpointFacts) -> None:
+        key, data = self._key(step), checkpoint_bytes(tensors, facts)
+        self.job.put_plain(key, data, computed=True)
+        # The older ones go only once the new one has been read back: killed between, the run has one too
+        # many, never none.
+        if self.job.store.sha256(key) != hashlib.sha256(data).hexdigest():
+            where = self.job.store.where(key)
+            raise Damaged(f"{where} is not what was written a moment ago: check the storage")
+        self._prune()
 
     def _prune(self) -> None:
         for step in checkpoint_steps(self.job.store, self.job.prefix)[: -self.keep]:

@@ -77,7 +77,12 @@ def run_training(
     _raise_final(ray, board)
     progress = read()
     steps = progress.done - progress.begin
-    run.end(steps=steps, samples=steps * config.batch_size)
+    run.end(
+        steps=steps,
+        samples=steps * config.batch_size,
+        data_wait_seconds=round(progress.waited, 3),
+        checkpoint_stall_seconds=round(progress.stalled, 3),
+    )
 
 
 def _trainer(config: TrainingConfig, job: Job, name: str, arguments: dict[str, Any]) -> Any:
@@ -115,7 +120,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     if ray.get(board.is_over.remote()):
         return
     trust_settings()
-    make_deterministic(config.threads)
+    make_deterministic(config.threads, tf32=config.tf32)
     try:
         train_worker(
             arguments["task"],

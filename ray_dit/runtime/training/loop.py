@@ -8,16 +8,17 @@ The learning rate, the optimizer and the average are in ``core/train_step.py``.
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
 from ray_dit.config import TrainingConfig
-from ray_dit.core.train_step import ema_decay, learning_rate, update_ema
+from ray_dit.core.train_step import clip_gradients, ema_decay, gradient_norm, learning_rate, update_ema
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.checkpointer import Checkpointer
 from ray_dit.runtime.training.data import DataSource
 from ray_dit.runtime.training.parallel import Parallel
 from ray_dit.runtime.training.state import TrainingState, trained_parameters
+from ray_dit.runtime.training.step import Passes
 from ray_dit.runtime.training.task import Batch, Task
+from ray_dit.runtime.training.watch import Watch
 
 
 def train_steps(
@@ -33,25 +34,27 @@ def train_steps(
 ) -> None:
     """Takes ``state`` from its step to ``config.steps``.
 
-    Rank 0 saves what ``checkpointer`` finds due and reports.
+    Rank 0 saves what ``checkpointer`` finds due and reports. Diverged where a loss or a gradient is not
+    finite, before anything is saved that was made of it.
     """
     if state.step >= config.steps:
         return
-    model = parallel.wrap(state.model)
-    parallel.settle(model, lambda: task.losses(model, next(iter(data.batches(0, 1)))).mean())
+    passes = Passes(task, state.model, parallel, config)
+    passes.settle(lambda: next(iter(data.batches(0, 1)))[0])
+    watch = Watch(state.device)
     # Summed where the losses are: bringing each step's to the CPU would make it wait for the accelerator. The
     # sum is no part of a checkpoint: checkpoint_every is a multiple of log_every, so it is zero there.
     loss_sum = torch.zeros((), dtype=torch.float64, device=state.device)
     summed = 0
-    for batch in data.batches(state.step, config.steps):
+    for batches in data.batches(state.step, config.steps):
         # Set before each step, a function of it: the optimizer's own state knows nothing of the schedule.
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(task.optimizer, state.step, config.steps)
-        loss = task.losses(model, batch).mean()
-        loss.backward()  # here the workers' gradients become their mean
+        loss = passes.gradients(batches)
+        norm = gradient_norm(state.model)  # of the workers' mean, so that all clip by the same
+        watch.see(state.step, loss, norm)
         if task.optimizer.grad_clip is not None:
-            # After that, so that all workers clip by the norm of the same gradient.
-            nn.utils.clip_grad_norm_(state.model.parameters(), task.optimizer.grad_clip)
+            clip_gradients(state.model, norm, task.optimizer.grad_clip)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         if state.ema is not None and task.ema_decay is not None:
@@ -59,12 +62,14 @@ def train_steps(
             update_ema(state.ema, trained_parameters(state.model), ema_decay(state.step, task.ema_decay))
         state.step += 1
 
-        loss_sum += loss.detach().double()
+        loss_sum += loss.double()
         summed += 1
         if state.step % config.log_every == 0 or state.step in (config.steps, *checkpointer.ends):
             # On every worker, as taking the mean needs all; and before the checkpoint, which holds this
             # point. Where a run ended its curve has a point, and so has that of its extension.
-            state.log.append((float(state.step), parallel.mean(loss_sum / summed)))
+            mean = parallel.mean(loss_sum / summed)
+            watch.check(state.step, mean)
+            state.log.append((float(state.step), mean))
             loss_sum.zero_()
             summed = 0
         if parallel.rank == 0:

@@ -5,6 +5,7 @@ group.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +39,10 @@ class Parallel(Protocol):
         """
         ...
 
+    def apart(self, wrapped: nn.Module) -> AbstractContextManager[object]:
+        """Within it a backward pass adds to this worker's gradients alone."""
+        ...
+
     def settle(self, wrapped: nn.Module, loss: Callable[[], torch.Tensor]) -> None:
         """Called before the first step of every start, fresh or resumed.
 
@@ -68,6 +73,9 @@ class Alone:
     def wrap(self, model: nn.Module) -> nn.Module:
         return model
 
+    def apart(self, wrapped: nn.Module) -> AbstractContextManager[object]:
+        return nullcontext()
+
     def settle(self, wrapped: nn.Module, loss: Callable[[], torch.Tensor]) -> None:
         pass
 
@@ -88,6 +96,10 @@ class DataParallel:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return nn.parallel.DistributedDataParallel(model)
+
+    def apart(self, wrapped: nn.Module) -> AbstractContextManager[object]:
+        assert isinstance(wrapped, nn.parallel.DistributedDataParallel)
+        return wrapped.no_sync()
 
     def settle(self, wrapped: nn.Module, loss: Callable[[], torch.Tensor]) -> None:
         # After its first backward pass DDP regroups its gradient buckets, and the grouping decides in which

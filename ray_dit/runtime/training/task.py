@@ -1,7 +1,7 @@
 """What a training stage hands over; knows nothing of workers, checkpoints or the order of a step."""
 
 from collections.abc import Mapping
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -29,8 +29,15 @@ class Task(Protocol[Batch]):
         """
         ...
 
-    def batch(self, positions: NDArray[np.int64]) -> Batch:
-        """The samples at these global positions; a pure function of them, whoever asks and whenever."""
+    def fetch(self, positions: NDArray[np.int64]) -> Any:
+        """What must be read for the samples at these global positions; in a thread, ahead of the step."""
+        ...
+
+    def batch(self, fetched: Any) -> Batch:
+        """The samples, on the device, of what ``fetch`` gave.
+
+        A pure function of their positions, whoever asks and whenever.
+        """
         ...
 
     def losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:

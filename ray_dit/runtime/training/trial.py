@@ -58,9 +58,12 @@ class TimedTask:
         self._device = device
         return self.task.setup(device, is_local_first)
 
-    def batch(self, positions: NDArray[np.int64]) -> Any:
+    def fetch(self, positions: NDArray[np.int64]) -> Any:
+        return self.task.fetch(positions)
+
+    def batch(self, fetched: Any) -> Any:
         self._steps.append(self._now())
-        return self.task.batch(positions)
+        return self.task.batch(fetched)
 
     def losses(self, model: nn.Module, batch: Any) -> torch.Tensor:
         return self.task.losses(model, batch)

@@ -40,22 +40,29 @@ def train_worker(
     state = TrainingState.initial(model, task.optimizer, task.ema_decay)
     checkpointer = JobCheckpointer(job, every=config.checkpoint_every, last=config.steps, ends=ends)
     resume(state, checkpointer, parallel, tell)
-    report = Reporter(show, begin=state.step)
-    if parallel.rank == 0:
-        report(state, now=True)
-    train_steps(
-        state,
-        task,
-        config,
-        job,
-        data=StepBatches(task.batch, config.batch_size, parallel.rank, parallel.world_size),
-        parallel=parallel,
-        checkpointer=checkpointer,
-        report=report,
+    data = StepBatches(
+        task, config.batch_size, parallel.rank, parallel.world_size, parts=config.batches_per_step
     )
+    report = Reporter(show, begin=state.step, lost=lambda: (data.waited, checkpointer.stalled))
     if parallel.rank == 0:
         report(state, now=True)
+    try:
+        train_steps(
+            state,
+            task,
+            config,
+            job,
+            data=data,
+            parallel=parallel,
+            checkpointer=checkpointer,
+            report=report,
+        )
+    except BaseException:
+        checkpointer.close()  # or what is half written would be lost with this process
+        raise
+    if parallel.rank == 0:
         checkpointer.finish()
+        report(state, now=True)
         with state.averaged() as averaged:
             task.finish(averaged, np.array(state.log), job)
 

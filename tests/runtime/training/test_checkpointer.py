@@ -1,20 +1,22 @@
 """Checkpoints in the job's folder: which are made, which stay, and what a damaged one says."""
 
 import shutil
-from dataclasses import replace
+import threading
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from ray_dit.config import OptimizerConfig
-from ray_dit.errors import UserError
+from ray_dit.errors import Damaged, UserError
 from ray_dit.folders.checkpoints import checkpoint_key, checkpoint_steps
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.checkpointer import JobCheckpointer, checkpoints_due
 from ray_dit.runtime.training.parallel import Alone
 from ray_dit.runtime.training.state import TrainingState
 from ray_dit.runtime.training.worker import resume, train_worker
+from ray_dit.storage.local import LocalStore
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 from tests.runtime.training.regression import CONFIG, CPU, Regression, run, same
@@ -51,6 +53,7 @@ def test_the_newest_is_restored_and_as_many_as_asked_for_are_kept(tmp_path: Path
     assert some.steps() == []
     for step in (2, 4, 6, 8):
         some.save(state(step))
+    some.close()
     assert checkpoint_steps(some.job.store) == [4, 6, 8]
     assert some.steps() == [8, 6, 4]
     other = state(0)
@@ -62,6 +65,7 @@ def test_what_a_killed_start_did_not_prune_goes_at_the_end(tmp_path: Path) -> No
     some = checkpointer(tmp_path, keep=3)
     for step in (2, 4, 6):
         some.save(state(step))
+    some.close()
     checkpointer(tmp_path).finish()
     assert checkpoint_steps(some.job.store) == [4, 6]
 
@@ -196,3 +200,53 @@ def test_what_one_worker_can_not_read_none_goes_on_from(tmp_path: Path) -> None:
     restored = state(0)
     resume(restored, JobCheckpointer(job, 4, 8), OtherWorkerFails())
     assert restored.step == 4
+
+
+@dataclass(frozen=True)
+class Slow(LocalStore):
+    """Storage that lets a checkpoint in when the test says so, and may give back another one."""
+
+    may_write: threading.Event = field(default_factory=threading.Event)
+    changes: threading.Event = field(default_factory=threading.Event)
+
+    def put(self, key: str, data: bytes) -> bool:
+        if key.startswith("checkpoints/"):
+            assert self.may_write.wait(60)
+            data = flipped(data) if self.changes.is_set() else data
+        return super().put(key, data)
+
+
+def flipped(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_but_not_past_the_next(tmp_path: Path) -> None:
+    store, times = Slow(str(tmp_path)), iter(range(100))
+    some = JobCheckpointer(Job.open(store, "train", {"test": True}), 2, 10, clock=lambda: next(times))
+    first = state(2)
+    some.save(first)
+    wanted = {name: value.clone() for name, value in first.tensors().items()}
+    for parameter in first.model.parameters():
+        parameter.data.zero_()  # the next step is under way
+    assert checkpoint_steps(store) == []
+    threading.Timer(0.2, store.may_write.set).start()
+    some.save(state(4))
+    assert checkpoint_steps(store)[0] == 2, "the one before is written first"
+    some.close()
+    assert some.stalled == 2
+    saved, _ = some.read(2)
+    assert all(torch.equal(saved[name], value) for name, value in wanted.items())
+
+
+def test_no_checkpoint_is_pruned_for_one_that_storage_has_changed(tmp_path: Path) -> None:
+    store = Slow(str(tmp_path))
+    store.may_write.set()
+    some = JobCheckpointer(Job.open(store, "train", {"test": True}), 2, 10)
+    for step in (2, 4):
+        some.save(state(step))
+    some.close()
+    store.changes.set()
+    some.save(state(6))
+    with pytest.raises(Damaged, match="step-00000006.safetensors is not what was written a moment ago"):
+        some.finish()
+    assert checkpoint_steps(store) == [2, 4, 6]

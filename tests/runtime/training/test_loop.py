@@ -95,6 +95,9 @@ class Noted:
         assert state.model.training
         self.saved.append((state.step, list(state.log), (self.folder / f"picture-{state.step}").exists()))
 
+    def close(self) -> None:
+        pass
+
     def finish(self) -> None:
         pass
 
@@ -115,7 +118,7 @@ def steps(folder: Path, rank: int) -> tuple[Noted, Counted, list[int]]:
     task, noted, counted = Regression(), Noted(folder, {3, 8}), Counted(rank, 2)
     state = TrainingState.initial(task.setup(CPU, True), task.optimizer, task.ema_decay)
     job = Job.open(open_store(str(folder)), "train", {"test": True})
-    data = StepBatches(task.batch, CONFIG.batch_size)
+    data = StepBatches(task, CONFIG.batch_size)
     reported: list[int] = []
     train_steps(
         state, task, CONFIG, job, data=data, parallel=counted, checkpointer=noted,
