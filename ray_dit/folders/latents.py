@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_dit.errors import UserError
 from ray_dit.formats.latents import read_latent_shard
 from ray_dit.ledger.restore import read_whole
 from ray_dit.ledger.results import Marker
@@ -68,14 +69,21 @@ def open_latent_rows(
 ) -> LatentRows:
     """Opens the rows of ``shards``, given by their markers, copying them to ``cache/name`` if need be.
 
-    Damaged if a shard that is copied is not what its marker says.
+    Damaged if a shard that is copied is not what its marker says; UserError where there is no space for the
+    copy, or it may not be written there.
     """
     folder = cache / "latents" / name
     with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
         return _opened(folder)
     # Not there, damaged, or copied by a version that wrote no checksums.
     shutil.rmtree(folder, ignore_errors=True)
-    _copy(store, list(shards), folder)
+    try:
+        _copy(store, list(shards), folder)
+    except OSError as error:
+        raise UserError(
+            f"the latents of {store.uri} can't be copied to {cache} ({error.strerror or error}): set "
+            "RAY_DIT_CACHE to a folder on a local disk that may be written to and has space for them"
+        ) from error
     return _opened(folder)
 
 
@@ -107,6 +115,15 @@ def _copy(store: Store, shards: list[Marker[LatentShardFacts]], folder: Path) ->
         shutil.rmtree(building, ignore_errors=True)
 
 
+def _reserve(path: Path) -> None:
+    """Takes the space that a file has by its length; OSError where there is none.
+
+    What is written through a map to a full disk would end the process instead.
+    """
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
 def _fill(store: Store, shards: list[Marker[LatentShardFacts]], folder: Path) -> None:
     total = sum(shard.facts.rows for shard in shards)
     moments: NDArray[np.float16] | None = None
@@ -119,6 +136,7 @@ def _fill(store: Store, shards: list[Marker[LatentShardFacts]], folder: Path) ->
         if moments is None:
             shape = (total, len(views), *shard.moments.shape[1:])
             moments = np.lib.format.open_memmap(folder / "moments.npy", "w+", np.float16, shape)
+            _reserve(folder / "moments.npy")
         rows = slice(first, first + len(shard.keys))
         moments[rows] = np.stack(views, axis=1)
         checks.append(np.array([_checks(view) for view in views], np.uint32).reshape(len(views), -1).T)

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ray_dit.errors import Damaged, NotFound
+from ray_dit.errors import Damaged, NotFound, UserError
 from ray_dit.folders.latents import DamagedCopy, cache_folder, open_latent_rows
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.ledger.results import Marker
 from ray_dit.results import LatentShardFacts
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
+from tests.support.disks import NoDisk, SmallDisk
 from tests.support.results import latent_facts
 
 
@@ -118,3 +119,26 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert cache_folder() == Path("/somewhere/ray-dit")
     monkeypatch.setenv("RAY_DIT_CACHE", "/else")
     assert cache_folder() == Path("/else")
+
+
+def test_no_permission_is_said_at_once_with_what_to_set(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "latents"))
+    entries = write(store, [3, 2], mirror=False)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match=r"can't be copied to .*file \(Not a directory\): set RAY_DIT_CACHE"):
+        open_latent_rows(store, entries, "name", tmp_path / "file")
+
+
+def test_no_space_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    """Writing through a map to a full disk would end the process."""
+    store = open_store(str(tmp_path / "latents"))
+    entries = write(store, [1500, 500], mirror=False)
+    try:
+        with SmallDisk(tmp_path / "disk", pages=8) as disk:
+            with pytest.raises(UserError, match=r"disk \(No space left on device\): set RAY_DIT_CACHE to a"):
+                open_latent_rows(store, entries, "name", disk.folder)
+            assert not [path for path in disk.folder.rglob("*") if path.is_file()]
+            disk.enlarge()
+            assert len(open_latent_rows(store, entries, "name", disk.folder).labels) == 2000
+    except NoDisk as error:
+        pytest.skip(str(error))
