@@ -1,0 +1,246 @@
+"""A step of the training loop against a plain one, with nothing but the processor.
+
+``python -m benchmarks.training [--size DiT-S/2] [--batch-size 16] [--threads 2] [--turns 5] [--steps 3]``.
+Ours is `ray_dit.runtime.training.loop` on latents in memory, uncompiled and compiled. The peer does what a
+published training script does per step, eagerly: a batch of a data loader, the noise and the loss of the same
+model, AdamW as torch chooses it, the average of the weights one tensor after the other. *Products* are the
+step's matrix products and attention alone, forward and backward: what no loop can save.
+
+Each turn measures all of them, one after the other. Medians and spread go to
+``benchmarks/results/training.json``.
+"""
+
+import queue
+import statistics
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from benchmarks.common import RESULTS, TRIALS, argument_parser, in_turns, machine, timed, write_json
+from ray_dit.config import DiffusionConfig, DiTConfig, DiTSizeConfig, OptimizerConfig, TrainingConfig
+from ray_dit.core.batch import TrainingBatch, training_batch
+from ray_dit.core.determinism import make_deterministic
+from ray_dit.core.diffusion import linear_schedule, q_sample
+from ray_dit.core.dit import DiT
+from ray_dit.core.loss import diffusion_loss
+from ray_dit.ledger.job import Job
+from ray_dit.runtime.training.checkpointer import JobCheckpointer
+from ray_dit.runtime.training.data import StepBatches
+from ray_dit.runtime.training.loop import train_steps
+from ray_dit.runtime.training.parallel import Alone
+from ray_dit.runtime.training.state import TrainingState
+from ray_dit.storage.open import open_store
+
+CLASSES, ROWS = 1000, 512
+SCALE = 0.18215
+
+
+class LatentsTask:
+    """What `ray-dit train` does per batch, on latents in memory; a ``Task``."""
+
+    def __init__(self, shape: DiTConfig) -> None:
+        self.shape = shape
+        self.optimizer = OptimizerConfig()
+        self.ema_decay: float | None = 0.9999
+        chance = np.random.default_rng(0)
+        size = (ROWS, 2 * shape.in_channels, shape.input_size, shape.input_size)
+        self.moments = chance.standard_normal(size).astype(np.float16)
+        self.labels = torch.from_numpy(chance.integers(0, shape.num_classes, ROWS))
+        self.schedule = linear_schedule(DiffusionConfig())
+
+    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+        """See ``Task``, as for all methods here."""
+        return DiT(self.shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+    def fetch(self, positions: NDArray[np.int64]) -> list[torch.Tensor]:
+        rows = positions % ROWS
+        moments = torch.from_numpy(self.moments[rows].astype(np.float32))
+        return [torch.from_numpy(positions), moments, self.labels[torch.from_numpy(rows)]]
+
+    def batch(self, fetched: list[torch.Tensor]) -> TrainingBatch:
+        at, moments, labels = fetched
+        return training_batch(
+            0, at, moments, labels, shift=0.0, scale=SCALE, num_timesteps=1000, num_classes=CLASSES,
+            class_dropout_prob=0.1,
+        )  # fmt: skip
+
+    def losses(self, model: nn.Module, batch: TrainingBatch) -> torch.Tensor:
+        x_t = q_sample(self.schedule, batch.x_start, batch.t, batch.noise)
+        output = model(x_t, batch.t, batch.y)
+        return diffusion_loss(
+            self.schedule, output, batch.x_start, x_t, batch.t, batch.noise, learn_sigma=True
+        ).loss
+
+    def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
+        return {}
+
+    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
+        raise AssertionError("a benchmark has no result")
+
+
+class OurLoop:
+    """The real loop, stopped after every step: a call is a step."""
+
+    def __init__(self, task: LatentsTask, batch_size: int, folder: Path, **settings: Any) -> None:
+        self._task = task
+        self._config = TrainingConfig(
+            output="unused", steps=1_000_000, batch_size=batch_size, checkpoint_every=1_000_000, **settings
+        )
+        self._job = Job.open(open_store(str(folder)), "train", {"a": "benchmark"})
+        self._steps = self._stepped()
+
+    def __call__(self) -> None:
+        next(self._steps)
+
+    def _stepped(self) -> Iterator[None]:
+        """Yields after each step.
+
+        The loop calls ``batch`` once per step, which is where a thread of it waits for the next call.
+        """
+        go: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        done: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        task, threads = self._task, torch.get_num_threads()
+
+        def report(_: TrainingState) -> None:
+            done.put(True)
+            go.get()
+
+        def run() -> None:
+            torch.set_num_threads(threads)
+            state = TrainingState.initial(
+                task.setup(torch.device("cpu"), True), task.optimizer, task.ema_decay
+            )
+            go.get()
+            train_steps(
+                state, task, self._config, self._job,
+                data=StepBatches(task, self._config.batch_size), parallel=Alone(),
+                checkpointer=JobCheckpointer(self._job, 1_000_000, 1_000_000), report=report,
+            )  # fmt: skip
+
+        threading.Thread(target=run, daemon=True).start()
+        while True:
+            go.put(True)
+            done.get()
+            yield
+
+
+class PlainLoop:
+    """What a training script does per step, eagerly."""
+
+    def __init__(self, task: LatentsTask, batch_size: int) -> None:
+        self._task, self._model = task, task.setup(torch.device("cpu"), True)
+        self._average = {name: value.detach().clone() for name, value in self._model.named_parameters()}
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-4, weight_decay=0)
+        latents = torch.from_numpy(task.moments.astype(np.float32)).chunk(2, dim=1)[0] * SCALE
+        rows = torch.utils.data.TensorDataset(latents, task.labels)
+        self._loader = torch.utils.data.DataLoader(rows, batch_size, shuffle=True, drop_last=True)
+        self._batches = iter(self._loader)
+
+    def __call__(self) -> None:
+        try:
+            x_start, labels = next(self._batches)
+        except StopIteration:
+            self._batches = iter(self._loader)
+            x_start, labels = next(self._batches)
+        t, noise = torch.randint(0, 1000, (len(labels),)), torch.randn_like(x_start)
+        labels = torch.where(torch.rand(len(labels)) < 0.1, CLASSES, labels)
+        loss = self._task.losses(self._model, TrainingBatch(x_start, t, noise, labels)).mean()
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        with torch.no_grad():
+            for name, value in self._model.named_parameters():
+                self._average[name].mul_(0.9999).add_(value.detach(), alpha=1 - 0.9999)
+        loss.item()
+
+
+def products(shape: DiTConfig, batch_size: int) -> Callable[[], None]:
+    """The matrix products and attention of a step alone, forward and backward."""
+    tokens, width = batch_size * (shape.input_size // shape.patch_size) ** 2, shape.hidden_size
+    hidden, heads = int(width * shape.mlp_ratio), shape.num_heads
+    pairs = [
+        (tokens, width, 3 * width),
+        (tokens, width, width),
+        (tokens, width, hidden),
+        (tokens, hidden, width),
+    ]
+    pairs.append((batch_size, width, 6 * width))
+    layers = [(torch.randn(rows, a), torch.randn(b, a), torch.randn(rows, b)) for rows, a, b in pairs]
+    parts = torch.randn(3, batch_size, heads, tokens // batch_size, width // heads)
+    upstream = torch.randn_like(parts[0])
+
+    def once() -> None:
+        for _ in range(shape.depth):
+            for inputs, weight, above in layers:
+                F.linear(inputs, weight)
+                torch.mm(above, weight)
+                torch.mm(above.T, inputs)
+            q, k, v = (part.clone().requires_grad_() for part in parts)
+            F.scaled_dot_product_attention(q, k, v).backward(upstream)
+
+    return once
+
+
+def main() -> None:
+    """Measures, prints the ratios and writes them down."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--size", default="DiT-S/2")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3, help="per turn, of which the median counts")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, two turns: shows that it works")
+    arguments = parser.parse_args()
+    make_deterministic(arguments.threads)
+    size = DiTSizeConfig(preset=arguments.size)
+    shape = size.resolve(input_size=32, in_channels=4, num_classes=CLASSES)
+    if arguments.quick:
+        shape = shape.model_copy(update={"depth": 2, "hidden_size": 48, "num_heads": 2})
+    task = LatentsTask(shape)
+    with tempfile.TemporaryDirectory() as folder:
+        ours = {
+            name: OurLoop(task, arguments.batch_size, Path(folder, name), **settings)
+            for name, settings in (("ours", {}), ("ours, compiled", {"compile": True}))
+        }
+        calls: dict[str, Callable[[], None]] = {"plain": PlainLoop(task, arguments.batch_size), **ours}
+        calls["products"] = products(shape, arguments.batch_size)
+        for call in calls.values():
+            timed(call, repeats=1)
+
+        def measured(call: Callable[[], None]) -> Callable[[int], float]:
+            return lambda _: statistics.median(timed(call, repeats=arguments.steps, warm_up=1))
+
+        seconds = in_turns(
+            {name: measured(call) for name, call in calls.items()}, 2 if arguments.quick else arguments.turns
+        )
+    ratios = {
+        f"plain / {name}": spread([a / b for a, b in zip(seconds["plain"], seconds[name], strict=True)])
+        for name in ours
+    } | {
+        f"products / {name}": spread([a / b for a, b in zip(seconds["products"], seconds[name], strict=True)])
+        for name in ours
+    }
+    for name, (median, low, high) in ratios.items():
+        print(f"{name}: {median:.3f} ({low:.3f} to {high:.3f})")
+    result = {
+        "machine": machine(), "model": arguments.size, "batch_size": arguments.batch_size,
+        "threads": arguments.threads, "seconds": seconds, "median, lowest, highest": ratios,
+    }  # fmt: skip
+    write_json((TRIALS if arguments.quick else RESULTS) / "training.json", result)
+
+
+def spread(values: list[float]) -> tuple[float, float, float]:
+    """Median, lowest and highest."""
+    return statistics.median(values), min(values), max(values)
+
+
+if __name__ == "__main__":
+    main()
