@@ -169,7 +169,7 @@ def _check_left(config: TrainVaeConfig, plan: ImagePlan, bad_keys: set[str]) -> 
         if len(lost):
             position = int(lost[0]) * share
             raise UserError(
-                f"none of the {share} images in {plan.uri} of a batch in step "
+                f"none of the {share} images in {plan.uri} that a worker has at once in step "
                 f"{(first + position) // config.batch_size} can be read, first "
                 f"{plan.keys[at[position]]!r}: repair them or raise --batch-size"
             )

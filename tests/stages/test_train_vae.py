@@ -76,7 +76,7 @@ def test_a_worker_that_would_have_none_in_a_step_is_said_before_training(place: 
     fields = {"max_bad": 0.9, "batch_size": 2, "num_workers": 2, "steps": 40}
     refused(
         place,
-        r"none of the 1 images .* that a worker has in step \d+ can be read, first .*batch-size",
+        r"none of the 1 images .* that a worker has at once in step \d+ can be read, first .*batch-size",
         **fields,
     )
     refused(place, "nothing answers at the Ray address", max_bad=0.9, output="other")
