@@ -20,7 +20,15 @@ class EncodeConfig(ShardsConfig):
     """Images the VAE sees at once."""
     use_gpu: Placement[bool] = False
     """Give each actor a GPU."""
+    decode_threads: Placement[PositiveInt | None] = None
+    """Threads per actor that decode images, beside those of torch; each reserves a CPU where nodes have
+    enough. By default 1, with a GPU 4: to decode a photograph takes about 4 ms of a CPU."""
     repair: Placement[bool] = False
     """First read all that is there again, and make damaged or missing shards anew."""
     extend: Placement[bool] = False
     """Add the images that are there by now to finished latents, in files of their own beside the old ones."""
+
+    @property
+    def own_threads(self) -> int:
+        """Those that decode."""
+        return self.decode_threads or (4 if self.use_gpu else 1)

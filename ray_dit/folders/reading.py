@@ -1,12 +1,14 @@
 """Planned images, read: decoded and cropped, the bad ones set aside and listed."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ray_dit.core.media import UnreadableImage, decode
+from ray_dit.core.media import DecodedImage, decode_image
+from ray_dit.core.to_rgb import Decoding, UnreadableImage
 from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.folders.images import ImagePlan
 from ray_dit.folders.pinned import NotAsPlanned
@@ -33,37 +35,77 @@ class BadImage:
         return self.reason in FLEETING
 
 
+Decode = Callable[[bytes, int, Decoding], DecodedImage]
+"""As ``decode_image``: bytes, the side in pixels, and how; UnreadableImage where they are no image."""
+Outcome = DecodedImage | BadImage
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Images uint8 [N, S, S, 3], the N rows they belong to, the bad ones, and what was converted."""
+
+    images: NDArray[np.uint8]
+    kept: NDArray[np.int64]
+    bad: list[BadImage]
+    conversions: Mapping[str, int]
+    """How many images took each conversion, sorted by name."""
+
+
 def load_images(
     plan: ImagePlan, rows: Iterable[int], *, all_there: bool = False
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[BadImage]]:
-    """Reads and centre-crops images.
+    """Reads and centre-crops images, one after the other; ``loading.py`` does it with threads.
 
     Returns uint8 [N, S, S, 3], the N row numbers they belong to, and the bad ones, in order of ``rows``:
     unreadable, gone or changed since they were planned. An object that holds several images and is gone or
     changed is NotFound or Conflict, as is any that is with ``all_there``.
     """
-    store = store_of_images(plan.uri)
-    images: list[NDArray[np.uint8]] = []
+    store, rows = store_of_images(plan.uri), list(rows)
+
+    def outcomes() -> Iterator[tuple[int, Outcome]]:
+        for row in rows:
+            data = fetched(plan, store, row, all_there=all_there)
+            yield row, data if isinstance(data, BadImage) else decoded(plan, row, data, decode_image)
+
+    loaded = gathered(plan, outcomes(), len(rows))
+    return loaded.images, loaded.kept, loaded.bad
+
+
+def fetched(plan: ImagePlan, store: Store, row: int, *, all_there: bool = False) -> bytes | BadImage:
+    """The bytes of an image, as its plan has it; errors as ``load_images``."""
+    reader = input_format(plan.format)
+    try:
+        return reader.read_image(plan.source(store, row), plan.keys[row], plan.place(row))
+    except UnreadableImage as error:
+        return BadImage(plan.keys[row], str(error))
+    except NotAsPlanned as error:
+        if all_there or plan.shares_objects:
+            raise _lost(store, error) from error
+        return BadImage(plan.keys[row], error.reason)
+
+
+def decoded(plan: ImagePlan, row: int, data: bytes, decode: Decode) -> Outcome:
+    """What becomes of an image's bytes."""
+    try:
+        return decode(data, plan.size, plan.decoding)
+    except UnreadableImage as error:
+        return BadImage(plan.keys[row], str(error))
+
+
+def gathered(plan: ImagePlan, outcomes: Iterable[tuple[int, Outcome]], count: int) -> Loaded:
+    """The images of ``count`` rows and what has become of each, together."""
+    images = np.empty((count, plan.size, plan.size, 3), np.uint8)
     kept: list[int] = []
     bad: list[BadImage] = []
-    for row in rows:
-        try:
-            images.append(decode(_read(plan, store, row), plan.size, plan.decoding))
-            kept.append(int(row))
-        except UnreadableImage as error:
-            bad.append(BadImage(plan.keys[row], str(error)))
-        except NotAsPlanned as error:
-            if all_there or plan.shares_objects:
-                raise _lost(store, error) from error
-            bad.append(BadImage(plan.keys[row], error.reason))
-    shape = (len(images), plan.size, plan.size, 3)
-    stacked = np.stack(images) if images else np.zeros(shape, np.uint8)
-    return stacked, np.array(kept, dtype=np.int64), bad
-
-
-def _read(plan: ImagePlan, store: Store, row: int) -> bytes:
-    reader = input_format(plan.format)
-    return reader.read_image(plan.source(store, row), plan.keys[row], plan.place(row))
+    conversions: Counter[str] = Counter()
+    for row, outcome in outcomes:
+        if isinstance(outcome, BadImage):
+            bad.append(outcome)
+            continue
+        images[len(kept)] = outcome.pixels
+        kept.append(int(row))
+        conversions.update(outcome.conversions)
+    return Loaded(images[: len(kept)], np.array(kept, np.int64), bad, dict(sorted(conversions.items())))
 
 
 def _lost(store: Store, error: NotAsPlanned) -> UserError:

@@ -32,7 +32,8 @@ from ray_dit.folders.latent_plans import (
     quarantine_key,
     read_plan,
 )
-from ray_dit.folders.reading import FLEETING, BadImage, check_bad, load_images, quarantine_bytes
+from ray_dit.folders.loading import BYTES_AHEAD, Loader
+from ray_dit.folders.reading import FLEETING, BadImage, Loaded, check_bad, quarantine_bytes
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.formats.model_folder import VAE_FOLDER
@@ -123,8 +124,16 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
 
 def _work(config: EncodeConfig, sizes: list[int], generation: int = 0) -> Work:
     """The shards of a generation, with as many under way as fit into memory."""
-    lanes = lanes_for(3 * max(sizes) * config.images.size**2)
-    return Work(STAGE, UNIT, sizes, lanes, generation=generation)
+    shard_bytes = 3 * max(sizes) * config.images.size**2
+    return Work(
+        STAGE,
+        UNIT,
+        sizes,
+        lanes_for(shard_bytes),
+        generation=generation,
+        shard_bytes=shard_bytes,
+        shared_bytes=BYTES_AHEAD,
+    )
 
 
 def _inputs(config: EncodeConfig) -> tuple[Planned, Any]:
@@ -232,15 +241,10 @@ class _Build:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The images of a shard.
-
-    ``images`` uint8 [N, S, S, 3] are those of the rows ``kept``; ``bad`` are the others.
-    """
+    """The images of a shard."""
 
     shard: int
-    images: NDArray[np.uint8]
-    kept: NDArray[np.int64]
-    bad: list[BadImage]
+    loaded: Loaded
 
 
 class Encoder:
@@ -253,6 +257,7 @@ class Encoder:
         job: Job | None = None,
         *,
         vae: Any = None,
+        loader: Loader | None = None,
         lost: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         from ray_dit.vae import VAE
@@ -261,15 +266,18 @@ class Encoder:
         self._device = torch.device("cuda" if config.use_gpu else "cpu")
         self._vae = VAE.load(config.vae, device=self._device) if vae is None else vae
         self._lost = lost
+        self._loader = Loader(config.own_threads) if loader is None else loader
 
     def prepare(self, shard: int) -> Decoded:
         """The shard's images, read and cropped; without those that are known to be ``lost``, by key."""
         first = shard * self._config.shard_size
         rows = range(first, min(first + self._config.shard_size, len(self._plan.keys)))
-        keys = self._plan.keys
-        images, kept, bad = load_images(self._plan, [row for row in rows if keys[row] not in self._lost])
-        bad += [BadImage(keys[row], self._lost[keys[row]]) for row in rows if keys[row] in self._lost]
-        return Decoded(shard, images, kept, bad)
+        keys, lost = self._plan.keys, self._lost
+        loaded = self._loader.load(self._plan, [row for row in rows if keys[row] not in lost])
+        found = {entry.key: entry for entry in loaded.bad}
+        found |= {keys[row]: BadImage(keys[row], lost[keys[row]]) for row in rows if keys[row] in lost}
+        bad = [found[keys[row]] for row in rows if keys[row] in found]
+        return Decoded(shard, replace(loaded, bad=bad))
 
     def make_again(self, key: str, facts: Mapping[str, Any]) -> Made:
         """The shard at ``key`` of any generation, as it was: without the images that were lost then.
@@ -284,7 +292,7 @@ class Encoder:
         if generation != self._job.generation:
             plan = as_found(store, read_plan(store, generation, self._config.images.uri))
         job = replace(self._job, generation=generation)
-        made = make_shard(Encoder(self._config, plan, job, vae=self._vae, lost=lost), known.shard)
+        made = make_shard(self._like(plan, job, lost), known.shard)
         for image, reason in LatentShardFacts.model_validate(made.facts.to_json()).bad:
             if reason in FLEETING and image not in lost:
                 raise UserError(
@@ -293,9 +301,12 @@ class Encoder:
                 )
         return made
 
+    def _like(self, plan: ImagePlan, job: Job, lost: Mapping[str, str]) -> "Encoder":
+        return Encoder(self._config, plan, job, vae=self._vae, loader=self._loader, lost=lost)
+
     def compute(self, inputs: Decoded) -> tuple[Decoded, LatentShard]:
         """Moments of the images, and of their mirror images where the job wants them."""
-        kept, images = inputs.kept, inputs.images
+        kept, images = inputs.loaded.kept, inputs.loaded.images
         return inputs, LatentShard(
             keys=[self._plan.keys[row] for row in kept],
             labels=self._plan.labels[kept],
@@ -307,12 +318,13 @@ class Encoder:
     def finish(self, outputs: tuple[Decoded, LatentShard]) -> Made:
         """The shard as Parquet."""
         inputs, latents = outputs
+        kept, bad = inputs.loaded.kept, inputs.loaded.bad
         sums, squares = channel_sums(latents)
         facts = LatentShardFacts(
             shard=inputs.shard,
-            rows=len(inputs.kept),
-            seen=len(inputs.kept) + len(inputs.bad),
-            bad=tuple((entry.key, entry.reason) for entry in inputs.bad),
+            rows=len(kept),
+            seen=len(kept) + len(bad),
+            bad=tuple((entry.key, entry.reason) for entry in bad),
             train_rows=int((~latents.heldout).sum()),
             moments_sha256=array_sha256(latents.moments),
             sum=tuple(sums.tolist()),
@@ -320,7 +332,7 @@ class Encoder:
         )
         prefix = self._job.prefix if self._job else ""
         key = f"latents/{prefix}{shard_name(inputs.shard)}.parquet"
-        varies = any(entry.is_fleeting for entry in inputs.bad)
+        varies = any(entry.is_fleeting for entry in bad)
         return Made(key, latent_shard_bytes(latents), facts, varies=varies)
 
     def _moments(self, images: NDArray[np.uint8]) -> NDArray[np.float16]:
