@@ -1,8 +1,9 @@
 """Planned images, read: decoded and cropped, the bad ones set aside and listed."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,26 +15,14 @@ from ray_dit.folders.images import ImagePlan
 from ray_dit.folders.pinned import NotAsPlanned
 from ray_dit.folders.sources import store_of_images
 from ray_dit.formats.registry import input_format
+from ray_dit.results import BadImage
 from ray_dit.storage.store import Store, ahead
 
-QUARANTINE_KEY = "quarantine.tsv"
-"""Where a stage lists the images it has set aside."""
-FLEETING = ("gone", "changed")
-
-
-@dataclass(frozen=True)
-class BadImage:
-    """An image that could not be read, and why."""
-
-    key: str
-    reason: str
-    """``gone`` and ``changed`` where its object is not there, or another one than was planned."""
-
-    @property
-    def is_fleeting(self) -> bool:
-        """Whether it may be read another time: what is made without it may come out differently then."""
-        return self.reason in FLEETING
-
+LOST = {
+    "gone": "its object is gone since the images were planned",
+    "changed": "its object is another one than was planned",
+}
+"""Why an image is set aside whose object is not as planned."""
 
 Decode = Callable[[bytes, int, Decoding], DecodedImage]
 """As ``decode_image``: bytes, the side in pixels, and how; UnreadableImage where they are no image."""
@@ -47,8 +36,10 @@ class Loaded:
     images: NDArray[np.uint8]
     kept: NDArray[np.int64]
     bad: list[BadImage]
+    converted: int
+    """How many images took any conversion."""
     conversions: Mapping[str, int]
-    """How many images took each conversion, sorted by name."""
+    """How many took each, sorted by name."""
 
 
 def load_images(
@@ -77,11 +68,12 @@ def fetched(plan: ImagePlan, store: Store, row: int, *, all_there: bool = False)
     try:
         return reader.read_image(plan.source(store, row), plan.keys[row], plan.place(row))
     except UnreadableImage as error:
-        return BadImage(plan.keys[row], str(error))
+        return bad_image(plan, row, error)
     except NotAsPlanned as error:
         if all_there or plan.shares_objects:
             raise _lost(store, error) from error
-        return BadImage(plan.keys[row], error.reason)
+        label, key = int(plan.labels[row]), plan.object_key(row)
+        return BadImage(plan.keys[row], LOST[error.reason], error.reason, label, key)
 
 
 def decoded(plan: ImagePlan, row: int, data: bytes, decode: Decode) -> Outcome:
@@ -89,7 +81,21 @@ def decoded(plan: ImagePlan, row: int, data: bytes, decode: Decode) -> Outcome:
     try:
         return decode(data, plan.size, plan.decoding)
     except UnreadableImage as error:
-        return BadImage(plan.keys[row], str(error))
+        return bad_image(plan, row, error, data)
+
+
+def bad_image(plan: ImagePlan, row: int, error: UnreadableImage, data: bytes | None = None) -> BadImage:
+    """What is known of an image that can't be read, of whose bytes ``data`` were."""
+    return BadImage(
+        plan.keys[row],
+        str(error),
+        error.code,
+        label=int(plan.labels[row]),
+        object=plan.object_key(row),
+        bytes=None if data is None else len(data),
+        sha256=None if data is None else hashlib.sha256(data).hexdigest(),
+        **(asdict(error.seen) if error.seen else {}),
+    )
 
 
 def gathered(plan: ImagePlan, outcomes: Iterable[tuple[int, Outcome]], count: int) -> Loaded:
@@ -98,14 +104,17 @@ def gathered(plan: ImagePlan, outcomes: Iterable[tuple[int, Outcome]], count: in
     kept: list[int] = []
     bad: list[BadImage] = []
     conversions: Counter[str] = Counter()
+    converted = 0
     for row, outcome in outcomes:
         if isinstance(outcome, BadImage):
             bad.append(outcome)
             continue
         images[len(kept)] = outcome.pixels
         kept.append(int(row))
+        converted += bool(outcome.conversions)
         conversions.update(outcome.conversions)
-    return Loaded(images[: len(kept)], np.array(kept, np.int64), bad, dict(sorted(conversions.items())))
+    names = dict(sorted(conversions.items()))
+    return Loaded(images[: len(kept)], np.array(kept, np.int64), bad, converted, names)
 
 
 def _lost(store: Store, error: NotAsPlanned) -> UserError:
@@ -127,17 +136,6 @@ def find_bad(
         bad += found
         advance(done)
     return bad
-
-
-def quarantine_bytes(bad: Iterable[BadImage]) -> bytes:
-    """The list of the images that were set aside, as the stages leave it."""
-    return ("key\treason\n" + "".join(f"{entry.key}\t{entry.reason}\n" for entry in bad)).encode()
-
-
-def read_quarantine(data: bytes) -> list[BadImage]:
-    """What ``quarantine_bytes`` was given."""
-    lines = [line.partition("\t") for line in data.decode().splitlines()[1:]]
-    return [BadImage(key, reason) for key, _, reason in lines]
 
 
 def check_bad(bad: int, total: int, max_bad: float, where: str, first: Sequence[BadImage]) -> None:

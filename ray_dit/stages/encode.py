@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ray_dit.config import EncodeConfig
 from ray_dit.core.latents import to_float
-from ray_dit.errors import Conflict, UserError
+from ray_dit.errors import Conflict, Damaged, UserError
 from ray_dit.folders.images import ImagePlan, plan_images, refuse_output_inside
 from ray_dit.folders.latent_plans import (
     Planned,
@@ -29,11 +29,11 @@ from ray_dit.folders.latent_plans import (
     generation_of_key,
     made_again,
     plan_key,
-    quarantine_key,
     read_plan,
 )
 from ray_dit.folders.loading import BYTES_AHEAD, Loader
-from ray_dit.folders.reading import FLEETING, BadImage, Loaded, check_bad, quarantine_bytes
+from ray_dit.folders.quarantine import put_quarantine
+from ray_dit.folders.reading import Loaded, check_bad
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.formats.model_folder import VAE_FOLDER
@@ -41,7 +41,7 @@ from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import check_finished, manifest_key, manifest_objects
 from ray_dit.ledger.plain import MadeAgain
 from ray_dit.ledger.results import Manifest, Marker
-from ray_dit.results import LatentShardFacts, LatentsResult
+from ray_dit.results import BadImage, LatentShardFacts, LatentsResult, conversions_of
 from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards
 from ray_dit.runtime.repairing import finish_shards, take_finished
 from ray_dit.runtime.session import ray_session
@@ -86,7 +86,7 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
         with ray_session(config) as ray:
             make_shards(ray, config, job, build, _work(config, sizes), gpus=gpus)
 
-    return finish_shards(job, make, lambda: _finish(config, planned.plan, job, len(sizes), vae))
+    return finish_shards(job, make, lambda: _finish(config, planned.plan, job, sizes, vae))
 
 
 def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
@@ -258,7 +258,7 @@ class Encoder:
         *,
         vae: Any = None,
         loader: Loader | None = None,
-        lost: Mapping[str, str] = MappingProxyType({}),
+        lost: Mapping[str, BadImage] = MappingProxyType({}),
     ) -> None:
         from ray_dit.vae import VAE
 
@@ -275,7 +275,7 @@ class Encoder:
         keys, lost = self._plan.keys, self._lost
         loaded = self._loader.load(self._plan, [row for row in rows if keys[row] not in lost])
         found = {entry.key: entry for entry in loaded.bad}
-        found |= {keys[row]: BadImage(keys[row], lost[keys[row]]) for row in rows if keys[row] in lost}
+        found |= {keys[row]: lost[keys[row]] for row in rows if keys[row] in lost}
         bad = [found[keys[row]] for row in rows if keys[row] in found]
         return Decoded(shard, replace(loaded, bad=bad))
 
@@ -285,7 +285,7 @@ class Encoder:
         UserError where others are lost by now.
         """
         known = LatentShardFacts.model_validate(facts)
-        lost = {image: reason for image, reason in known.bad if reason in FLEETING}
+        lost = {entry.key: entry for entry in known.set_aside if entry.is_fleeting}
         assert self._job is not None, "a trial's shards are not repaired"
         store, generation = self._job.store, generation_of_key(key)
         plan = self._plan
@@ -293,15 +293,15 @@ class Encoder:
             plan = as_found(store, read_plan(store, generation, self._config.images.uri))
         job = replace(self._job, generation=generation)
         made = make_shard(self._like(plan, job, lost), known.shard)
-        for image, reason in LatentShardFacts.model_validate(made.facts.to_json()).bad:
-            if reason in FLEETING and image not in lost:
+        for entry in LatentShardFacts.model_validate(made.facts.to_json()).set_aside:
+            if entry.is_fleeting and entry.key not in lost:
                 raise UserError(
-                    f"{store.where(key)} can't be made again, as {image} in {plan.uri} is {reason}: bring "
-                    "back what was there, or restore the object from a copy"
+                    f"{store.where(key)} can't be made again, as {entry.key} in {plan.uri} is {entry.code}: "
+                    "bring back what was there, or restore the object from a copy"
                 )
         return made
 
-    def _like(self, plan: ImagePlan, job: Job, lost: Mapping[str, str]) -> "Encoder":
+    def _like(self, plan: ImagePlan, job: Job, lost: Mapping[str, BadImage]) -> "Encoder":
         return Encoder(self._config, plan, job, vae=self._vae, loader=self._loader, lost=lost)
 
     def compute(self, inputs: Decoded) -> tuple[Decoded, LatentShard]:
@@ -318,13 +318,15 @@ class Encoder:
     def finish(self, outputs: tuple[Decoded, LatentShard]) -> Made:
         """The shard as Parquet."""
         inputs, latents = outputs
-        kept, bad = inputs.loaded.kept, inputs.loaded.bad
+        loaded = inputs.loaded
         sums, squares = channel_sums(latents)
         facts = LatentShardFacts(
             shard=inputs.shard,
-            rows=len(kept),
-            seen=len(kept) + len(bad),
-            bad=tuple((entry.key, entry.reason) for entry in bad),
+            rows=len(loaded.kept),
+            seen=len(loaded.kept) + len(loaded.bad),
+            bad=tuple(loaded.bad),
+            converted=loaded.converted,
+            conversions=dict(loaded.conversions),
             train_rows=int((~latents.heldout).sum()),
             moments_sha256=array_sha256(latents.moments),
             sum=tuple(sums.tolist()),
@@ -332,7 +334,7 @@ class Encoder:
         )
         prefix = self._job.prefix if self._job else ""
         key = f"latents/{prefix}{shard_name(inputs.shard)}.parquet"
-        varies = any(entry.is_fleeting for entry in bad)
+        varies = any(entry.is_fleeting for entry in loaded.bad)
         return Made(key, latent_shard_bytes(latents), facts, varies=varies)
 
     def _moments(self, images: NDArray[np.uint8]) -> NDArray[np.float16]:
@@ -365,12 +367,12 @@ def channel_sums(latents: LatentShard) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def _finish(
-    config: EncodeConfig, plan: ImagePlan, job: Job, num_shards: int, vae: Any
+    config: EncodeConfig, plan: ImagePlan, job: Job, sizes: list[int], vae: Any
 ) -> Manifest[LatentsResult]:
-    markers = list(all_markers(job, num_shards, LatentShardFacts))
-    bad = bad_images(marker.facts for marker in markers)
+    markers = list(all_markers(job, len(sizes), LatentShardFacts))
+    _check_counts(job, markers, sizes)
     _check_bad(config, plan, job, markers)
-    job.put_plain(quarantine_key(job.generation), quarantine_bytes(bad))
+    put_quarantine(job, bad_images(marker.facts for marker in markers), plan.classes)
     shards = [*_before(job), *(marker.facts for marker in markers)]
     side = config.images.size // vae.downsample
     train_rows = sum(shard.train_rows for shard in shards)
@@ -383,12 +385,23 @@ def _finish(
             rows=sum(shard.rows for shard in shards),
             train_rows=train_rows,
             bad=sum(len(shard.bad) for shard in shards),
+            **conversions_of(shards),
             scaling_factor=float(vae.module.config.scaling_factor),
             mean=mean,
             std=std,
         ),
         objects=markers,
     )
+
+
+def _check_counts(job: Job, markers: list[Marker[LatentShardFacts]], sizes: list[int]) -> None:
+    """Damaged where a shard's images and those set aside are not together the planned ones."""
+    for marker, planned in zip(markers, sizes, strict=True):
+        if not marker.facts.adds_up(planned):
+            raise Damaged(
+                f"{job.store.where(marker.key)} and its marker do not account for each of its {planned} "
+                "images: delete the marker and run the same command again"
+            )
 
 
 def _before(job: Job) -> list[LatentShardFacts]:

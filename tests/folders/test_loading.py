@@ -73,7 +73,7 @@ def test_threads_change_nothing(plan: ImagePlan, threads: int) -> None:
         assert loaded.bad == bad
         assert loaded.conversions == converted
     loader.close()
-    assert {"gone", "changed"} < {entry.reason for entry in bad}
+    assert {"gone", "changed"} < {entry.code for entry in bad}
 
 
 def test_no_rows_are_no_images(plan: ImagePlan, loader: Loader) -> None:
