@@ -242,8 +242,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--only", nargs="*", help="these parts only, such as generate")
     parser.add_argument("--quick", action="store_true", help="a turn of four shards, to see that it works")
+    parser.add_argument("--shards", type=int, default=SHARDS, help="fewer: filling and draining count more")
     arguments = parser.parse_args()
-    turns, shards = (1, 4) if arguments.quick else (arguments.turns, SHARDS)
+    turns, shards = (1, 4) if arguments.quick else (arguments.turns, arguments.shards)
     found: dict[str, list[dict[str, float]]] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -260,7 +261,7 @@ def main() -> None:
         "shards": shards,
         "cases": {name: {**summary(runs), "turns": runs} for name, runs in found.items()},
     }
-    write_json((TRIALS if arguments.quick else RESULTS) / "overlap.json", result)
+    write_json((RESULTS if shards == SHARDS else TRIALS) / "overlap.json", result)
     print(json.dumps({name: summary(runs) for name, runs in found.items()}, indent=1))
 
 

@@ -12,11 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
+from ray_dit.errors import UserError
 from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import generation_tag
 from ray_dit.results import FLEETING, UNREADABLE, BadImage
 
+SHOWN = 3
+"""Bad images that the message about too many of them names."""
 CODES = {
     UNREADABLE: "damaged, cut off, empty, or in no format that is read",
     "too-large": "more pixels than Pillow's safety limit",
@@ -45,6 +48,23 @@ COLUMNS = {
 }
 _CLASS = "class"
 """The column that is no field: it follows from the label."""
+
+
+def check_bad(
+    bad: int, total: int, max_bad: float, where: str, first: Sequence[BadImage], *, so_far: bool = False
+) -> None:
+    """UserError when more images are unreadable than allowed; ``so_far``: there may be more."""
+    if bad > max_bad * total:
+        example = f", the first is {first[0].key!r} ({first[0].reason})" if first else ""
+        others = [f"{entry.key!r} ({entry.reason})" for entry in first[1:SHOWN]]
+        example += f", then {', '.join(others)}" if others else ""
+        fleeting = any(entry.is_fleeting for entry in first)
+        ways = "bring those back that are gone or changed" if fleeting else "repair or remove them"
+        raise UserError(
+            f"{'at least ' if so_far else ''}{bad} of {total} images in {where} cannot be read, more than "
+            f"images.max_bad = {max_bad} allows{example}: {ways}, or raise --images.max-bad; what is "
+            "finished stays"
+        )
 
 
 def quarantine_key(generation: int = 0) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -136,15 +136,3 @@ def find_bad(
         bad += found
         advance(done)
     return bad
-
-
-def check_bad(bad: int, total: int, max_bad: float, where: str, first: Sequence[BadImage]) -> None:
-    """UserError when more images are unreadable than allowed."""
-    if bad > max_bad * total:
-        example = f", the first is {first[0].key!r} ({first[0].reason})" if first else ""
-        fleeting = any(entry.is_fleeting for entry in first)
-        ways = "bring those back that are gone or changed" if fleeting else "repair or remove them"
-        raise UserError(
-            f"{bad} of {total} images in {where} cannot be read, more than images.max_bad = {max_bad} "
-            f"allows{example}: {ways}, or raise --images.max-bad"
-        )

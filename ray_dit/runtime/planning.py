@@ -246,7 +246,14 @@ def try_shards(
     count = min(actors * SHARDS_PER_ACTOR, trial.shards)
     tally = ray.remote(num_cpus=0)(_Tally).remote(actors)
     small = config.model_copy(update={"actors": actors})
-    trial_work = replace(work, what=f"{work.what}, trial", sizes=[trial.size] * count, first=0, generation=0)
+    trial_work = replace(
+        work,
+        what=f"{work.what}, trial",
+        sizes=[trial.size] * count,
+        first=0,
+        generation=0,
+        shard_bytes=work.shard_bytes * trial.size // max(work.sizes),
+    )
     make_shards(ray, small, _scratch_job(work.what), _TimedBuild(trial.build, tally), trial_work, gpus=gpus)
     whole = time.monotonic() - begun
     taken: dict[str, list[tuple[float, int]]] = ray.get(tally.told.remote())

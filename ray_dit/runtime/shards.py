@@ -23,7 +23,7 @@ from ray_dit.errors import UserError, first_message
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.results import F, Marker
 from ray_dit.ledger.runs import RunRecord
-from ray_dit.runtime.coordinator import Coordinator, News, Outcome
+from ray_dit.runtime.coordinator import Coordinator, Enough, News, Outcome
 from ray_dit.runtime.progress import Advance, progress
 from ray_dit.runtime.session import beside_the_driver, check_resources, cpus_for, debugging, largest_node
 from ray_dit.runtime.shard_actor import Actor
@@ -115,13 +115,15 @@ def make_shards(
     *,
     gpus: int = 0,
     set_up: Callable[[int], None] = set_up_torch,
+    enough: Enough | None = None,
 ) -> None:
     """Makes the shards that have no marker yet, and shows progress.
 
     There are ``config.actors`` actors, each with ``gpus`` GPUs.
     ``set_up`` prepares each actor's process, before ``build``, for the number of threads it is given.
+    ``enough`` is given the facts of each shard that is made here, and says why no more shall be.
     UserError, after everything else is done, if shards failed in all their tries; at once where no actor can
-    work.
+    work, or there is ``enough``.
     """
     missing = _missing(job, work.numbers)
     total = sum(work.sizes)
@@ -142,7 +144,7 @@ def make_shards(
                     "lanes": lanes,
                 }
                 for _ in range(STARTS):
-                    outcome = _fan_out(ray, config, missing, arguments, watch, resources)
+                    outcome = _fan_out(ray, config, missing, arguments, watch, resources, enough)
                     if not outcome.orphaned:
                         break
                     missing = _missing(job, work.numbers)
@@ -232,9 +234,10 @@ def _fan_out(
     arguments: dict[str, Any],
     watch: _Watch,
     resources: Mapping[str, int],
+    enough: Enough | None,
 ) -> Outcome:
     """Lets actors, made with these ``arguments``, pull the shards until each is made or given up."""
-    coordinator = beside_the_driver(ray, Coordinator).remote(shards, config.shard_deadline)
+    coordinator = beside_the_driver(ray, Coordinator).remote(shards, config.shard_deadline, enough)
     actors = min(config.actors, len(shards))
     with ray.data.DataContext.current(_data_context(ray, actors)):
         # A slot is an input block for Ray Data to give to an actor, which then works until the job is over.

@@ -17,8 +17,17 @@ from numpy.typing import NDArray
 
 from ray_dit.config import EncodeConfig
 from ray_dit.core.latents import to_float
-from ray_dit.errors import Conflict, Damaged, UserError
+from ray_dit.errors import Conflict, CredentialsExpired, StoreFailure, UserError
+from ray_dit.folders.careful import ChildDecoder, SureDecoder
 from ray_dit.folders.images import ImagePlan, plan_images, refuse_output_inside
+from ray_dit.folders.latent_counts import (
+    BadCount,
+    check_bad_shards,
+    check_counts,
+    made_shards,
+    shards_before,
+    statistics,
+)
 from ray_dit.folders.latent_plans import (
     Planned,
     as_found,
@@ -33,14 +42,14 @@ from ray_dit.folders.latent_plans import (
 )
 from ray_dit.folders.loading import BYTES_AHEAD, Loader
 from ray_dit.folders.quarantine import put_quarantine
-from ray_dit.folders.reading import Loaded, check_bad
+from ray_dit.folders.reading import Loaded
 from ray_dit.formats.deterministic import array_sha256
-from ray_dit.formats.latents import LatentShard, latent_shard_bytes
+from ray_dit.formats.latents import LatentShard, channel_sums, latent_shard_bytes
 from ray_dit.formats.model_folder import VAE_FOLDER
 from ray_dit.ledger.job import Job
-from ray_dit.ledger.manifest import check_finished, manifest_key, manifest_objects
+from ray_dit.ledger.manifest import check_finished, manifest_key
 from ray_dit.ledger.plain import MadeAgain
-from ray_dit.ledger.results import Manifest, Marker
+from ray_dit.ledger.results import Manifest
 from ray_dit.results import BadImage, LatentShardFacts, LatentsResult, conversions_of
 from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards
 from ray_dit.runtime.repairing import finish_shards, take_finished
@@ -83,8 +92,17 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
         job.put_plain(key, data())
 
     def make() -> None:
-        with ray_session(config) as ray:
-            make_shards(ray, config, job, build, _work(config, sizes), gpus=gpus)
+        made = list(made_shards(job))
+        check_bad_shards(config.images, planned.plan, job, made, so_far=True)
+        count = BadCount(planned.plan, config.images.max_bad, made)
+        try:
+            with ray_session(config) as ray:
+                make_shards(ray, config, job, build, _work(config, sizes), gpus=gpus, enough=count)
+        except (StoreFailure, CredentialsExpired):
+            raise
+        except UserError:  # perhaps that there are too many: then by all that is known by now
+            check_bad_shards(config.images, planned.plan, job, list(made_shards(job)), so_far=True)
+            raise
 
     return finish_shards(job, make, lambda: _finish(config, planned.plan, job, sizes, vae))
 
@@ -125,15 +143,8 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
 def _work(config: EncodeConfig, sizes: list[int], generation: int = 0) -> Work:
     """The shards of a generation, with as many under way as fit into memory."""
     shard_bytes = 3 * max(sizes) * config.images.size**2
-    return Work(
-        STAGE,
-        UNIT,
-        sizes,
-        lanes_for(shard_bytes),
-        generation=generation,
-        shard_bytes=shard_bytes,
-        shared_bytes=BYTES_AHEAD,
-    )
+    memory = {"shard_bytes": shard_bytes, "shared_bytes": BYTES_AHEAD}
+    return Work(STAGE, UNIT, sizes, lanes_for(shard_bytes), generation=generation, **memory)
 
 
 def _inputs(config: EncodeConfig) -> tuple[Planned, Any]:
@@ -258,6 +269,7 @@ class Encoder:
         *,
         vae: Any = None,
         loader: Loader | None = None,
+        child: ChildDecoder | None = None,
         lost: Mapping[str, BadImage] = MappingProxyType({}),
     ) -> None:
         from ray_dit.vae import VAE
@@ -266,14 +278,27 @@ class Encoder:
         self._device = torch.device("cuda" if config.use_gpu else "cpu")
         self._vae = VAE.load(config.vae, device=self._device) if vae is None else vae
         self._lost = lost
-        self._loader = Loader(config.own_threads) if loader is None else loader
+        self._child = child or ChildDecoder()
+        self._loader = loader or Loader(config.own_threads, decode=SureDecoder(self._child))
 
     def prepare(self, shard: int) -> Decoded:
         """The shard's images, read and cropped; without those that are known to be ``lost``, by key."""
+        return self._loaded(shard, self._loader)
+
+    def prepare_carefully(self, shard: int) -> Decoded:
+        """The same, decoded image by image in a process of their own; what ends that is set aside."""
+        loader = Loader(1, decode=self._child)
+        try:
+            return self._loaded(shard, loader)
+        finally:
+            loader.close()
+            self._child.close()
+
+    def _loaded(self, shard: int, loader: Loader) -> Decoded:
         first = shard * self._config.shard_size
         rows = range(first, min(first + self._config.shard_size, len(self._plan.keys)))
         keys, lost = self._plan.keys, self._lost
-        loaded = self._loader.load(self._plan, [row for row in rows if keys[row] not in lost])
+        loaded = loader.load(self._plan, [row for row in rows if keys[row] not in lost])
         found = {entry.key: entry for entry in loaded.bad}
         found |= {keys[row]: lost[keys[row]] for row in rows if keys[row] in lost}
         bad = [found[keys[row]] for row in rows if keys[row] in found]
@@ -302,7 +327,9 @@ class Encoder:
         return made
 
     def _like(self, plan: ImagePlan, job: Job, lost: Mapping[str, BadImage]) -> "Encoder":
-        return Encoder(self._config, plan, job, vae=self._vae, loader=self._loader, lost=lost)
+        return Encoder(
+            self._config, plan, job, vae=self._vae, loader=self._loader, child=self._child, lost=lost
+        )
 
     def compute(self, inputs: Decoded) -> tuple[Decoded, LatentShard]:
         """Moments of the images, and of their mirror images where the job wants them."""
@@ -355,28 +382,17 @@ class Encoder:
         return np.concatenate(parts) if parts else empty
 
 
-def channel_sums(latents: LatentShard) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Σ E z and Σ E z² of the latents over training rows, each [C].
-
-    E z² = mean² + the posterior's variance.
-    """
-    moments = latents.moments[~latents.heldout].astype(np.float64)
-    mean, log_variance = np.split(moments, 2, axis=1)
-    second = np.square(mean) + np.exp(np.clip(log_variance, -30, 20))
-    return mean.sum(axis=(0, 2, 3)), second.sum(axis=(0, 2, 3))
-
-
 def _finish(
     config: EncodeConfig, plan: ImagePlan, job: Job, sizes: list[int], vae: Any
 ) -> Manifest[LatentsResult]:
     markers = list(all_markers(job, len(sizes), LatentShardFacts))
-    _check_counts(job, markers, sizes)
-    _check_bad(config, plan, job, markers)
+    check_counts(job, markers, sizes)
+    check_bad_shards(config.images, plan, job, markers)
     put_quarantine(job, bad_images(marker.facts for marker in markers), plan.classes)
-    shards = [*_before(job), *(marker.facts for marker in markers)]
+    shards = [*shards_before(job), *(marker.facts for marker in markers)]
     side = config.images.size // vae.downsample
     train_rows = sum(shard.train_rows for shard in shards)
-    mean, std = _statistics(shards, train_rows * side * side)
+    mean, std = statistics(shards, train_rows * side * side)
     return job.finish(
         LatentsResult(
             classes=plan.classes,
@@ -392,50 +408,3 @@ def _finish(
         ),
         objects=markers,
     )
-
-
-def _check_counts(job: Job, markers: list[Marker[LatentShardFacts]], sizes: list[int]) -> None:
-    """Damaged where a shard's images and those set aside are not together the planned ones."""
-    for marker, planned in zip(markers, sizes, strict=True):
-        if not marker.facts.adds_up(planned):
-            raise Damaged(
-                f"{job.store.where(marker.key)} and its marker do not account for each of its {planned} "
-                "images: delete the marker and run the same command again"
-            )
-
-
-def _before(job: Job) -> list[LatentShardFacts]:
-    """What is known of the shards of the generations before."""
-    if not job.generation:
-        return []
-    manifest = replace(job, generation=job.generation - 1).manifest(LatentsResult)
-    assert manifest is not None, "only what is finished is extended"
-    return [marker.facts for marker in manifest_objects(job.store, manifest, LatentShardFacts)]
-
-
-def _check_bad(
-    config: EncodeConfig, plan: ImagePlan, job: Job, markers: list[Marker[LatentShardFacts]]
-) -> None:
-    """UserError where too many of this generation's images are bad.
-
-    Shards that lack images which may come back are then made again by the next run.
-    """
-    bad = bad_images(marker.facts for marker in markers)
-    try:
-        check_bad(len(bad), len(plan.keys), config.images.max_bad, plan.uri, bad)
-    except UserError:
-        if not job.is_finished():
-            job.forget(
-                shard_name(marker.facts.shard)
-                for marker in markers
-                if any(entry.is_fleeting for entry in bad_images([marker.facts]))
-            )
-        raise
-
-
-def _statistics(shards: list[LatentShardFacts], count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the raw latents, per channel, over training rows."""
-    mean = np.sum([shard.sum for shard in shards], axis=0) / max(count, 1)
-    squares = np.sum([shard.sum_squares for shard in shards], axis=0) / max(count, 1)
-    std = np.sqrt(np.maximum(squares - mean**2, 1e-12))
-    return tuple(mean.tolist()), tuple(std.tolist())

@@ -22,7 +22,8 @@ from safetensors.torch import save as bytes_of
 from ray_dit.config import EvaluateConfig
 from ray_dit.errors import UserError
 from ray_dit.folders.images import plan_images, refuse_output_inside
-from ray_dit.folders.reading import check_bad, load_images
+from ray_dit.folders.quarantine import check_bad
+from ray_dit.folders.reading import load_images
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import tied_manifest
 from ray_dit.ledger.plain import MadeAgain

@@ -23,6 +23,7 @@ from ray_dit.errors import Damaged, NotFound, UserError
 from ray_dit.folders.checkpoints import FOLDER, checkpoint_steps
 from ray_dit.folders.images import ImagePlan, plan_images, refuse_output_inside
 from ray_dit.folders.quarantine import (
+    check_bad,
     earlier_key,
     is_of_earlier,
     put_quarantine,
@@ -30,7 +31,7 @@ from ray_dit.folders.quarantine import (
     read_earlier,
     read_quarantine,
 )
-from ray_dit.folders.reading import check_bad, find_bad, load_images
+from ray_dit.folders.reading import find_bad, load_images
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
 from ray_dit.ledger.results import Facts, Manifest

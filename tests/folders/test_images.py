@@ -16,7 +16,8 @@ from PIL import Image
 from ray_dit.config import ImagesConfig
 from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.folders.images import ImagePlan, plan_images
-from ray_dit.folders.reading import check_bad, load_images
+from ray_dit.folders.quarantine import check_bad
+from ray_dit.folders.reading import load_images
 from ray_dit.formats.deterministic import parquet_bytes
 from ray_dit.formats.image_format import InputFormat
 from ray_dit.formats.registry import FORMATS
