@@ -10,7 +10,7 @@ object. Fields are those of the stored JSON: a new one needs a default, since fo
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -93,6 +93,19 @@ class BadImage:
         return cls(key, reason, reason if reason in FLEETING else UNREADABLE)
 
 
+class PrecisionError(Facts):
+    """How far the moments of a sample are from those computed in float32."""
+
+    images: int
+    """How many the sample has: those of the first batch of the first shard."""
+    max: float
+    """Largest absolute difference of a value."""
+    mean: float
+    """Mean absolute difference."""
+    relative: float
+    """Root mean square of the difference, over that of the float32 moments."""
+
+
 class LatentShardFacts(ShardFacts):
     """Of one shard of latents."""
 
@@ -111,6 +124,8 @@ class LatentShardFacts(ShardFacts):
     """Of the posterior's mean over all positions of the training rows, per channel."""
     sum_squares: tuple[float, ...]
     """As ``sum``, of the latents' expected square."""
+    precision_error: PrecisionError | None = None
+    """Of the first shard, where it was not computed in float32."""
 
     @property
     def set_aside(self) -> tuple[BadImage, ...]:
@@ -147,6 +162,8 @@ class LatentsResult(Result):
     mean: tuple[float, ...]
     """Of the raw latents of the training rows, per channel."""
     std: tuple[float, ...]
+    precision_error: PrecisionError | None = None
+    """Where the VAE did not compute in float32."""
 
     def expected(self, parts: Mapping[str, Any], objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         shards = [LatentShardFacts.model_validate(facts) for facts in objects]
@@ -161,9 +178,16 @@ class LatentsResult(Result):
             "train_rows": train_rows,
             "bad": sum(len(shard.bad) for shard in shards),
             **({} if self.converted is None else conversions_of(shards)),
+            **precision_error_of(shards),
             "mean": mean,
             "std": [math.sqrt(max(s - m * m, 1e-12)) for s, m in zip(squares, mean, strict=True)],
         }
+
+
+def precision_error_of(shards: Sequence[LatentShardFacts]) -> dict[str, Any]:
+    """``precision_error`` of the first shard; nothing where it has none."""
+    error = shards[0].precision_error if shards else None
+    return {} if error is None else {"precision_error": error.to_json()}
 
 
 def conversions_of(shards: Iterable[LatentShardFacts]) -> dict[str, Any]:

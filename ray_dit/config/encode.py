@@ -1,8 +1,12 @@
 """Settings of `ray-dit encode`."""
 
+from typing import Any, Literal
+
 from ray_dit.config.base import Content, Placement, PositiveInt, VaeSource
 from ray_dit.config.images import ImagesConfig
 from ray_dit.config.shards import ShardsConfig
+
+EncodePrecision = Literal["float32", "bfloat16", "float16"]
 
 
 class EncodeConfig(ShardsConfig):
@@ -18,6 +22,9 @@ class EncodeConfig(ShardsConfig):
     """Images per shard."""
     batch_size: Content[PositiveInt] = 32
     """Images the VAE sees at once."""
+    precision: Content[EncodePrecision] = "float32"
+    """What the VAE computes in; the manifest has the error against float32 on the first batch. Moments are
+    stored in float16 either way."""
     use_gpu: Placement[bool] = False
     """Give each actor a GPU."""
     decode_threads: Placement[PositiveInt | None] = None
@@ -27,6 +34,13 @@ class EncodeConfig(ShardsConfig):
     """First read all that is there again, and make damaged or missing shards anew."""
     extend: Placement[bool] = False
     """Add the images that are there by now to finished latents, in files of their own beside the old ones."""
+
+    def content(self) -> dict[str, Any]:
+        """As every stage's; without the precision where it is that of the jobs begun before it was one."""
+        content = super().content()
+        if self.precision == type(self).model_fields["precision"].default:
+            del content["precision"]
+        return content
 
     @property
     def own_threads(self) -> int:

@@ -41,7 +41,7 @@ STEP_SECONDS = 10.0
 """About how long the steps of a trial of training shall take."""
 CPU_FLOPS = 3e10
 """Operations per second and thread by which the number of those steps is chosen; not used for any figure."""
-ACCELERATOR_FLOPS = {"float32": 2.5e13, "bfloat16": 3.5e14}
+ACCELERATOR_FLOPS = {"float32": 2.5e13, "bfloat16": 3.5e14, "float16": 3.5e14}
 """What an accelerator that is not here is taken to do per second: an H100 at 40 % of its peak."""
 
 

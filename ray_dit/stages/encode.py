@@ -50,7 +50,14 @@ from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import check_finished, manifest_key
 from ray_dit.ledger.plain import MadeAgain
 from ray_dit.ledger.results import Manifest
-from ray_dit.results import BadImage, LatentShardFacts, LatentsResult, conversions_of
+from ray_dit.results import (
+    BadImage,
+    LatentShardFacts,
+    LatentsResult,
+    PrecisionError,
+    conversions_of,
+    precision_error_of,
+)
 from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards
 from ray_dit.runtime.repairing import finish_shards, take_finished
 from ray_dit.runtime.session import ray_session
@@ -130,6 +137,7 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
             * config.batch_size
             * views,
             bytes_in=plan.stored_bytes(),
+            precision=config.precision,
             flops=float(count * views * vae.encode_flops(config.images.size)),
             bytes_out=count * views * 2 * vae.latent_channels * side * side * np.dtype(np.float16).itemsize,
             other_bytes=len(planned.data) + (0 if number else sum(map(len, vae.files().values()))),
@@ -276,7 +284,8 @@ class Encoder:
 
         self._config, self._plan, self._job = config, plan, job
         self._device = torch.device("cuda" if config.use_gpu else "cpu")
-        self._vae = VAE.load(config.vae, device=self._device) if vae is None else vae
+        self._exact: VAE = VAE.load(config.vae, device=self._device) if vae is None else vae
+        self._vae = self._exact.to_precision(config.precision)
         self._lost = lost
         self._child = child or ChildDecoder()
         self._loader = loader or Loader(config.own_threads, decode=SureDecoder(self._child))
@@ -328,23 +337,28 @@ class Encoder:
 
     def _like(self, plan: ImagePlan, job: Job, lost: Mapping[str, BadImage]) -> "Encoder":
         return Encoder(
-            self._config, plan, job, vae=self._vae, loader=self._loader, child=self._child, lost=lost
+            self._config, plan, job, vae=self._exact, loader=self._loader, child=self._child, lost=lost
         )
 
-    def compute(self, inputs: Decoded) -> tuple[Decoded, LatentShard]:
-        """Moments of the images, and of their mirror images where the job wants them."""
+    def compute(self, inputs: Decoded) -> tuple[Decoded, LatentShard, PrecisionError | None]:
+        """Moments of the images, and of their mirror images where the job wants them.
+
+        In the first shard also how far they are from those of float32.
+        """
         kept, images = inputs.loaded.kept, inputs.loaded.images
-        return inputs, LatentShard(
+        latents = LatentShard(
             keys=[self._plan.keys[row] for row in kept],
             labels=self._plan.labels[kept],
             heldout=self._plan.heldout[kept],
             moments=self._moments(images),
             moments_mirror=self._moments(images[:, :, ::-1]) if self._config.mirror else None,
         )
+        is_sample = inputs.shard == 0 and len(images) and self._vae is not self._exact
+        return inputs, latents, self._precision_error(images) if is_sample else None
 
-    def finish(self, outputs: tuple[Decoded, LatentShard]) -> Made:
+    def finish(self, outputs: tuple[Decoded, LatentShard, PrecisionError | None]) -> Made:
         """The shard as Parquet."""
-        inputs, latents = outputs
+        inputs, latents, error = outputs
         loaded = inputs.loaded
         sums, squares = channel_sums(latents)
         facts = LatentShardFacts(
@@ -358,6 +372,7 @@ class Encoder:
             moments_sha256=array_sha256(latents.moments),
             sum=tuple(sums.tolist()),
             sum_squares=tuple(squares.tolist()),
+            **({} if error is None else {"precision_error": error}),
         )
         prefix = self._job.prefix if self._job else ""
         key = f"latents/{prefix}{shard_name(inputs.shard)}.parquet"
@@ -373,13 +388,30 @@ class Encoder:
         parts: list[NDArray[np.float16]] = []
         with torch.inference_mode():
             for first in range(0, len(images), size):
-                batch = images[first : first + size]
-                filled = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)])
-                moments = self._vae.encode(to_float(torch.from_numpy(filled).to(self._device)))
-                parts.append(moments[: len(batch)].cpu().numpy().astype(np.float16))
+                moments = self._encoded(self._vae, images[first : first + size])
+                parts.append(moments.cpu().numpy().astype(np.float16))
         side = self._plan.size // self._vae.downsample
         empty = np.zeros((0, 2 * self._vae.latent_channels, side, side), np.float16)
         return np.concatenate(parts) if parts else empty
+
+    def _encoded(self, vae: Any, batch: NDArray[np.uint8]) -> torch.Tensor:
+        """Moments float32 [B, 2C, h, w] of at most ``batch_size`` images."""
+        missing = self._config.batch_size - len(batch)
+        filled = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.uint8)])
+        return vae.encode(to_float(torch.from_numpy(filled).to(self._device)))[: len(batch)]
+
+    def _precision_error(self, images: NDArray[np.uint8]) -> PrecisionError:
+        """Of the first batch."""
+        batch = images[: self._config.batch_size]
+        with torch.inference_mode():
+            exact, found = (self._encoded(vae, batch).double().cpu() for vae in (self._exact, self._vae))
+        difference = (found - exact).abs()
+        return PrecisionError(
+            images=len(batch),
+            max=float(difference.max()),
+            mean=float(difference.mean()),
+            relative=float(difference.square().mean().sqrt() / exact.square().mean().sqrt()),
+        )
 
 
 def _finish(
@@ -405,6 +437,7 @@ def _finish(
             scaling_factor=float(vae.module.config.scaling_factor),
             mean=mean,
             std=std,
+            **precision_error_of(shards),
         ),
         objects=markers,
     )
