@@ -5,7 +5,7 @@
         --vae stabilityai/sd-vae-ft-ema --output s3://bucket/latents --actors 8 --use-gpu
 
 Hardware: a GPU per actor for Stable Diffusion's VAE. Expected: a manifest with as many rows as readable
-images; the unreadable ones are in quarantine.tsv. Submitting it again makes only what is missing.
+images; the unreadable ones are in quarantine.parquet. Submitting it again makes only what is missing.
 """
 
 from jobs.entry import run

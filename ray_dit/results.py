@@ -9,7 +9,9 @@ object. Fields are those of the stored JSON: a new one needs a default, since fo
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from ray_dit.config import SamplerConfig
@@ -18,6 +20,11 @@ from ray_dit.ledger.results import Facts, Result
 
 Value = float | int | dict[str, float | None]
 """Of a figure: a number, or one for each class by name (None: the class has no image)."""
+
+
+UNREADABLE = "unreadable"
+FLEETING = ("gone", "changed")
+"""Codes of images that may be read another time."""
 
 
 def _settings(parts: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -46,10 +53,57 @@ class VAEResult(Result):
     loss: float
     """Mean of the last steps."""
     bad: int = 0
-    """Images that could not be read, listed in quarantine.tsv; written where there are any."""
+    """Images that could not be read, listed in quarantine.parquet; written where there are any."""
 
     def expected(self, parts: Mapping[str, Any], objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         return _settings(parts, "steps")
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that was set aside, and why; what is not known of it is None."""
+
+    key: str
+    reason: str
+    """A sentence."""
+    code: str = UNREADABLE
+    """The reason in a word; `folders/quarantine.py` has all."""
+    label: int | None = None
+    object: str | None = None
+    """Key of the object it lies in."""
+    bytes: int | None = None
+    """How many were read of it."""
+    sha256: str | None = None
+    """Of those."""
+    format: str | None = None
+    """As Pillow names it, such as JPEG."""
+    mode: str | None = None
+    """As Pillow names it, such as CMYK."""
+    width: int | None = None
+    height: int | None = None
+
+    @property
+    def is_fleeting(self) -> bool:
+        """Whether it may be read another time: what is made without it may come out differently then."""
+        return self.code in FLEETING
+
+    @classmethod
+    def as_before(cls, key: str, reason: str) -> "BadImage":
+        """What markers of earlier versions say of one."""
+        return cls(key, reason, reason if reason in FLEETING else UNREADABLE)
+
+
+class PrecisionError(Facts):
+    """How far the moments of a sample are from those computed in float32."""
+
+    images: int
+    """How many the sample has: those of the first batch of the first shard."""
+    max: float
+    """Largest absolute difference of a value."""
+    mean: float
+    """Mean absolute difference."""
+    relative: float
+    """Root mean square of the difference, over that of the float32 moments."""
 
 
 class LatentShardFacts(ShardFacts):
@@ -58,8 +112,11 @@ class LatentShardFacts(ShardFacts):
     rows: int
     seen: int
     """Images it should hold: those that could be read, ``rows``, and those that could not."""
-    bad: tuple[tuple[str, str], ...]
-    """Key of each image that could not be read, and why."""
+    bad: tuple[BadImage | tuple[str, str], ...]
+    """The images that could not be read; earlier versions wrote key and reason."""
+    converted: int = 0
+    """Images of which something had to be converted; ``conversions`` counts what, by its name."""
+    conversions: dict[str, int] = {}
     train_rows: int
     """Rows that are not held out."""
     moments_sha256: str
@@ -67,6 +124,18 @@ class LatentShardFacts(ShardFacts):
     """Of the posterior's mean over all positions of the training rows, per channel."""
     sum_squares: tuple[float, ...]
     """As ``sum``, of the latents' expected square."""
+    precision_error: PrecisionError | None = None
+    """Of the first shard, where it was not computed in float32."""
+
+    @property
+    def set_aside(self) -> tuple[BadImage, ...]:
+        """The bad images, whichever version wrote them down."""
+        return tuple(e if isinstance(e, BadImage) else BadImage.as_before(*e) for e in self.bad)
+
+    def adds_up(self, planned: int) -> bool:
+        """Whether each of the images that were ``planned`` is accounted for."""
+        most = max(self.conversions.values(), default=0)
+        return self.rows + len(self.bad) == self.seen == planned and most <= self.converted <= self.rows
 
 
 class LatentsResult(Result):
@@ -83,12 +152,18 @@ class LatentsResult(Result):
     train_rows: int
     """Rows that are not held out."""
     bad: int
-    """Images that could not be read, listed in quarantine.tsv."""
+    """Images that could not be read, listed in quarantine.parquet (quarantine.tsv by earlier versions)."""
+    converted: int | None = None
+    """Images of which something had to be converted; None where it was not counted yet."""
+    conversions: dict[str, int] = {}
+    """How many images took each conversion; docs/images.md has the names."""
     scaling_factor: float
     """The VAE's own, from its configuration."""
     mean: tuple[float, ...]
     """Of the raw latents of the training rows, per channel."""
     std: tuple[float, ...]
+    precision_error: PrecisionError | None = None
+    """Where the VAE did not compute in float32."""
 
     def expected(self, parts: Mapping[str, Any], objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         shards = [LatentShardFacts.model_validate(facts) for facts in objects]
@@ -102,9 +177,27 @@ class LatentsResult(Result):
             "rows": sum(shard.rows for shard in shards),
             "train_rows": train_rows,
             "bad": sum(len(shard.bad) for shard in shards),
+            **({} if self.converted is None else conversions_of(shards)),
+            **precision_error_of(shards),
             "mean": mean,
             "std": [math.sqrt(max(s - m * m, 1e-12)) for s, m in zip(squares, mean, strict=True)],
         }
+
+
+def precision_error_of(shards: Sequence[LatentShardFacts]) -> dict[str, Any]:
+    """``precision_error`` of the first shard; nothing where it has none."""
+    error = shards[0].precision_error if shards else None
+    return {} if error is None else {"precision_error": error.to_json()}
+
+
+def conversions_of(shards: Iterable[LatentShardFacts]) -> dict[str, Any]:
+    """``converted`` and ``conversions`` of all shards together."""
+    conversions: Counter[str] = Counter()
+    converted = 0
+    for shard in shards:
+        conversions.update(shard.conversions)
+        converted += shard.converted
+    return {"converted": converted, "conversions": dict(sorted(conversions.items()))}
 
 
 class TrainingResult(Result):

@@ -90,9 +90,18 @@ class VAE:
         """Pixels of an image's side for each of its latents'."""
         return 2 ** (len(self.module.config.block_out_channels) - 1)
 
+    def to_precision(self, precision: str) -> "VAE":
+        """A VAE that computes in ``float32``, ``bfloat16`` or ``float16``: this one, or a copy."""
+        if precision == "float32":
+            return self
+        return VAE(copy.deepcopy(self.module).to(getattr(torch, precision)))
+
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 2C h w"]:
-        """Moments of the posterior, raw: mean, then log-variance. ``images`` are RGB in [-1, 1]."""
-        return self.module.encode(images).latent_dist.parameters
+        """Moments of the posterior, raw: mean, then log-variance, in float32.
+
+        ``images`` are RGB in [-1, 1].
+        """
+        return self.module.encode(images.to(self.module.dtype)).latent_dist.parameters.float()
 
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         """Images of raw latents, RGB, about [-1, 1] and not clamped."""

@@ -33,8 +33,14 @@ def _said(result: str, where: str, next_command: str | None) -> None:
 
 def _skipped(bad: int, *, listed: bool = True) -> str:
     """What a stage says of images that it could not read."""
-    where = ", listed in quarantine.tsv" if listed else ""
+    where = ", listed in quarantine.parquet" if listed else ""
     return f" ({bad} images could not be read and were left out{where})" if bad else ""
+
+
+def _converted(count: int | None, conversions: dict[str, int]) -> str:
+    """What encode says of images of other kinds than RGB."""
+    kinds = ", ".join(f"{number} {name}" for name, number in conversions.items())
+    return f" ({count} images were converted to RGB: {kinds})" if count else ""
 
 
 def _train_vae(config: settings.TrainVaeConfig) -> None:
@@ -54,7 +60,8 @@ def _encode(config: settings.EncodeConfig) -> None:
 
     result = encode(config).facts
     _said(
-        f"latents of {result.rows} images in {len(result.classes)} classes{_skipped(result.bad)}",
+        f"latents of {result.rows} images in {len(result.classes)} classes{_skipped(result.bad)}"
+        + _converted(result.converted, result.conversions),
         config.output,
         f"ray-dit train --latents {config.output} --output run",
     )

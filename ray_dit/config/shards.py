@@ -17,3 +17,8 @@ class ShardsConfig(StageConfig):
     """Seconds a shard may take once the model is loaded, before its process is killed and the shard tried
     again (three tries in all); by default 15 minutes, or 20 times the median of this run's finished shards if
     that is more."""
+
+    @property
+    def own_threads(self) -> int:
+        """Threads that keep a CPU of an actor busy, beside those of torch."""
+        return 0

@@ -16,7 +16,7 @@ import PIL.Image
 from jaxtyping import Float64, UInt8
 from numpy.typing import NDArray
 
-from ray_dit.core.to_rgb import Decoding, UnreadableImage, to_rgb
+from ray_dit.core.to_rgb import Decoding, Seen, UnreadableImage, to_rgb
 
 CODECS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 """What Pillow may decode, whatever a file's name claims."""
@@ -64,8 +64,10 @@ def decode_image(data: bytes, size: int | None = None, decoding: Decoding = PLAI
     no format of ``CODECS``, damaged ones, values without a known meaning, and more pixels than Pillow thinks
     safe.
     """
+    seen: Seen | None = None
     try:
         with PIL.Image.open(io.BytesIO(data), formats=CODECS) as image:
+            seen = Seen(image.format, image.mode, *image.size)
             _refuse_bombs(image.size)
             image.load()
             rgb, conversions = to_rgb(image, decoding, png_bits=data[24] if image.format == "PNG" else None)
@@ -73,20 +75,23 @@ def decode_image(data: bytes, size: int | None = None, decoding: Decoding = PLAI
             if _is_animated(image):
                 conversions = tuple(sorted((*conversions, "first-frame")))
             return DecodedImage(pixels, conversions)
-    except UnreadableImage:
+    except UnreadableImage as error:
+        error.seen = seen
         raise
     except PIL.UnidentifiedImageError as error:  # its own text names an address in memory
         raise UnreadableImage(f"not an image in one of the formats {', '.join(CODECS)}") from error
     except Exception as error:  # Pillow raises nearly anything on broken bytes
-        raise UnreadableImage(f"{type(error).__name__}: {error}") from error
+        raise UnreadableImage(f"{type(error).__name__}: {error}", seen=seen) from error
 
 
 def _refuse_bombs(shape: tuple[int, int]) -> None:
     pixels, (short, long) = shape[0] * shape[1], sorted(shape)
     if pixels > (PIL.Image.MAX_IMAGE_PIXELS or 89_478_485):
-        raise UnreadableImage(f"{shape[0]}x{shape[1]} pixels are more than Pillow's safety limit")
+        raise UnreadableImage(
+            f"{shape[0]}x{shape[1]} pixels are more than Pillow's safety limit", "too-large"
+        )
     if long > LONGEST_STRIP * short and pixels > MOST_PIXELS_OF_A_STRIP:
-        raise UnreadableImage(f"{shape[0]}x{shape[1]} pixels are too long a strip")
+        raise UnreadableImage(f"{shape[0]}x{shape[1]} pixels are too long a strip", "too-thin")
 
 
 def _is_animated(image: PIL.Image.Image) -> bool:

@@ -39,8 +39,25 @@ FLIPS = {
 """What brings an image of an EXIF orientation upright."""
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What is known of an image before its pixels are: as Pillow names it."""
+
+    format: str | None
+    mode: str
+    width: int
+    height: int
+
+
 class UnreadableImage(ValueError):
-    """The bytes are no image that can be decoded to the end; the message says why."""
+    """The bytes are no image that can be decoded to the end; the message says why, ``code`` in one word.
+
+    ``seen`` is what was known of it by then.
+    """
+
+    def __init__(self, message: str, code: str = "unreadable", seen: Seen | None = None) -> None:
+        super().__init__(message)
+        self.code, self.seen = code, seen
 
 
 @dataclass(frozen=True)
@@ -145,7 +162,7 @@ def _eight_bits(image: PIL.Image.Image, white_level: float | None) -> PIL.Image.
     if image.mode == "I" and _only(tags, BITS_PER_SAMPLE) == 32 and _only(tags, SAMPLE_FORMAT, 1) == 1:
         values = values.view(np.uint32)  # Pillow's mode knows signed ones alone
     if image.mode == "F" and not np.isfinite(values).all():
-        raise UnreadableImage("it holds values that are no finite numbers")
+        raise UnreadableImage("it holds values that are no finite numbers", "not-finite")
     low, high = float(values.min()), float(values.max())
     if white_level is not None:
         black, white = 0.0, white_level
@@ -173,7 +190,8 @@ def _white_of_16(high: int, *, bits: int) -> float:
     if bits == 16 and 0 < high < 1 << 14:
         raise UnreadableImage(
             f"its values of 16 bits end at {high}, so it is very dark or has fewer bits: give "
-            "--images.white-level (65535 for 16 bits, 4095 for 12)"
+            "--images.white-level (65535 for 16 bits, 4095 for 12)",
+            "dark-grey",
         )
     return float((1 << bits) - 1)
 
@@ -186,7 +204,8 @@ def _range_of(low: float, high: float, *, fractions: bool) -> tuple[float, float
         return 0.0, 255.0
     if low == high:
         raise UnreadableImage(
-            f"all its values are {low:g}, of which nobody can tell the level: give --images.white-level"
+            f"all its values are {low:g}, of which nobody can tell the level: give --images.white-level",
+            "unclear-level",
         )
     return low, high
 

@@ -18,7 +18,7 @@ import numpy as np
 from ray_dit.config import ImagesConfig
 from ray_dit.errors import Conflict, Damaged, NotFound, UserError
 from ray_dit.folders.images import ImagePlan, list_images
-from ray_dit.folders.reading import BadImage, quarantine_bytes
+from ray_dit.folders.quarantine import earlier_bytes, earlier_key, quarantine_bytes, quarantine_key
 from ray_dit.folders.sources import store_of_images
 from ray_dit.formats.image_format import Listing, version_of
 from ray_dit.formats.rows import OBJECT
@@ -27,7 +27,7 @@ from ray_dit.ledger.description import known_description, newest_begun
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import generation_tag, last_generation
 from ray_dit.ledger.plain import MadeAgain
-from ray_dit.results import LatentShardFacts, LatentsResult
+from ray_dit.results import BadImage, LatentShardFacts, LatentsResult
 from ray_dit.storage.store import UNKNOWN_SIZE, Store, ahead
 
 _log = logging.getLogger(__name__)
@@ -49,11 +49,6 @@ def versions_key(plan: bytes) -> str:
     Beside the results, as it depends on where the images lie: a plan is the same for the same images.
     """
     return f"_runs/versions/{hashlib.sha256(plan).hexdigest()[:16]}.parquet"
-
-
-def quarantine_key(generation: int = 0) -> str:
-    """Where a generation lists the images it has set aside."""
-    return f"quarantine{generation_tag(generation)}.tsv"
 
 
 def generation_of_key(key: str) -> int:
@@ -157,19 +152,24 @@ def made_again(store: Store, config: ImagesConfig, planned: Planned) -> MadeAgai
         there = generation_plan(store, config, generation)
         return there.data if there is not None else b""
 
-    def quarantine(generation: int) -> bytes:
+    def bad(generation: int) -> list[BadImage]:
         markers = Job(store, "", "", generation).markers(LatentShardFacts)
-        return quarantine_bytes(bad_images(marker.facts for marker in markers))
+        return bad_images(marker.facts for marker in markers)
+
+    def quarantine(generation: int) -> bytes:
+        return quarantine_bytes(bad(generation), planned.plan.classes)
 
     every = range(planned.generation + 1)
-    return {plan_key(number): _calling(plan, number) for number in every} | {
-        quarantine_key(number): _calling(quarantine, number) for number in every
+    return {
+        **{plan_key(number): _calling(plan, number) for number in every},
+        **{quarantine_key(number): _calling(quarantine, number) for number in every},
+        **{earlier_key(number): _calling(lambda n: earlier_bytes(bad(n)), number) for number in every},
     }
 
 
 def bad_images(shards: Iterable[LatentShardFacts]) -> list[BadImage]:
     """What these shards have set aside."""
-    return [BadImage(*entry) for shard in shards for entry in shard.bad]
+    return [entry for shard in shards for entry in shard.set_aside]
 
 
 def extension_plan(store: Store, config: ImagesConfig, generation: int) -> ImagePlan | None:

@@ -49,6 +49,17 @@ def latent_shard_bytes(shard: LatentShard) -> bytes:
     return parquet_bytes(table, {"moments_shape": shard.moments.shape[1:]})
 
 
+def channel_sums(latents: LatentShard) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Σ E z and Σ E z² of the latents over training rows, each [C].
+
+    E z² = mean² + the posterior's variance.
+    """
+    moments = latents.moments[~latents.heldout].astype(np.float64)
+    mean, log_variance = np.split(moments, 2, axis=1)
+    second = np.square(mean) + np.exp(np.clip(log_variance, -30, 20))
+    return mean.sum(axis=(0, 2, 3)), second.sum(axis=(0, 2, 3))
+
+
 def read_latent_shard(source: BinaryIO | bytes, where: str = "a shard of latents") -> LatentShard:
     """The rows of a latent shard; UserError, naming ``where`` it lies, if the bytes are something else."""
     table, facts = read_parquet(source, _COLUMNS, where=where)

@@ -6,11 +6,14 @@ Actors call it by name, the driver asks it for news. It imports no Ray: it is ma
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ray_dit.runtime.shard_queue import Failure, ShardQueue, Turn
+
+Enough = Callable[[Mapping[str, Any]], str | None]
+"""Given the facts of each shard that was made, says why no more are to be; None while they are."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,9 @@ class News:
 class Coordinator:
     """A ShardQueue with a clock and the actors' handles, as an actor beside the driver."""
 
-    def __init__(self, shards: Sequence[int], deadline: float | None) -> None:
+    def __init__(self, shards: Sequence[int], deadline: float | None, enough: Enough | None = None) -> None:
         self._queue = ShardQueue(shards, deadline=deadline)
+        self._enough = enough
         self._handles: dict[str, Any] = {}
         self._finished: list[int] = []
         self._failures: list[tuple[Failure, str]] = []
@@ -69,10 +73,13 @@ class Coordinator:
         """The next turn of one of the actor's lanes. Asking twice does no harm: a lane holds one shard."""
         return self._queue.take(worker, time.monotonic(), lane)
 
-    def finish(self, worker: str, shard: int) -> None:
-        """The shard and its marker are stored."""
+    def finish(self, worker: str, shard: int, facts: Mapping[str, Any]) -> None:
+        """The shard and its marker with these ``facts`` are stored."""
         if self._queue.finish(worker, shard, time.monotonic()):
             self._finished.append(shard)
+            why = self._enough(facts) if self._enough else None
+            if why is not None:
+                self._queue.stop(why)
 
     def fail(self, worker: str, shard: int, cause: str, trace: str) -> None:
         """A try raised."""

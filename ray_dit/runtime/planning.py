@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -20,7 +20,7 @@ from ray_dit.config import ShardsConfig, TrainingConfig
 from ray_dit.folders.checkpoints import checkpoint_steps
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import generation_prefix
-from ray_dit.runtime.session import ray_session
+from ray_dit.runtime.session import cpus_for, ray_session
 from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
 from ray_dit.runtime.shards import Work, make_shards
 from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
@@ -41,7 +41,7 @@ STEP_SECONDS = 10.0
 """About how long the steps of a trial of training shall take."""
 CPU_FLOPS = 3e10
 """Operations per second and thread by which the number of those steps is chosen; not used for any figure."""
-ACCELERATOR_FLOPS = {"float32": 2.5e13, "bfloat16": 3.5e14}
+ACCELERATOR_FLOPS = {"float32": 2.5e13, "bfloat16": 3.5e14, "float16": 3.5e14}
 """What an accelerator that is not here is taken to do per second: an H100 at 40 % of its peak."""
 
 
@@ -246,7 +246,14 @@ def try_shards(
     count = min(actors * SHARDS_PER_ACTOR, trial.shards)
     tally = ray.remote(num_cpus=0)(_Tally).remote(actors)
     small = config.model_copy(update={"actors": actors})
-    trial_work = Work(f"{work.what}, trial", work.unit, [trial.size] * count, lanes=work.lanes)
+    trial_work = replace(
+        work,
+        what=f"{work.what}, trial",
+        sizes=[trial.size] * count,
+        first=0,
+        generation=0,
+        shard_bytes=work.shard_bytes * trial.size // max(work.sizes),
+    )
     make_shards(ray, small, _scratch_job(work.what), _TimedBuild(trial.build, tally), trial_work, gpus=gpus)
     whole = time.monotonic() - begun
     taken: dict[str, list[tuple[float, int]]] = ray.get(tally.told.remote())
@@ -377,7 +384,8 @@ def _gpus(ray: Any) -> int:
 
 def _room(ray: Any, config: ShardsConfig, gpus: int) -> int:
     """How many of the actors the cluster has room for now; at least one, whose start says what is missing."""
-    cpus = int(ray.cluster_resources().get("CPU", 0)) // config.threads
+    each = cpus_for(ray, threads=config.threads, own_threads=config.own_threads)
+    cpus = int(ray.cluster_resources().get("CPU", 0)) // each
     return max(min(cpus, _gpus(ray) // gpus) if gpus else cpus, 1)
 
 

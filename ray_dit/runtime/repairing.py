@@ -14,7 +14,7 @@ from ray_dit.ledger.maintenance import repair
 from ray_dit.ledger.plain import MadeAgain
 from ray_dit.ledger.results import F, Facts, Manifest, Marker
 from ray_dit.results import RESULTS
-from ray_dit.runtime.session import check_resources, ray_session
+from ray_dit.runtime.session import check_resources, cpus_for, ray_session
 from ray_dit.runtime.shard_maker import Remaker, ShardMaker, make_shard
 from ray_dit.runtime.shards import set_up_torch
 from ray_dit.storage.store import Store
@@ -73,7 +73,8 @@ def repair_shards(
     """
     with ray_session(config) as ray:
         check_resources(ray, config, cpus=config.threads, gpus=gpus)
-        maker = ray.remote(num_cpus=config.threads, num_gpus=gpus)(_Maker).remote(build, config.threads)
+        cpus = cpus_for(ray, threads=config.threads, own_threads=config.own_threads)
+        maker = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Maker).remote(build, config.threads)
 
         def rebuild(folder: Store, marker: Marker[Facts]) -> bytes | None:
             facts = marker.facts.to_json()

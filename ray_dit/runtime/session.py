@@ -178,6 +178,20 @@ def check_resources(ray: Any, config: Placed, *, cpus: int, gpus: int) -> None:
         )
 
 
+def largest_node(ray: Any, resource: str) -> float:
+    """How much of a resource the node has that has most of it: an actor must find its own on one node."""
+    nodes = [node.get("Resources", {}) for node in ray.nodes() if node.get("Alive")]
+    return max((float(node.get(resource, 0.0)) for node in nodes), default=0.0)
+
+
+def cpus_for(ray: Any, *, threads: int, own_threads: int) -> int:
+    """CPUs to reserve for an actor with so many torch threads, and so many others that keep a CPU busy.
+
+    The others go without where no node has as many: they are then slower, where an actor would never start.
+    """
+    return max(threads, min(threads + own_threads, int(largest_node(ray, "CPU"))))
+
+
 def beside_the_driver(ray: Any, kind: type, *, max_restarts: int = 0) -> Any:
     """What makes an actor of this class on the driver's machine, without a CPU of its own.
 

@@ -9,16 +9,17 @@ import os
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
 from ray_dit.errors import CredentialsExpired, StoreFailure, UserError
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.results import Marker
 from ray_dit.ledger.writers import HashAlarm
 from ray_dit.results import ShardFacts
-from ray_dit.runtime.shard_maker import ShardMaker, shard_name
+from ray_dit.runtime.shard_maker import Careful, ShardMaker, shard_name
 from ray_dit.runtime.shard_queue import Turn
 from ray_dit.storage.proven import trust_settings
 
@@ -96,8 +97,8 @@ class Actor:
                 while not (turn := self._take(lane)).over:
                     if turn.shard is None:
                         time.sleep(PAUSE)
-                    elif self._make(turn.shard, compute):
-                        self._coordinator.finish.remote(self._id, turn.shard)
+                    elif (facts := self._make(turn.shard, compute, careful=turn.suspect)) is not None:
+                        self._coordinator.finish.remote(self._id, turn.shard, facts)
         finally:
             wanted.put(None)
 
@@ -120,30 +121,36 @@ class Actor:
     def _take(self, lane: int) -> Turn:
         return self._get(self._coordinator.take.remote(self._id, lane))
 
-    def _make(self, shard: int, compute: Callable[[Any], Any]) -> bool:
-        """Makes and stores a shard; False where that failed, which is reported."""
+    def _make(self, shard: int, compute: Callable[[Any], Any], *, careful: bool) -> Mapping[str, Any] | None:
+        """Makes and stores a shard; the facts of its marker, or None where that failed, which is reported."""
         assert self._maker is not None, "a coordinator that was stopped hands out no shards"
         name = shard_name(shard)
         try:
-            if self._job.marker(name, ShardFacts) is None:  # another try may have made it
-                made = self._maker.finish(compute(self._maker.prepare(shard)))
-                self._job.put(name, made.key, made.data, made.facts, varies=made.varies)
+            marker: Marker[Any] | None = self._job.marker(name, ShardFacts)  # another try may have made it
+            if marker is None:
+                inputs = _prepare_carefully(self._maker, shard) if careful else self._maker.prepare(shard)
+                made = self._maker.finish(compute(inputs))
+                marker = self._job.put(name, made.key, made.data, made.facts, varies=made.varies)
         except (HashAlarm, CredentialsExpired) as error:  # the other shards would end in the same
             self._get(self._coordinator.stop.remote(str(error)))
-            return False
+            return None
         except Exception as error:
             self._get(self._coordinator.fail.remote(self._id, shard, _cause(error), traceback.format_exc()))
             self._errors_in_a_row += 1
             # A process in which CUDA has failed once fails for ever, and fails fast.
             if self._errors_in_a_row >= ERRORS and not isinstance(error, UserError):
                 self._start_again()
-            return False
+            return None
         self._errors_in_a_row = 0
-        return True
+        return marker.facts.to_json()
 
     def _start_again(self) -> None:
         """Ends this process; Ray starts the actor in a new one."""
         os._exit(1)
+
+
+def _prepare_carefully(maker: ShardMaker, shard: int) -> Any:
+    return maker.prepare_carefully(shard) if isinstance(maker, Careful) else maker.prepare(shard)
 
 
 def _cause(error: Exception) -> str:

@@ -45,6 +45,15 @@ class ShardMaker(Protocol):
 
 
 @runtime_checkable
+class Careful(Protocol):
+    """A maker that can prepare a shard so that what is read can't end this process."""
+
+    def prepare_carefully(self, shard: int) -> Any:
+        """As ``prepare``, of a shard by whose fault, perhaps, a process has ended."""
+        ...
+
+
+@runtime_checkable
 class Remaker(Protocol):
     """A maker whose shards follow not from their numbers alone, but also from what was there to make them."""
 

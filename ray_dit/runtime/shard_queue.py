@@ -38,6 +38,8 @@ class Turn:
 
     shard: int | None = None
     over: bool = False
+    suspect: bool = False
+    """Whether a process ended that made this shard, perhaps by its fault."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +218,7 @@ class ShardQueue:
 
     def _lease(self, worker: str, lane: int, shard: int, now: float) -> Turn:
         self._shards.setdefault(shard, _Shard()).holders[worker] = lane, now
-        return Turn(shard)
+        return Turn(shard, suspect=self._is_suspect(shard))
 
     def _is_suspect(self, shard: int) -> bool:
         return shard in self._shards and self._shards[shard].suspect

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,9 @@ from ray_dit.errors import UserError, first_message
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.results import F, Marker
 from ray_dit.ledger.runs import RunRecord
-from ray_dit.runtime.coordinator import Coordinator, News, Outcome
+from ray_dit.runtime.coordinator import Coordinator, Enough, News, Outcome
 from ray_dit.runtime.progress import Advance, progress
-from ray_dit.runtime.session import beside_the_driver, check_resources, debugging
+from ray_dit.runtime.session import beside_the_driver, check_resources, cpus_for, debugging, largest_node
 from ray_dit.runtime.shard_actor import Actor
 from ray_dit.runtime.shard_maker import ShardMaker, shard_name
 from ray_dit.runtime.shard_queue import STARTS, TRIES
@@ -61,6 +61,10 @@ class Work:
     """Number of the first shard; the generations before have those below."""
     generation: int = 0
     """Of the job."""
+    shard_bytes: int = 0
+    """Memory that a shard takes while it is under way, about."""
+    shared_bytes: int = 0
+    """Memory that an actor takes beside it for all its shards together."""
 
     @property
     def numbers(self) -> range:
@@ -77,6 +81,26 @@ def lanes_for(shard_bytes: float) -> int:
     return int(min(3, max(1, LANES_BYTES // max(shard_bytes, 1))))
 
 
+def reserve(ray: Any, config: ShardsConfig, work: Work) -> tuple[dict[str, int], int]:
+    """The resources of one actor, as Ray names them, and how many shards it may have under way.
+
+    They are fewer where no node has memory for all. UserError where a private Ray has not enough for one; a
+    cluster may grow.
+    """
+    needed = {"num_cpus": cpus_for(ray, threads=config.threads, own_threads=config.own_threads)}
+    if not work.shard_bytes:
+        return needed, work.lanes
+    there = int(largest_node(ray, "memory"))
+    lanes = min(work.lanes, max(1, (there - work.shared_bytes) // work.shard_bytes))
+    memory = lanes * work.shard_bytes + work.shared_bytes
+    if memory > there and config.address == "local":
+        raise UserError(
+            f"a shard of {max(work.sizes)} {work.unit} takes {memory / 1e9:.1f} GB of memory, and this "
+            f"machine's Ray has {there / 1e9:.1f} GB: take a smaller --shard-size"
+        )
+    return needed | {"memory": min(memory, there)}, lanes
+
+
 def shard_sizes(total: int, shard_size: int) -> list[int]:
     """How many of ``total`` things each shard holds: ``shard_size``, and in the last one the rest."""
     return [min(shard_size, total - first) for first in range(0, total, shard_size)]
@@ -91,13 +115,15 @@ def make_shards(
     *,
     gpus: int = 0,
     set_up: Callable[[int], None] = set_up_torch,
+    enough: Enough | None = None,
 ) -> None:
     """Makes the shards that have no marker yet, and shows progress.
 
     There are ``config.actors`` actors, each with ``gpus`` GPUs.
     ``set_up`` prepares each actor's process, before ``build``, for the number of threads it is given.
+    ``enough`` is given the facts of each shard that is made here, and says why no more shall be.
     UserError, after everything else is done, if shards failed in all their tries; at once where no actor can
-    work.
+    work, or there is ``enough``.
     """
     missing = _missing(job, work.numbers)
     total = sum(work.sizes)
@@ -106,6 +132,8 @@ def make_shards(
     with job.run({"what": work.what, "actors": config.actors, "device": "gpu" if gpus else "cpu"}) as run:
         if missing:
             check_resources(ray, config, cpus=config.threads, gpus=gpus)
+            resources, lanes = reserve(ray, config, work)
+            resources |= {"num_gpus": gpus}
             with progress(work.what, total, work.unit, done=before) as advance:
                 watch = _Watch(work, run, advance, done=before)
                 arguments = {
@@ -113,10 +141,10 @@ def make_shards(
                     "build": build,
                     "set_up": set_up,
                     "threads": config.threads,
-                    "lanes": work.lanes,
+                    "lanes": lanes,
                 }
                 for _ in range(STARTS):
-                    outcome = _fan_out(ray, config, missing, arguments, watch, gpus)
+                    outcome = _fan_out(ray, config, missing, arguments, watch, resources, enough)
                     if not outcome.orphaned:
                         break
                     missing = _missing(job, work.numbers)
@@ -200,10 +228,16 @@ def _watched(ray: Any, coordinator: Any, watch: _Watch) -> Iterator[None]:
 
 
 def _fan_out(
-    ray: Any, config: ShardsConfig, shards: list[int], arguments: dict[str, Any], watch: _Watch, gpus: int
+    ray: Any,
+    config: ShardsConfig,
+    shards: list[int],
+    arguments: dict[str, Any],
+    watch: _Watch,
+    resources: Mapping[str, int],
+    enough: Enough | None,
 ) -> Outcome:
     """Lets actors, made with these ``arguments``, pull the shards until each is made or given up."""
-    coordinator = beside_the_driver(ray, Coordinator).remote(shards, config.shard_deadline)
+    coordinator = beside_the_driver(ray, Coordinator).remote(shards, config.shard_deadline, enough)
     actors = min(config.actors, len(shards))
     with ray.data.DataContext.current(_data_context(ray, actors)):
         # A slot is an input block for Ray Data to give to an actor, which then works until the job is over.
@@ -215,8 +249,7 @@ def _fan_out(
                 Actor,
                 fn_constructor_kwargs={"coordinator": coordinator, **arguments},
                 batch_size=1,
-                num_cpus=config.threads,
-                num_gpus=gpus,
+                **resources,
                 compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
             )
             .iter_rows()

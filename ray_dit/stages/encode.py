@@ -17,8 +17,17 @@ from numpy.typing import NDArray
 
 from ray_dit.config import EncodeConfig
 from ray_dit.core.latents import to_float
-from ray_dit.errors import Conflict, UserError
+from ray_dit.errors import Conflict, CredentialsExpired, StoreFailure, UserError
+from ray_dit.folders.careful import ChildDecoder, SureDecoder
 from ray_dit.folders.images import ImagePlan, plan_images, refuse_output_inside
+from ray_dit.folders.latent_counts import (
+    BadCount,
+    check_bad_shards,
+    check_counts,
+    made_shards,
+    shards_before,
+    statistics,
+)
 from ray_dit.folders.latent_plans import (
     Planned,
     as_found,
@@ -29,18 +38,26 @@ from ray_dit.folders.latent_plans import (
     generation_of_key,
     made_again,
     plan_key,
-    quarantine_key,
     read_plan,
 )
-from ray_dit.folders.reading import FLEETING, BadImage, check_bad, load_images, quarantine_bytes
+from ray_dit.folders.loading import BYTES_AHEAD, Loader
+from ray_dit.folders.quarantine import put_quarantine
+from ray_dit.folders.reading import Loaded
 from ray_dit.formats.deterministic import array_sha256
-from ray_dit.formats.latents import LatentShard, latent_shard_bytes
+from ray_dit.formats.latents import LatentShard, channel_sums, latent_shard_bytes
 from ray_dit.formats.model_folder import VAE_FOLDER
 from ray_dit.ledger.job import Job
-from ray_dit.ledger.manifest import check_finished, manifest_key, manifest_objects
+from ray_dit.ledger.manifest import check_finished, manifest_key
 from ray_dit.ledger.plain import MadeAgain
-from ray_dit.ledger.results import Manifest, Marker
-from ray_dit.results import LatentShardFacts, LatentsResult
+from ray_dit.ledger.results import Manifest
+from ray_dit.results import (
+    BadImage,
+    LatentShardFacts,
+    LatentsResult,
+    PrecisionError,
+    conversions_of,
+    precision_error_of,
+)
 from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards
 from ray_dit.runtime.repairing import finish_shards, take_finished
 from ray_dit.runtime.session import ray_session
@@ -82,10 +99,19 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
         job.put_plain(key, data())
 
     def make() -> None:
-        with ray_session(config) as ray:
-            make_shards(ray, config, job, build, _work(config, sizes), gpus=gpus)
+        made = list(made_shards(job))
+        check_bad_shards(config.images, planned.plan, job, made, so_far=True)
+        count = BadCount(planned.plan, config.images.max_bad, made)
+        try:
+            with ray_session(config) as ray:
+                make_shards(ray, config, job, build, _work(config, sizes), gpus=gpus, enough=count)
+        except (StoreFailure, CredentialsExpired):
+            raise
+        except UserError:  # perhaps that there are too many: then by all that is known by now
+            check_bad_shards(config.images, planned.plan, job, list(made_shards(job)), so_far=True)
+            raise
 
-    return finish_shards(job, make, lambda: _finish(config, planned.plan, job, len(sizes), vae))
+    return finish_shards(job, make, lambda: _finish(config, planned.plan, job, sizes, vae))
 
 
 def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
@@ -111,6 +137,7 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
             * config.batch_size
             * views,
             bytes_in=plan.stored_bytes(),
+            precision=config.precision,
             flops=float(count * views * vae.encode_flops(config.images.size)),
             bytes_out=count * views * 2 * vae.latent_channels * side * side * np.dtype(np.float16).itemsize,
             other_bytes=len(planned.data) + (0 if number else sum(map(len, vae.files().values()))),
@@ -123,8 +150,9 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
 
 def _work(config: EncodeConfig, sizes: list[int], generation: int = 0) -> Work:
     """The shards of a generation, with as many under way as fit into memory."""
-    lanes = lanes_for(3 * max(sizes) * config.images.size**2)
-    return Work(STAGE, UNIT, sizes, lanes, generation=generation)
+    shard_bytes = 3 * max(sizes) * config.images.size**2
+    memory = {"shard_bytes": shard_bytes, "shared_bytes": BYTES_AHEAD}
+    return Work(STAGE, UNIT, sizes, lanes_for(shard_bytes), generation=generation, **memory)
 
 
 def _inputs(config: EncodeConfig) -> tuple[Planned, Any]:
@@ -232,15 +260,10 @@ class _Build:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The images of a shard.
-
-    ``images`` uint8 [N, S, S, 3] are those of the rows ``kept``; ``bad`` are the others.
-    """
+    """The images of a shard."""
 
     shard: int
-    images: NDArray[np.uint8]
-    kept: NDArray[np.int64]
-    bad: list[BadImage]
+    loaded: Loaded
 
 
 class Encoder:
@@ -253,23 +276,42 @@ class Encoder:
         job: Job | None = None,
         *,
         vae: Any = None,
-        lost: Mapping[str, str] = MappingProxyType({}),
+        loader: Loader | None = None,
+        child: ChildDecoder | None = None,
+        lost: Mapping[str, BadImage] = MappingProxyType({}),
     ) -> None:
         from ray_dit.vae import VAE
 
         self._config, self._plan, self._job = config, plan, job
         self._device = torch.device("cuda" if config.use_gpu else "cpu")
-        self._vae = VAE.load(config.vae, device=self._device) if vae is None else vae
+        self._exact: VAE = VAE.load(config.vae, device=self._device) if vae is None else vae
+        self._vae = self._exact.to_precision(config.precision)
         self._lost = lost
+        self._child = child or ChildDecoder()
+        self._loader = loader or Loader(config.own_threads, decode=SureDecoder(self._child))
 
     def prepare(self, shard: int) -> Decoded:
         """The shard's images, read and cropped; without those that are known to be ``lost``, by key."""
+        return self._loaded(shard, self._loader)
+
+    def prepare_carefully(self, shard: int) -> Decoded:
+        """The same, decoded image by image in a process of their own; what ends that is set aside."""
+        loader = Loader(1, decode=self._child)
+        try:
+            return self._loaded(shard, loader)
+        finally:
+            loader.close()
+            self._child.close()
+
+    def _loaded(self, shard: int, loader: Loader) -> Decoded:
         first = shard * self._config.shard_size
         rows = range(first, min(first + self._config.shard_size, len(self._plan.keys)))
-        keys = self._plan.keys
-        images, kept, bad = load_images(self._plan, [row for row in rows if keys[row] not in self._lost])
-        bad += [BadImage(keys[row], self._lost[keys[row]]) for row in rows if keys[row] in self._lost]
-        return Decoded(shard, images, kept, bad)
+        keys, lost = self._plan.keys, self._lost
+        loaded = loader.load(self._plan, [row for row in rows if keys[row] not in lost])
+        found = {entry.key: entry for entry in loaded.bad}
+        found |= {keys[row]: lost[keys[row]] for row in rows if keys[row] in lost}
+        bad = [found[keys[row]] for row in rows if keys[row] in found]
+        return Decoded(shard, replace(loaded, bad=bad))
 
     def make_again(self, key: str, facts: Mapping[str, Any]) -> Made:
         """The shard at ``key`` of any generation, as it was: without the images that were lost then.
@@ -277,50 +319,64 @@ class Encoder:
         UserError where others are lost by now.
         """
         known = LatentShardFacts.model_validate(facts)
-        lost = {image: reason for image, reason in known.bad if reason in FLEETING}
+        lost = {entry.key: entry for entry in known.set_aside if entry.is_fleeting}
         assert self._job is not None, "a trial's shards are not repaired"
         store, generation = self._job.store, generation_of_key(key)
         plan = self._plan
         if generation != self._job.generation:
             plan = as_found(store, read_plan(store, generation, self._config.images.uri))
         job = replace(self._job, generation=generation)
-        made = make_shard(Encoder(self._config, plan, job, vae=self._vae, lost=lost), known.shard)
-        for image, reason in LatentShardFacts.model_validate(made.facts.to_json()).bad:
-            if reason in FLEETING and image not in lost:
+        made = make_shard(self._like(plan, job, lost), known.shard)
+        for entry in LatentShardFacts.model_validate(made.facts.to_json()).set_aside:
+            if entry.is_fleeting and entry.key not in lost:
                 raise UserError(
-                    f"{store.where(key)} can't be made again, as {image} in {plan.uri} is {reason}: bring "
-                    "back what was there, or restore the object from a copy"
+                    f"{store.where(key)} can't be made again, as {entry.key} in {plan.uri} is {entry.code}: "
+                    "bring back what was there, or restore the object from a copy"
                 )
         return made
 
-    def compute(self, inputs: Decoded) -> tuple[Decoded, LatentShard]:
-        """Moments of the images, and of their mirror images where the job wants them."""
-        kept, images = inputs.kept, inputs.images
-        return inputs, LatentShard(
+    def _like(self, plan: ImagePlan, job: Job, lost: Mapping[str, BadImage]) -> "Encoder":
+        return Encoder(
+            self._config, plan, job, vae=self._exact, loader=self._loader, child=self._child, lost=lost
+        )
+
+    def compute(self, inputs: Decoded) -> tuple[Decoded, LatentShard, PrecisionError | None]:
+        """Moments of the images, and of their mirror images where the job wants them.
+
+        In the first shard also how far they are from those of float32.
+        """
+        kept, images = inputs.loaded.kept, inputs.loaded.images
+        latents = LatentShard(
             keys=[self._plan.keys[row] for row in kept],
             labels=self._plan.labels[kept],
             heldout=self._plan.heldout[kept],
             moments=self._moments(images),
             moments_mirror=self._moments(images[:, :, ::-1]) if self._config.mirror else None,
         )
+        is_sample = inputs.shard == 0 and len(images) and self._vae is not self._exact
+        return inputs, latents, self._precision_error(images) if is_sample else None
 
-    def finish(self, outputs: tuple[Decoded, LatentShard]) -> Made:
+    def finish(self, outputs: tuple[Decoded, LatentShard, PrecisionError | None]) -> Made:
         """The shard as Parquet."""
-        inputs, latents = outputs
+        inputs, latents, error = outputs
+        loaded = inputs.loaded
         sums, squares = channel_sums(latents)
         facts = LatentShardFacts(
             shard=inputs.shard,
-            rows=len(inputs.kept),
-            seen=len(inputs.kept) + len(inputs.bad),
-            bad=tuple((entry.key, entry.reason) for entry in inputs.bad),
+            rows=len(loaded.kept),
+            seen=len(loaded.kept) + len(loaded.bad),
+            bad=tuple(loaded.bad),
+            converted=loaded.converted,
+            conversions=dict(loaded.conversions),
             train_rows=int((~latents.heldout).sum()),
             moments_sha256=array_sha256(latents.moments),
             sum=tuple(sums.tolist()),
             sum_squares=tuple(squares.tolist()),
+            **({} if error is None else {"precision_error": error}),
         )
         prefix = self._job.prefix if self._job else ""
         key = f"latents/{prefix}{shard_name(inputs.shard)}.parquet"
-        varies = any(entry.is_fleeting for entry in inputs.bad)
+        varies = any(entry.is_fleeting for entry in loaded.bad)
         return Made(key, latent_shard_bytes(latents), facts, varies=varies)
 
     def _moments(self, images: NDArray[np.uint8]) -> NDArray[np.float16]:
@@ -332,37 +388,43 @@ class Encoder:
         parts: list[NDArray[np.float16]] = []
         with torch.inference_mode():
             for first in range(0, len(images), size):
-                batch = images[first : first + size]
-                filled = np.concatenate([batch, np.zeros((size - len(batch), *batch.shape[1:]), np.uint8)])
-                moments = self._vae.encode(to_float(torch.from_numpy(filled).to(self._device)))
-                parts.append(moments[: len(batch)].cpu().numpy().astype(np.float16))
+                moments = self._encoded(self._vae, images[first : first + size])
+                parts.append(moments.cpu().numpy().astype(np.float16))
         side = self._plan.size // self._vae.downsample
         empty = np.zeros((0, 2 * self._vae.latent_channels, side, side), np.float16)
         return np.concatenate(parts) if parts else empty
 
+    def _encoded(self, vae: Any, batch: NDArray[np.uint8]) -> torch.Tensor:
+        """Moments float32 [B, 2C, h, w] of at most ``batch_size`` images."""
+        missing = self._config.batch_size - len(batch)
+        filled = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.uint8)])
+        return vae.encode(to_float(torch.from_numpy(filled).to(self._device)))[: len(batch)]
 
-def channel_sums(latents: LatentShard) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Σ E z and Σ E z² of the latents over training rows, each [C].
-
-    E z² = mean² + the posterior's variance.
-    """
-    moments = latents.moments[~latents.heldout].astype(np.float64)
-    mean, log_variance = np.split(moments, 2, axis=1)
-    second = np.square(mean) + np.exp(np.clip(log_variance, -30, 20))
-    return mean.sum(axis=(0, 2, 3)), second.sum(axis=(0, 2, 3))
+    def _precision_error(self, images: NDArray[np.uint8]) -> PrecisionError:
+        """Of the first batch."""
+        batch = images[: self._config.batch_size]
+        with torch.inference_mode():
+            exact, found = (self._encoded(vae, batch).double().cpu() for vae in (self._exact, self._vae))
+        difference = (found - exact).abs()
+        return PrecisionError(
+            images=len(batch),
+            max=float(difference.max()),
+            mean=float(difference.mean()),
+            relative=float(difference.square().mean().sqrt() / exact.square().mean().sqrt()),
+        )
 
 
 def _finish(
-    config: EncodeConfig, plan: ImagePlan, job: Job, num_shards: int, vae: Any
+    config: EncodeConfig, plan: ImagePlan, job: Job, sizes: list[int], vae: Any
 ) -> Manifest[LatentsResult]:
-    markers = list(all_markers(job, num_shards, LatentShardFacts))
-    bad = bad_images(marker.facts for marker in markers)
-    _check_bad(config, plan, job, markers)
-    job.put_plain(quarantine_key(job.generation), quarantine_bytes(bad))
-    shards = [*_before(job), *(marker.facts for marker in markers)]
+    markers = list(all_markers(job, len(sizes), LatentShardFacts))
+    check_counts(job, markers, sizes)
+    check_bad_shards(config.images, plan, job, markers)
+    put_quarantine(job, bad_images(marker.facts for marker in markers), plan.classes)
+    shards = [*shards_before(job), *(marker.facts for marker in markers)]
     side = config.images.size // vae.downsample
     train_rows = sum(shard.train_rows for shard in shards)
-    mean, std = _statistics(shards, train_rows * side * side)
+    mean, std = statistics(shards, train_rows * side * side)
     return job.finish(
         LatentsResult(
             classes=plan.classes,
@@ -371,46 +433,11 @@ def _finish(
             rows=sum(shard.rows for shard in shards),
             train_rows=train_rows,
             bad=sum(len(shard.bad) for shard in shards),
+            **conversions_of(shards),
             scaling_factor=float(vae.module.config.scaling_factor),
             mean=mean,
             std=std,
+            **precision_error_of(shards),
         ),
         objects=markers,
     )
-
-
-def _before(job: Job) -> list[LatentShardFacts]:
-    """What is known of the shards of the generations before."""
-    if not job.generation:
-        return []
-    manifest = replace(job, generation=job.generation - 1).manifest(LatentsResult)
-    assert manifest is not None, "only what is finished is extended"
-    return [marker.facts for marker in manifest_objects(job.store, manifest, LatentShardFacts)]
-
-
-def _check_bad(
-    config: EncodeConfig, plan: ImagePlan, job: Job, markers: list[Marker[LatentShardFacts]]
-) -> None:
-    """UserError where too many of this generation's images are bad.
-
-    Shards that lack images which may come back are then made again by the next run.
-    """
-    bad = bad_images(marker.facts for marker in markers)
-    try:
-        check_bad(len(bad), len(plan.keys), config.images.max_bad, plan.uri, bad)
-    except UserError:
-        if not job.is_finished():
-            job.forget(
-                shard_name(marker.facts.shard)
-                for marker in markers
-                if any(entry.is_fleeting for entry in bad_images([marker.facts]))
-            )
-        raise
-
-
-def _statistics(shards: list[LatentShardFacts], count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the raw latents, per channel, over training rows."""
-    mean = np.sum([shard.sum for shard in shards], axis=0) / max(count, 1)
-    squares = np.sum([shard.sum_squares for shard in shards], axis=0) / max(count, 1)
-    std = np.sqrt(np.maximum(squares - mean**2, 1e-12))
-    return tuple(mean.tolist()), tuple(std.tolist())

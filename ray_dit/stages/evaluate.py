@@ -22,7 +22,8 @@ from safetensors.torch import save as bytes_of
 from ray_dit.config import EvaluateConfig
 from ray_dit.errors import UserError
 from ray_dit.folders.images import plan_images, refuse_output_inside
-from ray_dit.folders.reading import BadImage, check_bad, load_images
+from ray_dit.folders.quarantine import check_bad
+from ray_dit.folders.reading import load_images
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import tied_manifest
 from ray_dit.ledger.plain import MadeAgain
@@ -30,7 +31,7 @@ from ray_dit.ledger.restore import read_whole
 from ray_dit.ledger.results import Facts, Manifest, Marker
 from ray_dit.ledger.stored_json import canonical
 from ray_dit.metrics import FEATURES, JUDGE, Network, Piece, Sets, Tensors, figures_for, measure, merge
-from ray_dit.results import ClassifierFacts, DatasetResult, EvaluationResult, PieceFacts
+from ray_dit.results import BadImage, ClassifierFacts, DatasetResult, EvaluationResult, PieceFacts
 from ray_dit.runtime.planning import Known, Plan, Trial, plan_shards
 from ray_dit.runtime.progress import progress
 from ray_dit.runtime.repairing import finish_shards, repair_shards
@@ -318,7 +319,7 @@ def _finish(data: EvaluationData, job: Job) -> Manifest[EvaluationResult]:
     bad: list[BadImage] = []
     for marker in all_markers(job, data.num_pieces, PieceFacts):
         piece = marker.facts
-        bad += [BadImage(*entry) for entry in piece.bad]
+        bad += [BadImage.as_before(*entry) for entry in piece.bad]
         totals[piece.of].add(tensors_of(read_whole(job.store, marker.key, marker.sha256)), piece.rows)
     check_bad(len(bad), len(data.plan.keys), data.config.images.max_bad, data.plan.uri, bad)
     result = _result(data, totals["train"], totals["heldout"], totals["generated"], len(bad))

@@ -208,7 +208,8 @@ def plan_generate(config: GenerateConfig, *, begun: float) -> Plan:
 def _work(plan: DatasetPlan, folder: ModelFolder) -> Work:
     """What this generation adds, with as many shards under way as fit into memory."""
     side = folder.config.latents.image_size or 0
-    return replace(plan.work, lanes=lanes_for(3 * plan.shard_size * side**2))
+    shard_bytes = 3 * plan.shard_size * side**2
+    return replace(plan.work, lanes=lanes_for(shard_bytes), shard_bytes=shard_bytes)
 
 
 def _settled(config: GenerateConfig) -> tuple[ModelFolder, DatasetPlan, SamplerConfig]:

@@ -22,19 +22,20 @@ from ray_dit.core.rng import Stream, normal
 from ray_dit.errors import Damaged, NotFound, UserError
 from ray_dit.folders.checkpoints import FOLDER, checkpoint_steps
 from ray_dit.folders.images import ImagePlan, plan_images, refuse_output_inside
-from ray_dit.folders.reading import (
-    QUARANTINE_KEY,
-    BadImage,
+from ray_dit.folders.quarantine import (
     check_bad,
-    find_bad,
-    load_images,
-    quarantine_bytes,
+    earlier_key,
+    is_of_earlier,
+    put_quarantine,
+    quarantine_key,
+    read_earlier,
     read_quarantine,
 )
+from ray_dit.folders.reading import find_bad, load_images
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
 from ray_dit.ledger.results import Facts, Manifest
-from ray_dit.results import VAEResult
+from ray_dit.results import BadImage, VAEResult
 from ray_dit.runtime.planning import Known, Plan, plan_training
 from ray_dit.runtime.progress import progress
 from ray_dit.runtime.session import ray_session
@@ -110,10 +111,12 @@ def _inputs(config: TrainVaeConfig) -> ImagePlan:
     return plan
 
 
-def _stored_quarantine(job: Job) -> bytes | None:
-    """The list of the images that were set aside; None where there is none, or a damaged one."""
+def _stored_quarantine(job: Job) -> list[BadImage] | None:
+    """The images that were set aside; None where there is no list, or a damaged one."""
     try:
-        return job.plain.get(QUARANTINE_KEY)
+        if is_of_earlier(job):
+            return read_earlier(job.plain.get(earlier_key()))
+        return read_quarantine(job.plain.get(quarantine_key()), job.store.where(quarantine_key()))
     except (Damaged, NotFound):
         return None
 
@@ -125,9 +128,10 @@ def _set_aside(config: TrainVaeConfig, plan: ImagePlan, job: Job) -> tuple[BadIm
     """
     rows = _needed(config, plan)
     stored = _stored_quarantine(job)
+    known = any(job.store.head(job.plain.place(key)) is not None for key in (quarantine_key(), earlier_key()))
     if stored is not None:
-        bad = read_quarantine(stored)
-    elif job.store.head(job.plain.place(QUARANTINE_KEY)) is None and checkpoint_steps(job.store):
+        bad = stored
+    elif not known and checkpoint_steps(job.store):
         return ()  # each was tried before the training began, and none was set aside
     elif len(rows) < MANY:
         bad = find_bad(plan, rows)
@@ -137,7 +141,7 @@ def _set_aside(config: TrainVaeConfig, plan: ImagePlan, job: Job) -> tuple[BadIm
     check_bad(len(bad), len(rows), config.images.max_bad, plan.uri, bad)
     if bad:
         _check_left(config, plan, {entry.key for entry in bad})
-        job.put_plain(QUARANTINE_KEY, quarantine_bytes(bad))
+        put_quarantine(job, bad, plan.classes)
     return tuple(bad)
 
 

@@ -16,11 +16,13 @@ from PIL import Image
 from ray_dit.config import ImagesConfig
 from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.folders.images import ImagePlan, plan_images
-from ray_dit.folders.reading import BadImage, check_bad, load_images
+from ray_dit.folders.quarantine import check_bad
+from ray_dit.folders.reading import load_images
 from ray_dit.formats.deterministic import parquet_bytes
 from ray_dit.formats.image_format import InputFormat
 from ray_dit.formats.registry import FORMATS
 from ray_dit.formats.rows import Entry, Listing, Piece, Place, Rows, Source
+from ray_dit.results import BadImage
 
 
 def png(value: int, size: tuple[int, int] = (8, 8)) -> bytes:
@@ -186,7 +188,7 @@ def test_images_that_are_gone_or_changed_are_set_aside_as_such(folder: Path) -> 
     (folder / "2/2.png").unlink()
     (folder / "2/2.png").mkdir()
     images, kept, bad = load_images(plan, range(9))
-    assert [(entry.key, entry.reason) for entry in bad] == [
+    assert [(entry.key, entry.code) for entry in bad] == [
         ("10/0.png", "gone"),
         ("2/1.png", "changed"),
         ("2/2.png", "gone"),
@@ -207,7 +209,7 @@ def test_a_plan_of_before_knows_only_what_is_gone(folder: Path) -> None:
     assert again.sizes is None
     (folder / "10/0.png").unlink()
     (folder / "2/1.png").write_bytes(png(10, (90, 90)))
-    assert [entry.reason for entry in load_images(again, range(9))[2]] == ["gone"]
+    assert [entry.code for entry in load_images(again, range(9))[2]] == ["gone"]
 
 
 class Strips(InputFormat):

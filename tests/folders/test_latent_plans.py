@@ -22,11 +22,11 @@ from ray_dit.folders.latent_plans import (
     generation_of_key,
     generation_plan,
     plan_key,
-    quarantine_key,
     read_plan,
     read_plans,
     versions_key,
 )
+from ray_dit.folders.quarantine import quarantine_key
 from ray_dit.folders.reading import load_images
 from ray_dit.ledger.job import Job
 from ray_dit.storage.open import open_store
@@ -80,7 +80,7 @@ def picture(images: ImagesConfig, key: str, size: int = SIZE) -> None:
 
 def test_names_of_plans_and_quarantines() -> None:
     assert [plan_key(), plan_key(1)] == ["plan.parquet", "plan-g01.parquet"]
-    assert [quarantine_key(), quarantine_key(12)] == ["quarantine.tsv", "quarantine-g12.tsv"]
+    assert [quarantine_key(), quarantine_key(12)] == ["quarantine.parquet", "quarantine-g12.parquet"]
     keys = ["latents/00003.parquet", "latents/g01-00000.parquet", "latents/g12-100000.parquet"]
     assert [generation_of_key(key) for key in keys] == [0, 1, 12]
 
@@ -306,7 +306,7 @@ def test_on_s3_another_version_is_changed_and_a_copy_is_none(folder: Store, imag
     bucket.put(plan.keys[3], data[:-1] + b"x")
     bucket.delete(plan.keys[5])
     bad = load_images(plan, range(10))[2]
-    assert [(entry.key, entry.reason) for entry in bad] == [(plan.keys[3], "changed"), (plan.keys[5], "gone")]
+    assert [(entry.key, entry.code) for entry in bad] == [(plan.keys[3], "changed"), (plan.keys[5], "gone")]
     assert as_found(folder, plan) is plan
     copied = replace(plan, versions=plan.versions + 1)  # as where a copy in several parts has other ETags
     found = as_found(folder, copied)
@@ -450,6 +450,4 @@ def test_files_whose_keys_are_no_names_are_set_aside_one_by_one(images: ImagesCo
     moved = replace(plan, uri=str(Path(images.uri).parent), places={"object": originals})
     assert load_images(moved, range(10))[2] == []
     Path(images.uri, plan.keys[2]).unlink()
-    assert [(entry.key, entry.reason) for entry in load_images(moved, range(10))[2]] == [
-        (plan.keys[2], "gone")
-    ]
+    assert [(entry.key, entry.code) for entry in load_images(moved, range(10))[2]] == [(plan.keys[2], "gone")]

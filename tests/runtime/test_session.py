@@ -17,7 +17,9 @@ from ray_dit.runtime.session import (
     MIN_CPUS,
     Terminated,
     check_resources,
+    cpus_for,
     interrupted_as_ever,
+    largest_node,
     ray_session,
     stopped_by_sigterm,
 )
@@ -146,3 +148,22 @@ def test_what_a_private_ray_will_never_have_is_not_waited_for(wanted: dict[str, 
         check_resources(ray, StageConfig(output="o"), **wanted)
     check_resources(ray, StageConfig(output="o"), **ENOUGH)
     check_resources(ray, StageConfig(output="o", address="auto"), **wanted)  # a cluster may grow
+
+
+class Nodes:
+    """A Ray of several machines."""
+
+    def __init__(self, *nodes: dict[str, float], dead: int = -1) -> None:
+        self._nodes = [{"Resources": each, "Alive": n != dead} for n, each in enumerate(nodes)]
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return self._nodes
+
+
+def test_an_actor_reserves_cpus_for_its_threads_where_a_node_has_them() -> None:
+    cluster = Nodes({"CPU": 2.0}, {"CPU": 8.0, "memory": 1e9}, {"CPU": 64.0}, dead=2)
+    assert (largest_node(cluster, "CPU"), largest_node(cluster, "memory")) == (8.0, 1e9)
+    assert cpus_for(cluster, threads=2, own_threads=4) == 6
+    assert cpus_for(cluster, threads=2, own_threads=9) == 8, "it would wait for ever"
+    assert cpus_for(cluster, threads=12, own_threads=9) == 12, "threads of torch are not to share"
+    assert largest_node(Nodes(), "CPU") == 0.0

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from ray_dit.config import ShardsConfig
+from ray_dit.config import EncodeConfig, ImagesConfig, ShardsConfig
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import Job
 from ray_dit.results import ShardFacts
 from ray_dit.runtime.shard_maker import shard_name
 from ray_dit.runtime.shard_queue import TRIES
-from ray_dit.runtime.shards import Work, make_shards, shard_sizes
+from ray_dit.runtime.shards import Work, make_shards, reserve, shard_sizes
 from ray_dit.storage.local import LocalStore
 from tests.support.shard_makers import SIZE, run
 
@@ -227,3 +227,41 @@ def test_shards_are_full_but_the_last() -> None:
     assert shard_sizes(10, 4) == [4, 4, 2]
     assert shard_sizes(8, 4) == [4, 4]
     assert shard_sizes(0, 4) == []
+
+
+class OneNode:
+    """A Ray of one machine."""
+
+    def __init__(self, **resources: float) -> None:
+        self._resources = resources
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Resources": self._resources, "Alive": True}]
+
+
+GB = 1 << 30
+FULL = Work("test", "images", [100], shard_bytes=GB, shared_bytes=GB)
+
+
+@pytest.mark.parametrize(("there", "lanes", "memory"), [(9, 3, 4), (4, 3, 4), (3.5, 2, 3), (2, 1, 2)])
+def test_an_actor_reserves_memory_for_as_many_shards_as_fit(there: float, lanes: int, memory: int) -> None:
+    config = ShardsConfig(output="o")
+    needed = {"num_cpus": 1, "memory": memory * GB}
+    assert reserve(OneNode(CPU=4, memory=there * GB), config, FULL) == (needed, lanes)
+
+
+def test_a_shard_that_fits_nowhere_is_refused_and_in_a_cluster_tried() -> None:
+    small = OneNode(CPU=4, memory=GB)
+    with pytest.raises(UserError, match="a shard of 100 images takes 2.1 GB of memory, and .* has 1.1 GB"):
+        reserve(small, ShardsConfig(output="o"), FULL)
+    elsewhere = ShardsConfig(output="o", address="auto")
+    assert reserve(small, elsewhere, FULL) == ({"num_cpus": 1, "memory": GB}, 1)
+
+
+def test_threads_that_decode_have_cpus_of_their_own() -> None:
+    config = EncodeConfig(images=ImagesConfig(uri="i"), vae="v", output="o", threads=2, decode_threads=3)
+    light = Work("test", "images", [1])
+    assert reserve(OneNode(CPU=16.0), config, light) == ({"num_cpus": 5}, 3)
+    assert reserve(OneNode(CPU=4.0), config, light) == ({"num_cpus": 4}, 3)
+    with_gpu = config.model_copy(update={"use_gpu": True, "decode_threads": None})
+    assert reserve(OneNode(CPU=16.0), with_gpu, light) == ({"num_cpus": 6}, 3)

@@ -1,10 +1,12 @@
 """encode on a real Ray: the shards hold what the VAE says of the images; bad ones are set aside."""
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -136,7 +138,7 @@ def test_a_rerun_puts_back_what_is_no_shard(place: Path, encoded: Manifest[Laten
     before = contents(folder)
     flip_bit(folder / "plan.parquet")
     flip_bit(folder / "vae/diffusion_pytorch_model.safetensors")
-    (folder / "quarantine.tsv").unlink()
+    (folder / "quarantine.parquet").unlink()
     assert encode(settings(place, "latents")) == encoded
     for key in ("manifest.json", "manifest/plain.jsonl"):
         flip_bit(folder / key)
@@ -192,10 +194,20 @@ def test_bad_pictures_are_set_aside_and_listed(
     keys = [key for shard in found for key in shard.keys]
     assert (manifest.facts.rows, manifest.facts.bad, len(keys)) == (18, 2, 18)
     assert not set(keys) & BAD.keys()
-    lines = (place / "without-bad/quarantine.tsv").read_text().splitlines()
-    assert lines[0] == "key\treason"
-    assert [line.split("\t")[0] for line in lines[1:]] == list(BAD)
-    assert all(line.split("\t")[1] for line in lines)
+    # as docs/images.md has it
+    listed = pq.read_table(place / "without-bad/quarantine.parquet").to_pylist()
+    first, second = listed
+    assert [row["key"] for row in listed] == [row["object"] for row in listed] == list(BAD)
+    assert [(row["label"], row["class"], row["code"]) for row in listed] == [
+        (0, "left", "unreadable"),
+        (1, "right", "unreadable"),
+    ]
+    for row in listed:
+        data = (some_bad / row["key"]).read_bytes()
+        assert (row["bytes"], row["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+    assert first["reason"].startswith("not an image in one of the formats PNG")
+    assert (first["format"], first["mode"], first["width"], first["height"]) == (None,) * 4
+    assert (second["format"], second["mode"], second["width"], second["height"]) == ("PNG", "RGB", SIZE, SIZE)
     whole = {
         key: row
         for shard in shards(place / "latents")

@@ -15,6 +15,7 @@ from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.folders.images import plan_images
 from ray_dit.folders.latent_plans import plan_key
 from ray_dit.folders.latents import open_latent_rows
+from ray_dit.folders.quarantine import read_quarantine
 from ray_dit.formats.latents import LatentShard, read_latent_shard
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import verify
@@ -84,9 +85,8 @@ def rows(folder: Path) -> dict[str, tuple[int, bool, bytes]]:
     return found
 
 
-def quarantined(folder: Path, name: str = "quarantine.tsv") -> dict[str, str]:
-    lines = (folder / name).read_text().splitlines()[1:]
-    return dict(line.split("\t") for line in lines)  # type: ignore[misc]
+def quarantined(folder: Path, name: str = "quarantine.parquet") -> dict[str, str]:
+    return {entry.key: entry.code for entry in read_quarantine((folder / name).read_bytes())}
 
 
 def complaints(folder: Path) -> list[str]:
@@ -106,7 +106,10 @@ def test_a_killed_run_goes_on_though_its_images_have_changed(
     other, whole = images / "right/01.png", (images / "right/01.png").read_bytes()
     other.write_bytes(whole + b"more")
     shutil.copy(images / "left/00.png", images / "left/zz.png")
-    with pytest.raises(UserError, match="2 of 20 images .* 'left/10.png' .gone.: bring those back that are"):
+    with pytest.raises(
+        UserError,
+        match="2 of 20 images .* 'left/10.png' .its object is gone since .*: bring those back that are",
+    ):
         encode(settings(place, folder.name, images.name))
     assert len(list((folder / "_markers").iterdir())) == 2, "the shard that lacks them is made again"
     manifest = encode(settings(place, folder.name, images.name, max_bad=0.1))
@@ -256,7 +259,7 @@ def test_an_extension_adds_what_is_new_beside_what_there_was(
         *(f"0000{number}.parquet" for number in range(3)),
         "g01-00000.parquet",
     ]
-    assert {"plan-g01.parquet", "quarantine-g01.tsv"} <= {path.name for path in folder.iterdir()}
+    assert {"plan-g01.parquet", "quarantine-g01.parquet"} <= {path.name for path in folder.iterdir()}
     assert complaints(folder) == []
     assert kinds_of_machines(folder) == 1
 
@@ -355,7 +358,7 @@ def test_a_second_extension_and_a_lost_image_in_it(place: Path, extended: Manife
     (images / "left/yy.png").unlink()
     manifest = encode(settings(place, folder.name, images.name, max_bad=0.5))
     assert (manifest.facts.rows, manifest.facts.bad, len(manifest.listings)) == (27, 1, 3)
-    assert quarantined(folder, "quarantine-g02.tsv") == {"left/yy.png": "gone"}
+    assert quarantined(folder, "quarantine-g02.parquet") == {"left/yy.png": "gone"}
     assert complaints(folder) == []
 
 
@@ -363,7 +366,7 @@ def test_a_second_extension_and_a_lost_image_in_it(place: Path, extended: Manife
     ("damaged", "repair"),
     [
         (("plan.parquet",), False),
-        (("plan-g01.parquet", "quarantine-g01.tsv"), False),
+        (("plan-g01.parquet", "quarantine-g01.parquet"), False),
         (("latents/g01-00000.parquet", "latents/00000.parquet", "_markers-g01/00000.json"), True),
     ],
 )

@@ -11,7 +11,8 @@ from ray_dit.cli.commands import COMMANDS
 from ray_dit.config import ImagesConfig, OptimizerConfig, TrainVaeConfig
 from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.folders.images import plan_images
-from ray_dit.folders.reading import BadImage, quarantine_bytes, read_quarantine
+from ray_dit.folders.quarantine import quarantine_bytes, read_quarantine
+from ray_dit.results import BadImage
 from ray_dit.runtime.training.parallel import Alone
 from ray_dit.runtime.training.worker import train_worker
 from ray_dit.stages import train_vae as stage
@@ -68,7 +69,7 @@ def test_more_unreadable_images_than_allowed_are_said_before_training(place: Pat
     (key,) = spoil(place, heldout=False, count=1)
     refused(place, f"1 of 20 images .*max_bad = 0.01 allows, the first is '{key}'")
     refused(place, "nothing answers at the Ray address", max_bad=0.05)
-    assert key in (place / "vae/quarantine.tsv").read_text()
+    assert key.encode() in (place / "vae/quarantine.parquet").read_bytes()
 
 
 def test_a_worker_that_would_have_none_in_a_step_is_said_before_training(place: Path) -> None:
@@ -92,8 +93,9 @@ def test_nothing_is_looked_at_that_is_not_needed(place: Path) -> None:
 
 
 def test_what_was_set_aside_is_read_back() -> None:
-    bad = [BadImage("left/1.png", "not a picture"), BadImage("right/ü 2.png", "cut off")]
-    assert read_quarantine(quarantine_bytes(bad)) == bad
+    first = BadImage("left/1.png", "not a picture", "unreadable", 0, "left/1.png", 5, "ab" * 32)
+    second = BadImage("right/ü 2.png", "cut off", label=1, format="PNG", mode="P", width=3, height=4)
+    assert read_quarantine(quarantine_bytes([first, second], ("left", "right"))) == [first, second]
 
 
 def test_some_unreadable_images_are_left_out_and_counted(
@@ -109,9 +111,10 @@ def test_some_unreadable_images_are_left_out_and_counted(
     train_worker(task, config, job, device=torch.device("cpu"), parallel=Alone(), show=lambda _: None)
     COMMANDS["train-vae"].run(config)
     assert (
-        "(2 images could not be read and were left out, listed in quarantine.tsv)" in capsys.readouterr().out
+        "(2 images could not be read and were left out, listed in quarantine.parquet)"
+        in capsys.readouterr().out
     )
-    listed = [entry.key for entry in read_quarantine((place / "vae/quarantine.tsv").read_bytes())]
+    listed = [entry.key for entry in read_quarantine((place / "vae/quarantine.parquet").read_bytes())]
     assert sorted(listed) == sorted(keys)
     assert train_vae(config).facts.bad == 2
 
@@ -126,8 +129,10 @@ def test_what_is_set_aside_is_not_read_and_what_is_lost_stops_the_training_by_na
     path.unlink()
     job = stage.open_job(config, stage.STAGE, {"images": plan.sha256})
     bad = stage._set_aside(config, plan, job)  # pyright: ignore[reportPrivateUsage]
-    assert [(entry.key, entry.reason) for entry in bad] == [(lost, "gone")]
-    with pytest.raises(UserError, match=f"1 of 20 images .* '{lost}' .gone.: bring those back"):
+    assert [(entry.key, entry.code) for entry in bad] == [(lost, "gone")]
+    with pytest.raises(
+        UserError, match=f"1 of 20 images .* '{lost}' .its object is gone .*: bring those back"
+    ):
         stage._set_aside(settings(place), plan, job)  # pyright: ignore[reportPrivateUsage]
     positions = np.arange(len(plan.rows(heldout=False)))
     task, knowing_nothing = (VAETask(config, plan, config.optimizer, bad=known) for known in (bad, ()))

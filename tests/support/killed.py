@@ -13,7 +13,7 @@ def unfinish(folder: Path, *lost: str, marked: bool = False, generation: int = 0
     tag = generation_tag(generation)
     for key in (f"manifest{tag}.json", f"manifest/objects{tag}.jsonl", f"manifest/plain{tag}.jsonl"):
         (folder / key).unlink(missing_ok=True)
-    for key in (f"quarantine{tag}.tsv", f"_plain{tag}/quarantine{tag}.tsv.json"):
+    for key in (f"quarantine{tag}.parquet", f"_plain{tag}/quarantine{tag}.parquet.json"):
         (folder / key).unlink(missing_ok=True)
     for name in lost:
         (folder / f"_markers{tag}/{name}.json").unlink()
