@@ -89,6 +89,10 @@ _RETRY = {
 _ABSENT = {"NoSuchKey", "404", "NotFound", "NoSuchUpload"}
 _EXISTS = {"PreconditionFailed", "412"}
 _NOT_PERMITTED = "is not permitted to these credentials: allow reading, writing, listing and deleting there"
+_NOT_PUBLIC = (
+    "is not open to everybody: give its URI without anonymous@, and credentials, or let everybody read and "
+    "list it"
+)
 _USER = {
     "AccessDenied": _NOT_PERMITTED,
     "403": _NOT_PERMITTED,
@@ -177,9 +181,11 @@ def says_nothing(error: BaseException) -> bool:
     return isinstance(error, ClientError) and code_of(error) in ("301", "307", "400", "401", "403")
 
 
-def said(where: str, error: BaseException) -> UserError:
+def said(where: str, error: BaseException, *, anonymous: bool = False) -> UserError:
     """The sentence for a failure that is not retried."""
     code = code_of(error)
+    if anonymous and _USER.get(code) == _NOT_PERMITTED:
+        return UserError(f"{where} {_NOT_PUBLIC} ({code})")
     if isinstance(error, BotoCoreError) and kind_of(error) in ("user", "expired"):
         return UserError(f"{where} {_said_of_settings(error)}")
     if kind_of(error) == "expired":
@@ -199,7 +205,10 @@ def _said_of_settings(error: BotoCoreError) -> str:
     given: dict[str, Any] = getattr(error, "kwargs", {})
     match error:
         case NoCredentialsError() | PartialCredentialsError():
-            return "needs credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            return (
+                "needs credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; a "
+                "public bucket is read without, as s3://anonymous@BUCKET"
+            )
         case ProfileNotFound():
             return (
                 f"needs the profile {given.get('profile')!r}, which is in neither ~/.aws/config nor "
