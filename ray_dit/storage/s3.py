@@ -36,7 +36,7 @@ from ray_dit.storage.retry import (
     unsupported,
     with_fresh_credentials,
 )
-from ray_dit.storage.s3_client import ask_why, renew, shared_client
+from ray_dit.storage.s3_client import ask_why, renew, shared_client, shared_pace
 from ray_dit.storage.store import CHUNK, ObjectInfo, Store, ahead, checked_key
 
 T = TypeVar("T")
@@ -326,7 +326,8 @@ class S3Store(Store):
                 raise
 
         async def called() -> T:
-            return await attempts(call, where=where, patience=self.patience, size=size)
+            pace = shared_pace(anonymous=self._is_anonymous)
+            return await attempts(call, where=where, patience=self.patience, size=size, pace=pace)
 
         where = self.where(key).rstrip("/")
         if is_proven(anonymous=self._is_anonymous):

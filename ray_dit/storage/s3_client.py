@@ -18,6 +18,7 @@ import fsspec.asyn  # pyright: ignore[reportMissingTypeStubs]
 from botocore.exceptions import ClientError  # pyright: ignore[reportMissingTypeStubs]
 
 from ray_dit.errors import StoreFailure, UserError
+from ray_dit.storage.pace import Pace
 from ray_dit.storage.proven import Environment, environment, is_proven
 from ray_dit.storage.retry import Patience, attempts, code_of, kind_of, said
 
@@ -26,6 +27,13 @@ CLOSE_AFTER = 120.0
 
 _clients: dict[tuple[int, Environment], "asyncio.Task[Any]"] = {}
 _given_up: set[Any] = set()
+_paces: dict[tuple[int, Environment], Pace] = {}
+
+
+def shared_pace(*, anonymous: bool = False) -> Pace:
+    """The pace of all requests of this process, loop and environment."""
+    loop = asyncio.get_running_loop()
+    return _paces.setdefault((id(loop), environment(anonymous=anonymous)), Pace(loop.time))
 
 
 async def shared_client(bucket: str, patience: Patience, *, anonymous: bool = False) -> Any:

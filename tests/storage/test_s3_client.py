@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import fsspec.asyn
 import pytest
 from botocore.exceptions import ClientError
 
@@ -19,6 +20,7 @@ from ray_dit.errors import CredentialsExpired, StoreFailure, UserError
 from ray_dit.storage.open import is_inside, open_output, open_store
 from ray_dit.storage.retry import Patience, with_fresh_credentials
 from ray_dit.storage.s3 import S3Store
+from ray_dit.storage.s3_client import shared_pace
 
 QUICK = Patience(deadline=60.0, contact=60.0, renewal=30.0, renewal_pause=0.05, first_pause=0.02)
 
@@ -111,6 +113,24 @@ def test_a_public_bucket_is_asked_without_credentials_and_others_with_them(servi
     service.asked.clear()
     assert S3Store("s3://bucket", patience=QUICK).get("a") == b"content"
     assert {key for _, key in service.asked} == {"old"}
+
+
+def test_all_stores_of_a_process_slow_down_together(service: Service) -> None:
+    async def rate() -> float | None:
+        return shared_pace().rate
+
+    def asked() -> float | None:
+        return asyncio.run_coroutine_threadsafe(rate(), fsspec.asyn.get_loop()).result()
+
+    S3Store("s3://bucket", patience=QUICK).get("a")
+    service.valid, service.refusal = set(), "SlowDown"
+    patience = Patience(deadline=2.0, first_pause=0.01, longest_pause=0.02, bytes_per_second=1e9)
+    assert asked() is None
+    with pytest.raises(StoreFailure, match="SlowDown"):
+        S3Store("s3://bucket", patience=patience).get("a")
+    assert asked() is not None
+    service.valid = {"old"}
+    assert S3Store("s3://another", patience=QUICK).get("a") == b"content"
 
 
 def test_a_bucket_that_is_not_public_says_so(service: Service) -> None:
