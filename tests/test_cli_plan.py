@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ray_dit.cli.plan import PlanOptions, bytes_text, duration, shown, take_plan
+from ray_dit.cli.plan import PlanOptions, shown, take_plan
 from ray_dit.errors import UserError
 from ray_dit.runtime.planning import Plan
 
@@ -65,16 +65,3 @@ def test_the_table() -> None:
 
 def test_the_json() -> None:
     assert json.loads(shown(PLAN, PlanOptions(True, 3.0))) == PLAN.priced(3.0).model_dump()
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(3.21, "3.2 s"), (245, "4 min 05 s"), (11_520, "3 h 12 min"), (187_200, "2 d 4 h")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(("count", "text"), [(999, "999 B"), (12_345, "12.3 kB"), (1.5e12, "1.5 TB")])
-def test_bytes(count: int, text: str) -> None:
-    assert bytes_text(count) == text

@@ -146,9 +146,11 @@ def _gc(config: settings.GcConfig) -> None:
 
 
 def _info(config: settings.InfoConfig) -> None:
-    from ray_dit.stages.info import describe
+    from ray_dit.stages.info import describe, write_sheet
 
     print(describe(config.uri))
+    if config.sheet is not None:
+        print(f"contact sheet: {write_sheet(config.uri, config.sheet)}")
 
 
 def _plan_train_vae(config: settings.TrainVaeConfig, *, begun: float) -> Any:

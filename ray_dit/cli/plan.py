@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_dit.cli.options import take_option
+from ray_dit.core.units import bytes_text, duration
 from ray_dit.errors import UserError
 
 HELP = {
@@ -63,25 +64,6 @@ def table(plan: Any) -> str:
         rows.append(("cost", f"{plan.cost:,.2f}", ""))
     lines = [f"  {name:<20} {value:>14}  {note}".rstrip() for name, value, note in rows]
     return "\n".join([f"plan of {plan.stage} to {plan.output} (nothing was written)", *lines, plan.basis])
-
-
-def bytes_text(count: int) -> str:
-    """12.3 MB."""
-    size, units = float(count), ["B", "kB", "MB", "GB", "TB", "PB"]
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{size:.0f} {units[0]}" if units[0] == "B" else f"{size:.1f} {units[0]}"
-
-
-def duration(seconds: float) -> str:
-    """12.3 s, 4 min 05 s, 3 h 12 min, 2 d 4 h."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def _price(word: str) -> float:

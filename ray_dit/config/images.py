@@ -27,7 +27,7 @@ class ImagesConfig(Config):
 
     uri: Placement[Uri]
     """Folder of images, one sub-folder per class, or a folder of archives, one archive, or several by a
-    pattern such as data/train-*.parquet: a path or any fsspec URI."""
+    pattern such as data/train-*.parquet: a path or any fsspec URI; s3://anonymous@BUCKET for a public one."""
     format: Placement[ImageFormatName | None] = None
     """How the images lie there; by default seen from the first names. docs/images.md has the layouts."""
     labels: Placement[Uri | None] = None

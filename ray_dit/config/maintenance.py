@@ -12,6 +12,8 @@ class InfoConfig(Config):
 
     uri: Uri
     """Folder of any stage."""
+    sheet: Uri | None = None
+    """Of latents: write a PNG here that shows some images of some classes, decoded by the folder's VAE."""
 
 
 class VerifyConfig(Config):

@@ -211,15 +211,19 @@ def refuse_output_inside(output: str, config: ImagesConfig) -> None:
 
 
 def list_images(config: ImagesConfig) -> Listing:
-    """Lists the images, and prints what was left out.
+    """Lists the images, and prints what is read for it, where that is much, and what was left out.
 
     UserError for a missing or empty folder and for a class without images.
     """
     source = open_images(config.uri)
     found = config.format or format_of(source)
-    listing = input_format(found).list_images(source, read_labels(config.labels))
+
+    def tell(what: str) -> None:
+        print(f"{config.uri}: {what}", file=sys.stderr, flush=True)
+
+    listing = input_format(found).list_images(source, read_labels(config.labels), tell)
     if listing.note:
-        print(f"{config.uri}: {listing.note}", file=sys.stderr)
+        tell(listing.note)
     return replace(listing, format=found)
 
 

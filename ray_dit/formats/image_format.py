@@ -8,7 +8,7 @@ from both.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,12 +72,25 @@ class InputFormat(ABC):
         UnreadableImage where it can't be unpacked.
         """
 
-    def list_images(self, source: Source, labels: LabelFile | None = None) -> Listing:
+    def pass_over(self, source: Source, pieces: Sequence[Piece]) -> str:
+        """What listing these pieces will read from far away, in words; empty where that is little."""
+        return ""
+
+    def list_images(
+        self,
+        source: Source,
+        labels: LabelFile | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> Listing:
         """Finds all images; ``labels`` give their classes where the layout does not.
 
-        UserError or NotFound where there are none, saying what is wanted.
+        ``tell`` is told first what will be read for it, where that is much. UserError or NotFound where there
+        are none, saying what is wanted.
         """
-        rows = [self.list_piece(source, piece) for piece in self.pieces(source)]
+        pieces = self.pieces(source)
+        if much := self.pass_over(source, pieces):
+            tell(much)
+        rows = [self.list_piece(source, piece) for piece in pieces]
         return merge(source.uri, rows, self.layout, labels)
 
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
@@ -76,6 +77,17 @@ def read_latent_shard(source: BinaryIO | bytes, where: str = "a shard of latents
         if "moments_mirror" in table.column_names
         else None,
     )
+
+
+def read_latent_labels(file: BinaryIO, where: str) -> NDArray[np.int64]:
+    """The labels of a latent shard, without reading the rest; UserError as ``read_latent_shard``."""
+    try:
+        labels = pq.ParquetFile(file).read(columns=["label"])["label"]
+        if labels.type != pa.int64() or labels.null_count:
+            raise ValueError(f"the column label is {labels.type}")
+        return labels.to_numpy()
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise damaged(where, error) from error
 
 
 def _shape(table: pa.Table, facts: Any) -> tuple[int, ...]:

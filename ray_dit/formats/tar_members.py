@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from ray_dit.core.units import bytes_text
 from ray_dit.errors import UserError, first_message
 from ray_dit.formats.clutter import suffix_of, why_no_image
 from ray_dit.formats.ranges import RangeFile
@@ -74,6 +75,18 @@ def tar_piece(
             f"{where} is no tar that can be read to its end ({first_message(error)}): make it again, and "
             "uncompressed"
         ) from error
+
+
+def pass_over_tars(source: Source, pieces: Sequence[Piece]) -> str:
+    """What it takes to pass over tars that are far away, in words; empty for those on a disk."""
+    far = [piece for piece in pieces if source.local_path(piece.object) is None]
+    if not far:
+        return ""
+    tars = "a tar" if len(far) == 1 else f"{len(far):,} tars"
+    return (
+        f"finding the images passes over {tars} once, as a tar has no index: reading up "
+        f"to {bytes_text(sum(piece.length for piece in far))}"
+    )
 
 
 def _content(file: RangeFile, entry: tarfile.TarInfo, limit: int, where: str) -> bytes:

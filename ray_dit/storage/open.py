@@ -12,6 +12,7 @@ from ray_dit.storage.store import Store
 def open_store(uri: str) -> Store:
     """The store at a local path, ``file://``, ``s3://bucket/prefix`` or any URI fsspec knows.
 
+    ``s3://anonymous@bucket/prefix`` is a public bucket, asked without credentials.
     Nothing is read. UserError for an S3 URI without a bucket, and for a misspelt URI.
     """
     scheme, separator, rest = uri.partition("://")
@@ -23,9 +24,9 @@ def open_store(uri: str) -> Store:
             raise UserError(str(error)) from error
     # Both bring fsspec and a client of their own, which a run on local folders does without.
     if scheme in ("s3", "s3a"):
-        from ray_dit.storage.s3 import S3Store
+        from ray_dit.storage.s3 import ANONYMOUS, S3Store
 
-        if not rest.partition("/")[0]:
+        if not rest.removeprefix(ANONYMOUS).partition("/")[0]:
             raise UserError(f"{uri!r} names no bucket: give s3://BUCKET/FOLDER")
         return S3Store(f"s3://{rest.rstrip('/')}")
     from ray_dit.storage.other import FsspecStore
@@ -45,4 +46,9 @@ def is_inside(uri: str, folder: str) -> bool:
     inner, outer = open_store(uri), open_store(folder)
     if isinstance(inner, LocalStore) and isinstance(outer, LocalStore):
         return Path(os.path.realpath(inner.uri)).is_relative_to(os.path.realpath(outer.uri))
-    return f"{inner.uri}/".startswith(f"{outer.uri}/")
+    return f"{_place(inner)}/".startswith(f"{_place(outer)}/")
+
+
+def _place(store: Store) -> str:
+    """Where a store is, whoever asks."""
+    return store.uri.replace("s3://anonymous@", "s3://", 1)

@@ -12,14 +12,15 @@ _proven: set[Environment] = set()
 _trusted = False
 
 
-def environment() -> Environment:
-    """What decides where requests go and who makes them."""
-    return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+def environment(*, anonymous: bool = False) -> Environment:
+    """What decides where requests go and who makes them: nobody in particular where they are anonymous."""
+    names = sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_"))
+    return (*names, ("anonymous", "")) if anonymous else tuple(names)
 
 
-def note_success() -> None:
-    """A request has succeeded with these settings."""
-    _proven.add(environment())
+def note_success(*, anonymous: bool = False) -> None:
+    """A request has succeeded with these settings; an anonymous one says nothing of credentials."""
+    _proven.add(environment(anonymous=anonymous))
 
 
 def trust_settings() -> None:
@@ -28,6 +29,6 @@ def trust_settings() -> None:
     _trusted = True
 
 
-def is_proven() -> bool:
+def is_proven(*, anonymous: bool = False) -> bool:
     """Whether a request has ever succeeded with these settings."""
-    return _trusted or environment() in _proven
+    return _trusted or environment(anonymous=anonymous) in _proven

@@ -34,6 +34,7 @@ from botocore.exceptions import (  # pyright: ignore[reportMissingTypeStubs]
 )
 
 from ray_dit.errors import CredentialsExpired, NotFound, StoreFailure, UserError, first_message
+from ray_dit.storage.pace import Pace
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -86,9 +87,18 @@ _RETRY = {
     "TooManyRequests", "BandwidthLimitExceeded", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch",
     "XAmzContentChecksumMismatch", "408", "409", "429", "500", "502", "503", "504",
 }  # fmt: skip
+_TOO_MANY = {
+    "SlowDown", "ServiceUnavailable", "Throttling", "ThrottlingException", "RequestLimitExceeded",
+    "TooManyRequests", "BandwidthLimitExceeded", "429", "503",
+}  # fmt: skip
+"""Of these, what says that there are too many requests."""
 _ABSENT = {"NoSuchKey", "404", "NotFound", "NoSuchUpload"}
 _EXISTS = {"PreconditionFailed", "412"}
 _NOT_PERMITTED = "is not permitted to these credentials: allow reading, writing, listing and deleting there"
+_NOT_PUBLIC = (
+    "is not open to everybody: give its URI without anonymous@, and credentials, or let everybody read and "
+    "list it"
+)
 _USER = {
     "AccessDenied": _NOT_PERMITTED,
     "403": _NOT_PERMITTED,
@@ -177,9 +187,11 @@ def says_nothing(error: BaseException) -> bool:
     return isinstance(error, ClientError) and code_of(error) in ("301", "307", "400", "401", "403")
 
 
-def said(where: str, error: BaseException) -> UserError:
+def said(where: str, error: BaseException, *, anonymous: bool = False) -> UserError:
     """The sentence for a failure that is not retried."""
     code = code_of(error)
+    if anonymous and _USER.get(code) == _NOT_PERMITTED:
+        return UserError(f"{where} {_NOT_PUBLIC} ({code})")
     if isinstance(error, BotoCoreError) and kind_of(error) in ("user", "expired"):
         return UserError(f"{where} {_said_of_settings(error)}")
     if kind_of(error) == "expired":
@@ -199,7 +211,10 @@ def _said_of_settings(error: BotoCoreError) -> str:
     given: dict[str, Any] = getattr(error, "kwargs", {})
     match error:
         case NoCredentialsError() | PartialCredentialsError():
-            return "needs credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            return (
+                "needs credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; a "
+                "public bucket is read without, as s3://anonymous@BUCKET"
+            )
         case ProfileNotFound():
             return (
                 f"needs the profile {given.get('profile')!r}, which is in neither ~/.aws/config nor "
@@ -248,30 +263,51 @@ async def with_fresh_credentials(
             renew()
 
 
-async def attempts(call: Callable[[], Awaitable[T]], *, where: str, patience: Patience, size: int = 0) -> T:
-    """Calls until it succeeds, fails for good (raising that error) or the deadline passes (StoreFailure)."""
+async def attempts(
+    call: Callable[[], Awaitable[T]],
+    *,
+    where: str,
+    patience: Patience,
+    size: int = 0,
+    pace: Pace | None = None,
+) -> T:
+    """Calls until it succeeds, fails for good (raising that error) or the deadline passes (StoreFailure).
+
+    Each call waits for its turn at the ``pace`` that it shares with others.
+    """
     loop = asyncio.get_running_loop()
+    pace = pace or Pace(loop.time)
     begin = loop.time()
     end = begin + patience.deadline + size / patience.bytes_per_second
-    attempt, warned = 0, False
+    attempt, warned, last = 0, False, "too many requests are refused"
     while True:
+        if not await pace.turn(until=end):
+            raise _given_up(where, attempt, patience, last)
         try:
             # Our own clock around the whole attempt: a PUT that stalls before any reply outlives every client
             # timeout.
             seconds = min(patience.attempt_seconds(size), max(end - loop.time(), 0.001))
-            return await asyncio.wait_for(call(), seconds)
+            result = await asyncio.wait_for(call(), seconds)
+            pace.accepted()
+            return result
         except Exception as error:
             if kind_of(error) != "retry":
+                pace.accepted()
                 raise
-            pause = patience.pause(attempt)
+            if code_of(error) in _TOO_MANY:
+                pace.refused()
+            pause, last = patience.pause(attempt), f"{code_of(error)}: {error}"
             if loop.time() - begin > _SILENCE and not warned:
                 warned = True
-                _log.warning("%s: still trying after %s: %s", where, code_of(error), error)
+                _log.warning("%s: still trying after %s", where, last)
             if loop.time() + pause >= end:
-                raise StoreFailure(
-                    f"{where} was tried {attempt + 1} times in {patience.deadline:.0f} s without success"
-                    f" ({code_of(error)}: {error}): check the network, AWS_ENDPOINT_URL and the service, "
-                    "then run again"
-                ) from error
+                raise _given_up(where, attempt + 1, patience, last) from error
         attempt += 1
         await asyncio.sleep(pause)
+
+
+def _given_up(where: str, tries: int, patience: Patience, last: str) -> StoreFailure:
+    return StoreFailure(
+        f"{where} was tried {tries} times in {patience.deadline:.0f} s without success ({last}): check the "
+        "network, AWS_ENDPOINT_URL and the service, then run again"
+    )

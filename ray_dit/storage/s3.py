@@ -36,7 +36,7 @@ from ray_dit.storage.retry import (
     unsupported,
     with_fresh_credentials,
 )
-from ray_dit.storage.s3_client import ask_why, renew, shared_client
+from ray_dit.storage.s3_client import ask_why, renew, shared_client, shared_pace
 from ray_dit.storage.store import CHUNK, ObjectInfo, Store, ahead, checked_key
 
 T = TypeVar("T")
@@ -48,6 +48,8 @@ it."""
 PART = 128 << 20
 READS = 3
 """How often an object is read whose bytes do not have the hash stored with it."""
+ANONYMOUS = "anonymous@"
+"""Before the bucket's name in a URI: ask without credentials, as one may ask a public bucket."""
 PROBES = "_check/"
 """Where the trial of a target puts its objects, by the second they were made."""
 
@@ -60,7 +62,7 @@ class _Refused(Exception):
 
 @dataclass(frozen=True)
 class S3Store(Store):
-    """Objects under ``s3://bucket/prefix``."""
+    """Objects under ``s3://bucket/prefix``; those of ``s3://anonymous@bucket/prefix`` are only read."""
 
     patience: Patience = field(default=Patience(), kw_only=True)
     conditional: bool = field(default=True, kw_only=True)
@@ -133,9 +135,20 @@ class S3Store(Store):
         with suppress(NotFound):
             self._ask("delete_object", key, Key=self._key(key))
 
+    def refuse_read_only(self) -> None:
+        if self._is_anonymous:
+            raise UserError(
+                f"{self.uri} can be read but not written, as {ANONYMOUS} stands for nobody: give "
+                f"s3://{self._bucket}/... and credentials"
+            )
+
     @property
     def _bucket(self) -> str:
-        return self.uri.removeprefix("s3://").partition("/")[0]
+        return self.uri.removeprefix("s3://").partition("/")[0].removeprefix(ANONYMOUS)
+
+    @property
+    def _is_anonymous(self) -> bool:
+        return self.uri.startswith(f"s3://{ANONYMOUS}")
 
     @property
     def _prefix(self) -> str:
@@ -304,7 +317,7 @@ class S3Store(Store):
 
         async def call() -> T:
             nonlocal used
-            used = await shared_client(self._bucket, self.patience)
+            used = await shared_client(self._bucket, self.patience, anonymous=self._is_anonymous)
             try:
                 return await once(used)
             except Exception as error:
@@ -313,24 +326,25 @@ class S3Store(Store):
                 raise
 
         async def called() -> T:
-            return await attempts(call, where=where, patience=self.patience, size=size)
+            pace = shared_pace(anonymous=self._is_anonymous)
+            return await attempts(call, where=where, patience=self.patience, size=size, pace=pace)
 
         where = self.where(key).rstrip("/")
-        if is_proven():
+        if is_proven(anonymous=self._is_anonymous):
             work = with_fresh_credentials(called, lambda: renew(used), where=where, patience=self.patience)
         else:  # credentials that have never worked are not waited for
             work = called()
         future = asyncio.run_coroutine_threadsafe(work, fsspec.asyn.get_loop())
         try:
             result = future.result()
-            note_success()
+            note_success(anonymous=self._is_anonymous)
             return result
         except UserError:
             raise
         except Exception as error:
             if kind_of(error) == "exists":
                 raise _Refused from error
-            raise said(where, error) from error
+            raise said(where, error, anonymous=self._is_anonymous) from error
         finally:
             future.cancel()  # where the caller was interrupted
 

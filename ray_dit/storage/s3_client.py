@@ -1,7 +1,8 @@
 """This process's client of S3: how it is made, its first contact with the service, fresh credentials.
 
 Knows nothing of objects. The client is the one s3fs makes, which finds credentials, profiles and
-``AWS_ENDPOINT_URL`` the usual ways; there is one per event loop and environment.
+``AWS_ENDPOINT_URL`` the usual ways; there is one per event loop and environment, and another one for requests
+without credentials.
 
 A wrong setting fails at the first contact, within seconds. Once a request has succeeded, the settings are
 right, and what fails later is an outage that is worth waiting for (``proven.py``).
@@ -17,6 +18,7 @@ import fsspec.asyn  # pyright: ignore[reportMissingTypeStubs]
 from botocore.exceptions import ClientError  # pyright: ignore[reportMissingTypeStubs]
 
 from ray_dit.errors import StoreFailure, UserError
+from ray_dit.storage.pace import Pace
 from ray_dit.storage.proven import Environment, environment, is_proven
 from ray_dit.storage.retry import Patience, attempts, code_of, kind_of, said
 
@@ -25,18 +27,27 @@ CLOSE_AFTER = 120.0
 
 _clients: dict[tuple[int, Environment], "asyncio.Task[Any]"] = {}
 _given_up: set[Any] = set()
+_paces: dict[tuple[int, Environment], Pace] = {}
 
 
-async def shared_client(bucket: str, patience: Patience) -> Any:
+def shared_pace(*, anonymous: bool = False) -> Pace:
+    """The pace of all requests of this process, loop and environment."""
+    loop = asyncio.get_running_loop()
+    return _paces.setdefault((id(loop), environment(anonymous=anonymous)), Pace(loop.time))
+
+
+async def shared_client(bucket: str, patience: Patience, *, anonymous: bool = False) -> Any:
     """The client of this process, loop and environment (who changes ``AWS_*`` gets another).
+
+    An ``anonymous`` one looks for no credentials and signs nothing.
 
     UserError if it cannot be made, StoreFailure if nothing answers at its endpoint.
     """
     loop = asyncio.get_running_loop()
-    key = (id(loop), environment())
+    key = (id(loop), environment(anonymous=anonymous))
     task = _clients.get(key)
     if task is None or task.done() and (task.cancelled() or task.exception()):
-        task = _clients[key] = loop.create_task(_connect(loop, bucket, patience))
+        task = _clients[key] = loop.create_task(_connect(loop, bucket, patience, anonymous))
     return await asyncio.shield(task)
 
 
@@ -61,7 +72,7 @@ async def ask_why(client: Any, bucket: str) -> None:
     await client.list_objects_v2(Bucket=bucket, MaxKeys=1)
 
 
-async def _connect(loop: asyncio.AbstractEventLoop, bucket: str, patience: Patience) -> Any:
+async def _connect(loop: asyncio.AbstractEventLoop, bucket: str, patience: Patience, anonymous: bool) -> Any:
     import s3fs  # pyright: ignore[reportMissingTypeStubs]
 
     config = {
@@ -73,9 +84,8 @@ async def _connect(loop: asyncio.AbstractEventLoop, bucket: str, patience: Patie
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
     }
-    files = cast(
-        Any, s3fs.S3FileSystem(asynchronous=True, loop=loop, skip_instance_cache=True, config_kwargs=config)
-    )
+    options: Any = {"anon": anonymous, "config_kwargs": config, "skip_instance_cache": True}
+    files = cast(Any, s3fs.S3FileSystem(asynchronous=True, loop=loop, **options))
     try:
         client = await files.set_session()
     except ValueError as error:  # InvalidRegionError is one too, and has a sentence of its own
@@ -84,7 +94,7 @@ async def _connect(loop: asyncio.AbstractEventLoop, bucket: str, patience: Patie
         setting, _ = _endpoint_setting()
         raise UserError(f"s3://{bucket} cannot be asked: {error}; check {setting}") from error
     try:
-        if not is_proven():
+        if not is_proven(anonymous=anonymous):
             await _contact(client, bucket, patience)
     except BaseException:
         await client.close()

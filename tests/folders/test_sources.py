@@ -31,6 +31,19 @@ def test_the_setting_names_every_format_that_is_read() -> None:
     assert {*ImageFormatName.__args__} == names
 
 
+def test_the_pass_over_a_tar_is_told_before_it_where_the_tar_is_far(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tar_bytes({"cat/0.png": bytes(100_000), "cat/notes.txt": b"", "dog/1.png": b"x"})
+    store.put("all.tar", data)
+    plan_images(ImagesConfig(uri=store.where("all.tar")))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines.pop() == f"{store.uri}/all.tar: left out 1: 1 .txt"
+    wanted = f"{store.uri}/all.tar: finding the images passes over a tar once, as a tar has no index: "
+    wanted += f"reading up to {len(data) / 1000:.1f} kB"
+    assert lines == ([] if store.local_path("all.tar") else [wanted])
+
+
 def test_a_uri_is_a_folder_an_archive_or_a_pattern(tmp_path: Path) -> None:
     for name in ("train-0.tar", "train-1.tar", "test-0.tar", "b[1].zip"):
         (tmp_path / name).write_bytes(b"x")

@@ -118,6 +118,33 @@ def test_a_far_tar_is_read_in_few_requests_and_a_large_entry_is_leapt_over() -> 
     assert sum(length for _, length in source.requests) < 1 << 20
 
 
+@pytest.mark.parametrize(
+    ("name", "objects", "told"),
+    [
+        (
+            "tar",
+            {"x.tar": tar_bytes(CATS)},
+            "passes over a tar once, as a tar has no index: reading up to 10.2 kB",
+        ),
+        (
+            "tar",
+            {"x.tar": tar_bytes(CATS), "y.tar": tar_bytes({"cow/1.png": b"x"})},
+            "passes over 2 tars once",
+        ),
+        ("webdataset", {"x.tar": tar_bytes(samples(CATS))}, "passes over a tar once"),
+        ("zip", {"x.zip": zip_bytes(CATS)}, None),
+    ],
+)
+def test_what_a_pass_over_far_tars_reads_is_told_before(name: str, objects: Files, told: str | None) -> None:
+    heard: list[tuple[str, int]] = []
+    source = Counting(objects)
+    input_format(name).list_images(source, None, lambda what: heard.append((what, len(source.requests))))
+    assert len(heard) == (told is not None)
+    for what, requests in heard:
+        assert told in what
+        assert requests == 0
+
+
 def test_inner_tars_are_found_without_reading_them() -> None:
     inner = {f"n{number:08d}.tar": tar_bytes({"x.png": bytes(3 << 20)}) for number in range(12)}
     source = Counting({"outer.tar": tar_bytes(inner)})

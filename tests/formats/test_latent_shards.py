@@ -3,9 +3,12 @@
 import io
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from ray_dit.formats.latents import LatentShard, latent_shard_bytes, read_latent_shard
+from ray_dit.errors import UserError
+from ray_dit.formats.latents import LatentShard, latent_shard_bytes, read_latent_labels, read_latent_shard
 
 
 def latents(mirror: bool = True, rows: int = 3) -> LatentShard:
@@ -41,3 +44,26 @@ def test_one_row_group_and_nothing_compressed() -> None:
     column = file.metadata.row_group(0).column(3)
     assert column.compression == "UNCOMPRESSED"
     assert not column.has_dictionary_page
+
+
+def test_the_labels_are_read_alone() -> None:
+    class Counting(io.BytesIO):
+        taken = 0
+
+        def read(self, size: int | None = -1) -> bytes:
+            data = super().read(size)
+            self.taken += len(data)
+            return data
+
+    shard = latents(rows=3000)
+    file = Counting(latent_shard_bytes(shard))
+    np.testing.assert_array_equal(read_latent_labels(file, "here"), shard.labels)
+    assert file.taken < len(file.getvalue()) / 3
+
+
+def test_what_has_no_labels_is_named() -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.table({"label": ["a"]}), sink)
+    for data in (b"nothing", sink.getvalue()):
+        with pytest.raises(UserError, match="here is damaged"):
+            read_latent_labels(io.BytesIO(data), "here")

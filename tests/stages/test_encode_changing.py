@@ -276,7 +276,8 @@ def test_the_facts_of_an_extension_are_totals(place: Path, extended: Manifest[La
     std = np.sqrt(second.mean(axis=(0, 2, 3)) - mean.mean(axis=(0, 2, 3)) ** 2)
     np.testing.assert_allclose(facts.std, std, rtol=1e-9)
     about = describe(str(place / "more"))
-    assert "rows         26" in about
+    assert "images       26: " in about
+    assert "generations  20 images first, 6 by extension 1\n" in about
     assert "extensions   1" in about
     assert sum(time.count for time in stage_times("encode", open_store(str(place / "more")))) >= 26
 

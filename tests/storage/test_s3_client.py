@@ -12,12 +12,15 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import fsspec.asyn
 import pytest
 from botocore.exceptions import ClientError
 
 from ray_dit.errors import CredentialsExpired, StoreFailure, UserError
+from ray_dit.storage.open import is_inside, open_output, open_store
 from ray_dit.storage.retry import Patience, with_fresh_credentials
 from ray_dit.storage.s3 import S3Store
+from ray_dit.storage.s3_client import shared_pace
 
 QUICK = Patience(deadline=60.0, contact=60.0, renewal=30.0, renewal_pause=0.05, first_pause=0.02)
 
@@ -101,6 +104,62 @@ def test_when_none_come_it_is_said_what_to_do(service: Service) -> None:
     service.valid = set()
     with pytest.raises(CredentialsExpired, match="no fresh ones came in 0 s: renew them and run the same"):
         store.head("a")
+
+
+def test_a_public_bucket_is_asked_without_credentials_and_others_with_them(service: Service) -> None:
+    service.valid = {"", "old"}
+    assert S3Store("s3://anonymous@public/folder", patience=QUICK).get("a") == b"content"
+    assert {key for _, key in service.asked} == {""}, "nothing is signed"
+    service.asked.clear()
+    assert S3Store("s3://bucket", patience=QUICK).get("a") == b"content"
+    assert {key for _, key in service.asked} == {"old"}
+
+
+def test_all_stores_of_a_process_slow_down_together(service: Service) -> None:
+    async def rate() -> float | None:
+        return shared_pace().rate
+
+    def asked() -> float | None:
+        return asyncio.run_coroutine_threadsafe(rate(), fsspec.asyn.get_loop()).result()
+
+    S3Store("s3://bucket", patience=QUICK).get("a")
+    service.valid, service.refusal = set(), "SlowDown"
+    patience = Patience(deadline=2.0, first_pause=0.01, longest_pause=0.02, bytes_per_second=1e9)
+    assert asked() is None
+    with pytest.raises(StoreFailure, match="SlowDown"):
+        S3Store("s3://bucket", patience=patience).get("a")
+    assert asked() is not None
+    service.valid = {"old"}
+    assert S3Store("s3://another", patience=QUICK).get("a") == b"content"
+
+
+def test_a_bucket_that_is_not_public_says_so(service: Service) -> None:
+    service.refusal = "AccessDenied"
+    store = S3Store("s3://anonymous@bucket/folder", patience=QUICK)
+    for ask in (store.get, store.head):
+        with pytest.raises(
+            UserError, match="anonymous@bucket/folder/a is not open to everybody: give its URI"
+        ):
+            ask("a")
+
+
+def test_what_nobody_may_do_says_nothing_of_credentials(service: Service) -> None:
+    """Anonymous requests that succeed do not make others wait for credentials that never worked."""
+    service.valid = {""}
+    S3Store("s3://anonymous@public", patience=QUICK).get("a")
+    with pytest.raises(UserError, match="expired .ExpiredToken.: get new ones") as raised:
+        S3Store("s3://bucket", patience=QUICK).head("a")
+    assert not isinstance(raised.value, CredentialsExpired)
+
+
+def test_nothing_is_written_as_nobody() -> None:
+    with pytest.raises(
+        UserError, match="can be read but not written, .* give s3://bucket/... and credentials"
+    ):
+        open_output("s3://anonymous@bucket/out")
+    with pytest.raises(UserError, match="names no bucket"):
+        open_store("s3://anonymous@/x")
+    assert is_inside("s3://bucket/a/out", "s3://anonymous@bucket/a")
 
 
 def test_credentials_that_never_worked_are_not_waited_for(service: Service) -> None:

@@ -2,7 +2,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +42,14 @@ class ImageFolder(InputFormat):
             left_out=left_out,
         )
 
-    def list_images(self, source: Source, labels: LabelFile | None = None) -> Listing:
+    def list_images(
+        self,
+        source: Source,
+        labels: LabelFile | None = None,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> Listing:
         """As every format; UserError for a class without images too."""
-        listing = super().list_images(source, labels)
+        listing = super().list_images(source, labels, tell)
         if labels is None:
             _refuse_empty_classes(source, listing.classes)
         return listing

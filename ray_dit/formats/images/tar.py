@@ -11,7 +11,15 @@ from ray_dit.formats.image_format import Entry, InputFormat, object_pieces
 from ray_dit.formats.merging import Layout
 from ray_dit.formats.ranges import read_place
 from ray_dit.formats.rows import Piece, Place, Rows, Source
-from ray_dit.formats.tar_members import Member, images_in, is_tar, kind_of_tar, rows_of, tar_piece
+from ray_dit.formats.tar_members import (
+    Member,
+    images_in,
+    is_tar,
+    kind_of_tar,
+    pass_over_tars,
+    rows_of,
+    tar_piece,
+)
 
 
 class Tar(InputFormat):
@@ -28,6 +36,10 @@ class Tar(InputFormat):
     def pieces(self, source: Source) -> Sequence[Piece]:
         """One per tar."""
         return object_pieces(source, self.suffix)
+
+    def pass_over(self, source: Source, pieces: Sequence[Piece]) -> str:
+        """All of what lies far away is read."""
+        return pass_over_tars(source, pieces)
 
     def list_piece(self, source: Source, piece: Piece) -> Rows:
         """Passes over the headers of a tar."""

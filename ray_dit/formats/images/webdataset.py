@@ -19,6 +19,7 @@ from ray_dit.formats.tar_members import (
     Member,
     images_in,
     kind_of_tar,
+    pass_over_tars,
     rows_of,
     split_sample,
     tar_piece,
@@ -41,6 +42,10 @@ class WebDataset(InputFormat):
     def pieces(self, source: Source) -> Sequence[Piece]:
         """One per shard."""
         return object_pieces(source, ".tar")
+
+    def pass_over(self, source: Source, pieces: Sequence[Piece]) -> str:
+        """All of what lies far away is read."""
+        return pass_over_tars(source, pieces)
 
     def list_piece(self, source: Source, piece: Piece) -> Rows:
         """Passes over the headers of a shard, and reads what tells classes."""

@@ -1,0 +1,125 @@
+"""What finished latents hold, counted: images by class and generation, sizes, what was set aside.
+
+Of the shards only the column of labels is read; some rows can be taken to look at. Knows no VAE.
+"""
+
+# pyarrow has no type information; what it returns is unknown to the checker
+# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false
+
+import io
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from ray_dit.errors import NotFound, UserError
+from ray_dit.folders.latent_plans import generation_of_key
+from ray_dit.folders.reading import read_quarantine
+from ray_dit.formats.deterministic import damaged
+from ray_dit.formats.latents import read_latent_labels, read_latent_shard
+from ray_dit.ledger.manifest import generation_tag, manifest_objects
+from ray_dit.ledger.restore import get_or_none, read_whole
+from ray_dit.ledger.results import Manifest, Marker
+from ray_dit.results import LatentShardFacts, LatentsResult
+from ray_dit.storage.store import Store, ahead
+
+MOST_CLASSES, MOST_IMAGES = 20, 8
+"""Of a sample of the latents."""
+_BROKEN_LIST = "a list that can't be read"
+
+
+@dataclass(frozen=True)
+class GenerationSummary:
+    """One generation of a latents folder."""
+
+    images: int = 0
+    shards: int = 0
+    bytes: int = 0
+    """Of its shards."""
+
+
+@dataclass(frozen=True)
+class LatentsSummary:
+    """What a latents folder holds, over all its generations."""
+
+    generations: Sequence[GenerationSummary]
+    images: NDArray[np.int64]
+    """Of each class, by its number."""
+    set_aside: Counter[str] = field(default_factory=Counter[str])
+    """Images that were not encoded, by the reason; numbers in reasons are written as #."""
+
+
+def summarize(store: Store, manifest: Manifest[LatentsResult]) -> LatentsSummary:
+    """Counts what finished latents hold; NotFound or UserError for a shard that is missing or damaged."""
+    generations = [GenerationSummary()] * len(manifest.listings)
+    classes = len(manifest.facts.classes)
+    images = np.zeros(classes, np.int64)
+    markers = manifest_objects(store, manifest, LatentShardFacts)
+    for marker, labels in ahead(lambda marker: (marker, _labels(store, marker, classes)), markers):
+        number = generation_of_key(marker.key)
+        known = generations[number]
+        generations[number] = GenerationSummary(
+            known.images + len(labels), known.shards + 1, known.bytes + marker.bytes
+        )
+        images += np.bincount(labels, minlength=classes)
+    aside = sum((_set_aside(store, number) for number in range(len(generations))), Counter[str]())
+    return LatentsSummary(generations, images, aside)
+
+
+def sample_moments(store: Store, manifest: Manifest[LatentsResult]) -> dict[int, NDArray[np.float16]]:
+    """Moments [N, 2C, H, W] of a few images of a few classes, by the class's number.
+
+    At most ``MOST_CLASSES`` classes at even distances, of each at most ``MOST_IMAGES`` at even distances in
+    the first shard that has most of them: the same for the same latents. Errors as ``summarize``.
+    """
+    markers = list(manifest_objects(store, manifest, LatentShardFacts))
+    classes = len(manifest.facts.classes)
+    best: dict[int, tuple[int, int]] = {}  # of each class the images in a shard and that shard, negative
+    for number, labels in enumerate(ahead(lambda marker: _labels(store, marker, classes), markers)):
+        for label, count in zip(*map(np.ndarray.tolist, np.unique(labels, return_counts=True)), strict=True):
+            best[label] = max(best.get(label, (0, 0)), (count, -number))
+    shown = [sorted(best)[at] for at in _spaced(len(best), MOST_CLASSES)]
+    found: dict[int, NDArray[np.float16]] = {}
+    for number in sorted({-best[label][1] for label in shown}):  # one shard in memory at a time
+        entry = markers[number]
+        shard = read_latent_shard(read_whole(store, entry.key, entry.sha256), store.where(entry.key))
+        for label in (label for label in shown if best[label][1] == -number):
+            rows = np.flatnonzero(shard.labels == label)
+            found[label] = shard.moments[rows[_spaced(len(rows), MOST_IMAGES)]]
+    return {label: found[label] for label in shown}
+
+
+def _spaced(count: int, most: int) -> list[int]:
+    """All of ``count`` places, or ``most`` of them at even distances."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
+def _labels(store: Store, marker: Marker[LatentShardFacts], classes: int) -> NDArray[np.int64]:
+    where = store.where(marker.key)
+    with store.open_file(marker.key) as file:
+        labels = read_latent_labels(file, where)
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise damaged(where, ValueError("a label is no class"))
+    return labels
+
+
+def _set_aside(store: Store, generation: int) -> Counter[str]:
+    """The images a generation did not encode, by the reason in its list."""
+    name = f"quarantine{generation_tag(generation)}"
+    try:
+        data = get_or_none(store, f"{name}.parquet")
+        if data is not None:
+            table = pq.read_table(io.BytesIO(data))
+            column = table["code" if "code" in table.column_names else "reason"]
+            reasons = [str(reason) for reason in column.to_pylist()]
+        else:
+            data = get_or_none(store, f"{name}.tsv") or b""
+            reasons = [entry.reason for entry in read_quarantine(data)]
+    except (OSError, ValueError, KeyError, NotFound, UserError):
+        return Counter([_BROKEN_LIST])
+    return Counter(re.sub(r"\d+", "#", reason) for reason in reasons)
