@@ -1,6 +1,6 @@
 """Settings of `ray-dit encode`."""
 
-from typing import Any, Literal
+from typing import Literal
 
 from ray_dit.config.base import Content, Placement, PositiveInt, VaeSource
 from ray_dit.config.images import ImagesConfig
@@ -34,13 +34,6 @@ class EncodeConfig(ShardsConfig):
     """First read all that is there again, and make damaged or missing shards anew."""
     extend: Placement[bool] = False
     """Add the images that are there by now to finished latents, in files of their own beside the old ones."""
-
-    def content(self) -> dict[str, Any]:
-        """As every stage's; without the precision where it is that of the jobs begun before it was one."""
-        content = super().content()
-        if self.precision == type(self).model_fields["precision"].default:
-            del content["precision"]
-        return content
 
     @property
     def own_threads(self) -> int:

@@ -3,26 +3,20 @@
 Of the shards only the column of labels is read; some rows can be taken to look at. Knows no VAE.
 """
 
-# pyarrow has no type information; what it returns is unknown to the checker
-# pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
-# pyright: reportUnknownArgumentType=false
-
-import io
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from ray_dit.errors import NotFound, UserError
+from ray_dit.errors import UserError
 from ray_dit.folders.latent_plans import generation_of_key
-from ray_dit.folders.reading import read_quarantine
+from ray_dit.folders.quarantine import earlier_key, quarantine_key, read_earlier, read_quarantine
 from ray_dit.formats.deterministic import damaged
 from ray_dit.formats.latents import read_latent_labels, read_latent_shard
-from ray_dit.ledger.manifest import generation_tag, manifest_objects
+from ray_dit.ledger.manifest import manifest_objects
 from ray_dit.ledger.restore import get_or_none, read_whole
 from ray_dit.ledger.results import Manifest, Marker
 from ray_dit.results import LatentShardFacts, LatentsResult
@@ -51,7 +45,8 @@ class LatentsSummary:
     images: NDArray[np.int64]
     """Of each class, by its number."""
     set_aside: Counter[str] = field(default_factory=Counter[str])
-    """Images that were not encoded, by the reason; numbers in reasons are written as #."""
+    """Images that were not encoded, by their codes; of earlier versions by the reason, with # for
+    numbers."""
 
 
 def summarize(store: Store, manifest: Manifest[LatentsResult]) -> LatentsSummary:
@@ -110,16 +105,11 @@ def _labels(store: Store, marker: Marker[LatentShardFacts], classes: int) -> NDA
 
 def _set_aside(store: Store, generation: int) -> Counter[str]:
     """The images a generation did not encode, by the reason in its list."""
-    name = f"quarantine{generation_tag(generation)}"
     try:
-        data = get_or_none(store, f"{name}.parquet")
+        data = get_or_none(store, quarantine_key(generation))
         if data is not None:
-            table = pq.read_table(io.BytesIO(data))
-            column = table["code" if "code" in table.column_names else "reason"]
-            reasons = [str(reason) for reason in column.to_pylist()]
-        else:
-            data = get_or_none(store, f"{name}.tsv") or b""
-            reasons = [entry.reason for entry in read_quarantine(data)]
-    except (OSError, ValueError, KeyError, NotFound, UserError):
+            return Counter(entry.code for entry in read_quarantine(data))
+        earlier = read_earlier(get_or_none(store, earlier_key(generation)) or b"")
+    except (ValueError, UserError):
         return Counter([_BROKEN_LIST])
-    return Counter(re.sub(r"\d+", "#", reason) for reason in reasons)
+    return Counter(re.sub(r"\d+", "#", entry.reason) for entry in earlier)

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -17,19 +15,22 @@ from ray_dit.core.latents import to_float, to_uint8
 from ray_dit.errors import Damaged, UserError
 from ray_dit.folders import latent_summary
 from ray_dit.folders.latent_summary import sample_moments, summarize
-from ray_dit.folders.reading import BadImage, quarantine_bytes
+from ray_dit.folders.quarantine import earlier_bytes, quarantine_bytes, quarantine_key
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes, read_latent_shard
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
-from ray_dit.results import LatentsResult
+from ray_dit.results import BadImage, LatentsResult
 from ray_dit.stages.info import describe, write_sheet
 from ray_dit.storage.open import open_store
 from ray_dit.vae import VAE, files_sha256
 from tests.support.results import latent_facts, latents_result
 from tests.support.tiny import SIZE, VAE_SIZE, flip_bit
 
-BAD = [BadImage("a/1.png", "truncated (12 bytes)"), BadImage("a/2.png", "truncated (7 bytes)")]
-BAD += [BadImage("b/1.png", "gone")]
+BAD = [
+    BadImage("a/1.png", "truncated (12 bytes)", "unreadable"),
+    BadImage("a/2.png", "truncated (7 bytes)", "unreadable"),
+    BadImage("b/1.png", "gone", "gone"),
+]
 
 
 def picture(row: int) -> np.ndarray:
@@ -56,7 +57,7 @@ def write_latents(folder: Path, labels: list[list[int]], names: tuple[str, ...],
         key, data = f"latents/{name}.parquet", latent_shard_bytes(latents)
         markers.append(job.put(name, key, data, latent_facts(number, len(rows))))
         first = rows.stop
-    job.put_plain("quarantine.tsv", quarantine_bytes(BAD))
+    job.put_plain(quarantine_key(), quarantine_bytes(BAD, names))
     facts = {"rows": first, "train_rows": first - 1, "bad": len(BAD), "classes": names} | fields
     job.finish(latents_result(**facts), objects=markers)
     return vae
@@ -77,7 +78,7 @@ def test_people_are_told_what_latents_hold(folder: Path) -> None:
     assert "  std          1 1 1 1 per channel\n" in said
     assert "  scaling      1, " in said
     assert "  classes      4: ant 2, bee 3, cow 1, dodo 0\n" in said
-    assert "  set aside    3 of 9 images: truncated (# bytes) 2, gone 1\n" in said
+    assert "  set aside    3 of 9 images: unreadable 2, gone 1\n" in said
     size = sum(path.stat().st_size for path in (folder / "latents").iterdir())
     assert f"  stored       {size / 1000:.1f} kB in 2 shards, {size // 6 / 1000:.1f} kB per image\n" in said
     assert "conversions" not in said
@@ -86,15 +87,14 @@ def test_people_are_told_what_latents_hold(folder: Path) -> None:
 def test_what_other_versions_write_is_told_too(tmp_path: Path) -> None:
     fields = {"conversions": {"grey16": 1234, "transparent": 5}, "unheard_of": 7}
     write_latents(tmp_path / "latents", [[0]], ("ant",), **fields)
-    table = pa.table(
-        {"key": ["a", "b", "c"], "code": ["truncated", "crash", "truncated"], "reason": [""] * 3}
-    )
-    pq.write_table(table, tmp_path / "latents/quarantine.parquet")
+    listed = tmp_path / "latents" / quarantine_key()
+    listed.unlink()
+    listed.with_suffix(".tsv").write_bytes(earlier_bytes(BAD))
     said = describe(str(tmp_path / "latents"))
     assert "  conversions  grey16 1,234, transparent 5\n" in said
     assert "  unheard_of   7\n" in said
-    assert "  set aside    3 of 4 images: truncated 2, crash 1\n" in said
-    (tmp_path / "latents/quarantine.parquet").write_bytes(b"broken")
+    assert "  set aside    3 of 4 images: truncated (# bytes) 2, gone 1\n" in said
+    listed.write_bytes(b"broken")
     assert "images: a list that can't be read 1\n" in describe(str(tmp_path / "latents"))
 
 
