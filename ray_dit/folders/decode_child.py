@@ -28,9 +28,7 @@ NO_MEMORY = 3
 
 def serve(decode: Callable[[bytes, int, Decoding], DecodedImage] = decode_image) -> None:
     """Answers until standard input ends."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _end_with_parent()
+    _limit_and_end_with_parent()
     source, sink = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a codec prints must not come between
     _write(sink, {"ready": True}, b"")
@@ -60,9 +58,11 @@ def _write(sink: BinaryIO, answer: dict[str, Any], pixels: bytes) -> None:
     sink.flush()
 
 
-def _end_with_parent() -> None:
-    """A decoder that hangs is not to outlive the process that waits for it and is killed."""
+def _limit_and_end_with_parent() -> None:
+    """What Linux does for us: other systems limit no address space, and let a child that hangs live on."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

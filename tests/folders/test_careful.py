@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -17,7 +18,7 @@ from ray_dit.core.media import PLAIN, decode_image
 from ray_dit.core.to_rgb import Decoding, UnreadableImage
 from ray_dit.folders.careful import CRASH, ChildDecoder, SureDecoder
 from ray_dit.folders.quarantine import CODES
-from tests.support.deadly import ABORT, CHILD, EXIT, FILL, HANG, KILL, PRINT, RAISE, deadly
+from tests.support.deadly import ABORT, CHILD, EXIT, FILL, HANG, KILL, PRINT, RAISE, SIGN, deadly
 
 SIZE = 8
 
@@ -93,24 +94,18 @@ def test_an_image_that_finds_no_memory_here_is_decided_upon_in_a_child(child: Ch
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such signal")
-def test_a_child_that_hangs_ends_with_its_parent() -> None:
-    code = (
-        "import io\n"
-        "from tests.folders.test_careful import *\n"
-        "ChildDecoder(CHILD)(image() + HANG, SIZE, PLAIN)\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code])
-    end = time.monotonic() + 60
-    while not (found := psutil.Process(parent.pid).children()):
+def test_a_child_that_hangs_ends_with_its_parent(tmp_path: Path) -> None:
+    sign, code = tmp_path / "hangs", "from tests.folders.test_careful import hang; hang()"
+    parent = subprocess.Popen([sys.executable, "-c", code], env=os.environ | {SIGN: str(sign)})
+    end = time.monotonic() + 120
+    while not sign.exists() or not sign.read_text():
         assert time.monotonic() < end
         time.sleep(0.05)
-    (grandchild,) = found
-    while "python" not in grandchild.name():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    time.sleep(2)  # it has told the system that it wants to end
+    child = psutil.Process(int(sign.read_text()))
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    gone, _ = psutil.wait_procs([grandchild], timeout=60)
-    assert gone == [grandchild]
-    assert HANG
+    assert psutil.wait_procs([child], timeout=60)[0] == [child]
+
+
+def hang() -> None:
+    ChildDecoder(CHILD)(image() + HANG, SIZE, PLAIN)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from ray_dit.cli.commands import COMMANDS
 from ray_dit.config import EncodeConfig, ImagesConfig
 from ray_dit.core.media import decode_image
 from ray_dit.core.to_rgb import UnreadableImage
@@ -66,7 +67,9 @@ def whole(place: Path, one_ray: Any) -> dict[str, str]:
     return contents(place / "latents")
 
 
-def test_conversions_are_counted_by_shard_and_in_all(place: Path, whole: dict[str, str]) -> None:
+def test_conversions_are_counted_by_shard_and_in_all(
+    place: Path, whole: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
     found: Counter[str] = Counter()
     converted = bad = 0
     for path in (place / "images").rglob("*.png"):
@@ -86,6 +89,9 @@ def test_conversions_are_counted_by_shard_and_in_all(place: Path, whole: dict[st
     assert all(shard.adds_up(size) for shard, size in zip(shards, [4, 4, 4, 4, 4, 4, 1], strict=True))
     assert sum(shard.converted for shard in shards) == converted
     assert list(verify(store, results=RESULTS)) == []
+    COMMANDS["encode"].run(settings(place, "latents"))
+    kinds = f"{found['grey']} grey, {found['palette']} palette"
+    assert f"({converted} images were converted to RGB: {kinds})" in capsys.readouterr().out
 
 
 def test_a_marker_that_does_not_account_for_each_image_does_not_finish(

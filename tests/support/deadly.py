@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from ray_dit.core.to_rgb import Decoding, UnreadableImage
 from ray_dit.folders.careful import CRASH
 from ray_dit.folders.decode_child import serve
 
+SIGN = "RAY_DIT_TEST_HANGS"
+"""Environment variable: a file in which a process that hangs writes its number."""
 CHILD = (sys.executable, "-m", "tests.support.deadly")
 ABORT, EXIT, FILL, KILL, RAISE, HANG, PRINT = (
     f"now {word}".encode() for word in ("abort", "exit", "fill", "kill", "raise", "hang", "print")
@@ -31,6 +34,8 @@ def deadly(data: bytes, size: int, decoding: Decoding) -> DecodedImage:
     if data.endswith(KILL):
         os.kill(os.getpid(), signal.SIGKILL)
     if data.endswith(HANG):
+        if SIGN in os.environ:
+            Path(os.environ[SIGN]).write_text(str(os.getpid()))
         time.sleep(1000)
     if data.endswith(RAISE):
         raise LookupError("a mistake of our own")
