@@ -20,7 +20,6 @@ from ray_dit.core.latents import to_float
 from ray_dit.errors import Conflict, UserError
 from ray_dit.folders.images import ImagePlan, plan_images, refuse_output_inside
 from ray_dit.folders.latent_plans import (
-    Planned,
     as_found,
     await_plan,
     bad_images,
@@ -28,11 +27,11 @@ from ray_dit.folders.latent_plans import (
     extension_plan,
     generation_of_key,
     made_again,
-    plan_key,
     quarantine_key,
-    read_plan,
 )
+from ray_dit.folders.plan_parts import AnyPlan
 from ray_dit.folders.reading import FLEETING, BadImage, check_bad, load_images, quarantine_bytes
+from ray_dit.folders.stored_plans import Planned, plan_key, read_plan
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.formats.model_folder import VAE_FOLDER
@@ -68,7 +67,7 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
     files = vae.files()
     planned, job = begin(config, planned, files_sha256(files))
     build, gpus = _Build.of(config, job, planned.plan), 1 if config.use_gpu else 0
-    sizes = shard_sizes(len(planned.plan.keys), config.shard_size)
+    sizes = shard_sizes(planned.plan.count, config.shard_size)
     copies: MadeAgain = {f"{VAE_FOLDER}/{name}": lambda data=data: data for name, data in files.items()}
     plain = {**copies, **made_again(job.store, config.images, planned)}
     manifest = take_finished(config, job, LatentsResult, build, gpus=gpus, plain=plain)
@@ -92,7 +91,7 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
     """What the job will make and take; see ``runtime.planning``."""
     planned, vae = _inputs(config)
     plan, number = planned.plan, planned.generation
-    count, views = len(plan.keys), 2 if config.mirror else 1
+    count, views = plan.count, 2 if config.mirror else 1
     sizes = shard_sizes(count, config.shard_size)
     size = min(max(config.batch_size, TRIAL_IMAGES // config.batch_size * config.batch_size), max(sizes))
     # images of one class lie together, and may be larger than the others'
@@ -113,7 +112,7 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
             bytes_in=plan.stored_bytes(),
             flops=float(count * views * vae.encode_flops(config.images.size)),
             bytes_out=count * views * 2 * vae.latent_channels * side * side * np.dtype(np.float16).itemsize,
-            other_bytes=len(planned.data) + (0 if number else sum(map(len, vae.files().values()))),
+            other_bytes=planned.stored_bytes() + (0 if number else sum(map(len, vae.files().values()))),
             left_out="reading and decoding images is not counted",
         ),
         begun=begun,
@@ -155,11 +154,11 @@ def planned_images(config: EncodeConfig) -> Planned:
     if config.extend and finished:
         plan = extension_plan(store, config.images, number + 1)
         if plan is not None:
-            _tell(f"extension {number + 1}: {len(plan.keys)} images are new")
+            _tell(f"extension {number + 1}: {plan.count} images are new")
             return Planned.new(plan, number + 1)
         _tell(f"nothing is new: all images in {config.images.uri} were there before")
     elif number and not finished:
-        _tell(f"going on with extension {number} of {len(planned.plan.keys)} images")
+        _tell(f"going on with extension {number} of {planned.plan.count} images")
     return replace(planned, plan=as_found(store, planned.plan))
 
 
@@ -207,7 +206,7 @@ class _TrialBuild:
 
 @dataclass(frozen=True)
 class _Build:
-    """Makes the encoder inside its actor, which reads the plan: the driver need not hand it out."""
+    """Makes the encoder inside its actor, which reads of the plan what it works on."""
 
     config: EncodeConfig
     job: Job
@@ -217,8 +216,8 @@ class _Build:
     """Whether objects are known by their sizes alone, see ``as_found``."""
 
     @classmethod
-    def of(cls, config: EncodeConfig, job: Job, plan: ImagePlan) -> "_Build":
-        return cls(config, job, plan.sha256, plan.versions is None or not plan.versions.any())
+    def of(cls, config: EncodeConfig, job: Job, plan: AnyPlan) -> "_Build":
+        return cls(config, job, plan.sha256, not plan.knows_versions)
 
     def __call__(self) -> ShardMaker:
         plan = read_plan(self.job.store, self.job.generation, self.config.images.uri)
@@ -234,10 +233,11 @@ class _Build:
 class Decoded:
     """The images of a shard.
 
-    ``images`` uint8 [N, S, S, 3] are those of the rows ``kept``; ``bad`` are the others.
+    ``images`` uint8 [N, S, S, 3] are those of the rows ``kept`` of its ``plan``; ``bad`` are the others.
     """
 
     shard: int
+    plan: ImagePlan
     images: NDArray[np.uint8]
     kept: NDArray[np.int64]
     bad: list[BadImage]
@@ -249,7 +249,7 @@ class Encoder:
     def __init__(
         self,
         config: EncodeConfig,
-        plan: ImagePlan,
+        plan: AnyPlan,
         job: Job | None = None,
         *,
         vae: Any = None,
@@ -265,11 +265,11 @@ class Encoder:
     def prepare(self, shard: int) -> Decoded:
         """The shard's images, read and cropped; without those that are known to be ``lost``, by key."""
         first = shard * self._config.shard_size
-        rows = range(first, min(first + self._config.shard_size, len(self._plan.keys)))
-        keys = self._plan.keys
-        images, kept, bad = load_images(self._plan, [row for row in rows if keys[row] not in self._lost])
-        bad += [BadImage(keys[row], self._lost[keys[row]]) for row in rows if keys[row] in self._lost]
-        return Decoded(shard, images, kept, bad)
+        plan = self._plan.part(first, min(first + self._config.shard_size, self._plan.count))
+        lost = [row for row, key in enumerate(plan.keys) if key in self._lost] if self._lost else []
+        images, kept, bad = load_images(plan, [row for row in range(plan.count) if row not in lost])
+        bad += [BadImage(plan.keys[row], self._lost[plan.keys[row]]) for row in lost]
+        return Decoded(shard, plan, images, kept, bad)
 
     def make_again(self, key: str, facts: Mapping[str, Any]) -> Made:
         """The shard at ``key`` of any generation, as it was: without the images that were lost then.
@@ -297,9 +297,9 @@ class Encoder:
         """Moments of the images, and of their mirror images where the job wants them."""
         kept, images = inputs.kept, inputs.images
         return inputs, LatentShard(
-            keys=[self._plan.keys[row] for row in kept],
-            labels=self._plan.labels[kept],
-            heldout=self._plan.heldout[kept],
+            keys=inputs.plan.keys[kept].tolist(),
+            labels=inputs.plan.labels[kept],
+            heldout=inputs.plan.heldout[kept],
             moments=self._moments(images),
             moments_mirror=self._moments(images[:, :, ::-1]) if self._config.mirror else None,
         )
@@ -353,7 +353,7 @@ def channel_sums(latents: LatentShard) -> tuple[NDArray[np.float64], NDArray[np.
 
 
 def _finish(
-    config: EncodeConfig, plan: ImagePlan, job: Job, num_shards: int, vae: Any
+    config: EncodeConfig, plan: AnyPlan, job: Job, num_shards: int, vae: Any
 ) -> Manifest[LatentsResult]:
     markers = list(all_markers(job, num_shards, LatentShardFacts))
     bad = bad_images(marker.facts for marker in markers)
@@ -389,7 +389,7 @@ def _before(job: Job) -> list[LatentShardFacts]:
 
 
 def _check_bad(
-    config: EncodeConfig, plan: ImagePlan, job: Job, markers: list[Marker[LatentShardFacts]]
+    config: EncodeConfig, plan: AnyPlan, job: Job, markers: list[Marker[LatentShardFacts]]
 ) -> None:
     """UserError where too many of this generation's images are bad.
 
@@ -397,7 +397,7 @@ def _check_bad(
     """
     bad = bad_images(marker.facts for marker in markers)
     try:
-        check_bad(len(bad), len(plan.keys), config.images.max_bad, plan.uri, bad)
+        check_bad(len(bad), plan.count, config.images.max_bad, plan.uri, bad)
     except UserError:
         if not job.is_finished():
             job.forget(
