@@ -22,6 +22,7 @@ from ray_dit.config import ImagesConfig
 from ray_dit.core.order import are_heldout
 from ray_dit.core.to_rgb import Decoding
 from ray_dit.errors import UserError
+from ray_dit.folders.listing import HERE, ListedBy, ListPiece, rows_of
 from ray_dit.folders.pinned import Pinned
 from ray_dit.folders.sources import open_images, read_labels
 from ray_dit.formats.deterministic import array_sha256, damaged, parquet_bytes, read_parquet
@@ -229,7 +230,7 @@ class ImagePlan:
                 raise ValueError("the sizes are of another type")
             return replace(
                 plan,
-                keys=_texts(table["key"]),
+                keys=Texts.from_column(table["key"]),
                 labels=labels,
                 heldout=table["heldout"].to_numpy(),
                 places={name: _column(table[name]) for name in places},
@@ -271,13 +272,9 @@ def stored_bytes(parts: Iterable[ImagePlan]) -> int:
     return alone + sum(shared.values())
 
 
-def _texts(column: Any) -> Texts:
-    return Texts(column.cast(pa.large_string()).combine_chunks())
-
-
 def _column(column: Any) -> Column:
     is_text = pa.types.is_string(column.type)
-    return Texts(_texts(column).to_arrow().dictionary_encode()) if is_text else column.to_numpy()
+    return Texts.from_column(column).repeating() if is_text else column.to_numpy()
 
 
 def refuse_output_inside(output: str, config: ImagesConfig) -> None:
@@ -289,19 +286,21 @@ def refuse_output_inside(output: str, config: ImagesConfig) -> None:
         )
 
 
-def list_images(config: ImagesConfig) -> Listing:
+def list_images(config: ImagesConfig, by: ListedBy = HERE) -> Listing:
     """Lists the images, and prints what was left out.
 
     UserError for a missing or empty folder and for a class without images.
     """
     source = open_images(config.uri)
     found = config.format or format_of(source)
-    listing = input_format(found).list_images(source, read_labels(config.labels))
+    reader, task = input_format(found), ListPiece(config.uri, found, by.keep)
+    rows = rows_of(reader, source, task, by.over)
+    listing = reader.list_images(source, read_labels(config.labels), rows)
     if listing.note:
         print(f"{config.uri}: {listing.note}", file=sys.stderr)
     return replace(listing, format=found)
 
 
-def plan_images(config: ImagesConfig) -> ImagePlan:
+def plan_images(config: ImagesConfig, by: ListedBy = HERE) -> ImagePlan:
     """The plan of all images that are there now; UserError as ``list_images``."""
-    return ImagePlan.of(list_images(config), config)
+    return ImagePlan.of(list_images(config, by), config)

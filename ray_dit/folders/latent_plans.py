@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ray_dit.config import ImagesConfig
 from ray_dit.errors import Damaged, NotFound, UserError
 from ray_dit.folders.images import ImagePlan, list_images
+from ray_dit.folders.listing import HERE, ListedBy
 from ray_dit.folders.plan_parts import PART_ROWS, AnyPlan, Part, PlanInParts, parts_of, plan_bytes, read_head
 from ray_dit.folders.reading import BadImage, quarantine_bytes
 from ray_dit.folders.sources import store_of_images
@@ -61,7 +62,7 @@ def generation_of_key(key: str) -> int:
     return int(named[1]) if named else 0
 
 
-def begun_plan(store: Store, config: ImagesConfig) -> Planned | None:
+def begun_plan(store: Store, config: ImagesConfig, by: ListedBy = HERE) -> Planned | None:
     """The plan of the newest generation that was begun and has one; None where there is none.
 
     One that is missing or damaged is made again of the images, if these are still what it listed; Damaged
@@ -69,19 +70,23 @@ def begun_plan(store: Store, config: ImagesConfig) -> Planned | None:
     """
     newest = newest_begun(store)
     # an extension may have been killed between its first write and its plan
-    found = (generation_plan(store, config, number) for number in range(newest, max(newest - 2, -1), -1))
+    found = (generation_plan(store, config, number, by) for number in range(newest, max(newest - 2, -1), -1))
     return next((planned for planned in found if planned is not None), None)
 
 
-def await_plan(store: Store, config: ImagesConfig, seconds: float = WAIT_SECONDS) -> Planned | None:
+def await_plan(
+    store: Store, config: ImagesConfig, seconds: float = WAIT_SECONDS, by: ListedBy = HERE
+) -> Planned | None:
     """As ``begun_plan``, of a job that another driver may have begun just now; None if no plan comes."""
     key, end = plan_key(newest_begun(store)), time.monotonic() + seconds
     while store.head(key) is None and time.monotonic() < end:
         time.sleep(0.2)
-    return begun_plan(store, config)
+    return begun_plan(store, config, by)
 
 
-def generation_plan(store: Store, config: ImagesConfig, generation: int) -> Planned | None:
+def generation_plan(
+    store: Store, config: ImagesConfig, generation: int, by: ListedBy = HERE
+) -> Planned | None:
     """As ``begun_plan``, of one generation."""
     there = known_description(store, generation)
     if there is None or there.get("stage") != LatentsResult.stage_name:
@@ -96,7 +101,7 @@ def generation_plan(store: Store, config: ImagesConfig, generation: int) -> Plan
     if plan is not None and _has_whole_parts(store, generation, plan):
         is_stored = marked is not None and _has_marked_parts(job, plan)
         return Planned(plan, data, generation, rules, is_stored, part_rows)
-    again = _made_again(store, config, generation, sha256, rules)
+    again = _made_again(store, config, generation, sha256, rules, by)
     data = b"" if again is None else plan_bytes(again, part_rows)
     if again is not None and marked in (None, hashlib.sha256(data).hexdigest()):
         return Planned(with_versions(store, again, data), data, generation, rules, part_rows=part_rows)
@@ -108,12 +113,12 @@ def generation_plan(store: Store, config: ImagesConfig, generation: int) -> Plan
     return None
 
 
-def made_again(store: Store, config: ImagesConfig, planned: Planned) -> MadeAgain:
+def made_again(store: Store, config: ImagesConfig, planned: Planned, by: ListedBy = HERE) -> MadeAgain:
     """How the plans and the lists of bad images of this and all earlier generations are made again."""
 
     @cache
     def of(generation: int) -> Planned | None:
-        return planned if generation == planned.generation else generation_plan(store, config, generation)
+        return planned if generation == planned.generation else generation_plan(store, config, generation, by)
 
     def plan(generation: int) -> bytes:
         there = of(generation)
@@ -154,14 +159,16 @@ def bad_images(shards: Iterable[LatentShardFacts]) -> list[BadImage]:
     return [BadImage(*entry) for shard in shards for entry in shard.bad]
 
 
-def extension_plan(store: Store, config: ImagesConfig, generation: int) -> ImagePlan | None:
+def extension_plan(
+    store: Store, config: ImagesConfig, generation: int, by: ListedBy = HERE
+) -> ImagePlan | None:
     """The images that no generation before this one has planned; None where there are none.
 
     Classes that are new are numbered after those there were. UserError where none of the images that were
     planned before, and are there, is as it was.
     """
     earlier = read_plans(store, config.uri)
-    listing = list_images(config)
+    listing = list_images(config, by)
     parts = [part for plan in earlier for part in plan.parts()]
     before = listing.keys.rows_in(Texts.joined([part.keys for part in parts]))
     there = np.flatnonzero(before >= 0)
@@ -246,7 +253,7 @@ def _part_rows(plan: AnyPlan | None, rules: int) -> int:
 
 
 def _made_again(
-    store: Store, config: ImagesConfig, generation: int, sha256: str, rules: int
+    store: Store, config: ImagesConfig, generation: int, sha256: str, rules: int, by: ListedBy
 ) -> ImagePlan | None:
     """The plan of a generation as the images give it now; None where they give another one."""
     others = [number for number in range(newest_begun(store) + 1) if number != generation]
@@ -255,7 +262,7 @@ def _made_again(
         elsewhere = [part.keys for plan in plans for part in plan.parts()]
     except (NotFound, Damaged):
         return None
-    listing = list_images(config)
+    listing = list_images(config, by)
     rows = np.arange(len(listing.keys))
     if elsewhere:
         rows = np.flatnonzero(listing.keys.rows_in(Texts.joined(elsewhere)) < 0)

@@ -8,7 +8,7 @@ from both.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii
 
@@ -81,12 +81,16 @@ class InputFormat(ABC):
         UnreadableImage where it can't be unpacked.
         """
 
-    def list_images(self, source: Source, labels: LabelFile | None = None) -> Listing:
+    def list_images(
+        self, source: Source, labels: LabelFile | None = None, rows: Iterable[Rows] | None = None
+    ) -> Listing:
         """Finds all images; ``labels`` give their classes where the layout does not.
 
-        UserError or NotFound where there are none, saying what is wanted.
+        ``rows`` are those of all pieces in their order, where they are listed elsewhere. UserError or
+        NotFound where there are none, saying what is wanted.
         """
-        rows = (self.list_piece(source, piece) for piece in self.pieces(source))
+        if rows is None:
+            rows = (self.list_piece(source, piece) for piece in self.pieces(source))
         return merge(source.uri, rows, self.layout, labels)
 
 
@@ -132,7 +136,13 @@ def object_pieces(source: Source, suffix: str) -> list[Piece]:
         )
     refuse_several_splits(source.uri, [entry.key for entry in entries])
     return [
-        Piece(entry.key, length=entry.size, size=entry.size, version=version_of(source, entry))
+        Piece(
+            entry.key,
+            length=entry.size,
+            size=entry.size,
+            version=version_of(source, entry),
+            etag=entry.etag,
+        )
         for entry in entries
     ]
 

@@ -4,7 +4,7 @@ Types alone; knows no format and no store.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -60,6 +60,8 @@ class Piece:
     """Bytes of the whole object."""
     version: int = 0
     """Of the object; see ``Listing.versions``."""
+    etag: str | None = None
+    """Of the object, as storage has it; changes with its content on a disk, too."""
     label: str | None = None
     """The class of all its images, where the piece tells it."""
     is_of_many: bool = False
@@ -141,21 +143,12 @@ class Listing:
         return f"left out {self.left_out.total():,}: {kinds}{more}"
 
 
-def texts_of(names: Sequence[str], where: str) -> Texts:
+def texts_of(names: Iterable[str], where: str) -> Texts:
     """Names of images; UserError for one that is no text, as a file system may hold it."""
     try:
         return Texts.of(names)
-    except UnicodeEncodeError:
-        name = next(name for name in names if not _is_text(name))
-        raise UserError(f"the name of {name!r} in {where} is no UTF-8: rename it") from None
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    except UnicodeEncodeError as error:
+        raise UserError(f"the name of {error.object!r} in {where} is no UTF-8: rename it") from error
 
 
 def packed(column: Column) -> Column:

@@ -45,10 +45,7 @@ class Texts(Sequence[str]):
     @classmethod
     def repeated(cls, strings: Iterable[str]) -> "Texts":
         """As ``of``, where few differ."""
-        texts = cls.of(strings)
-        if pa.types.is_dictionary(texts._array.type):
-            return texts
-        return cls(texts._array.dictionary_encode())
+        return cls.of(strings).repeating()
 
     @classmethod
     def same(cls, string: str, count: int) -> "Texts":
@@ -65,6 +62,11 @@ class Texts(Sequence[str]):
         )
 
     @classmethod
+    def from_column(cls, column: Any) -> "Texts":
+        """Of a table's column of strings."""
+        return cls(column.cast(pa.large_string()).combine_chunks())
+
+    @classmethod
     def joined(cls, parts: list["Texts"]) -> "Texts":
         """One after another. They are taken out of the list, so that memory holds little twice."""
         kinds = {pa.types.is_dictionary(part._array.type) for part in parts}
@@ -77,6 +79,12 @@ class Texts(Sequence[str]):
         if pa.types.is_dictionary(self._array.type):
             return self._array.dictionary_decode()
         return self._array
+
+    def repeating(self) -> "Texts":
+        """The same, kept as ``repeated`` keeps them."""
+        if pa.types.is_dictionary(self._array.type):
+            return self
+        return Texts(self._array.dictionary_encode())
 
     def values(self) -> tuple[list[str], NDArray[np.int32]]:
         """The strings that occur, or may, and the number of each row's."""
@@ -147,6 +155,10 @@ class Texts(Sequence[str]):
     def without_first(self, count: int) -> "Texts":
         """Each without so many characters at its beginning."""
         return Texts(pc.utf8_slice_codeunits(self.to_arrow(), count)) if count else self
+
+    def are_one(self) -> bool:
+        """Whether there are some, and all are equal."""
+        return len(self.values()[0]) == 1 and len(self) > 0
 
     def are_ascii(self) -> bool:
         """Whether all are of ASCII."""

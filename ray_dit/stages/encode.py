@@ -29,6 +29,7 @@ from ray_dit.folders.latent_plans import (
     made_again,
     quarantine_key,
 )
+from ray_dit.folders.listing import HERE, ListedBy, forget_rows
 from ray_dit.folders.plan_parts import AnyPlan
 from ray_dit.folders.reading import FLEETING, BadImage, check_bad, load_images, quarantine_bytes
 from ray_dit.folders.stored_plans import Planned, plan_key, read_plan
@@ -45,6 +46,7 @@ from ray_dit.runtime.repairing import finish_shards, take_finished
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shard_maker import Made, ShardMaker, make_shard, shard_name
 from ray_dit.runtime.shards import Work, all_markers, lanes_for, make_shards, shard_sizes
+from ray_dit.runtime.tasks import in_tasks
 from ray_dit.stages.fingerprint import open_job, rules_with_plan
 from ray_dit.storage.open import open_output, open_store
 
@@ -63,13 +65,14 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
     """
     from ray_dit.vae import files_sha256
 
-    planned, vae = _inputs(config)
+    by = ListedBy(in_tasks(config), open_output(config.output))
+    planned, vae = _inputs(config, by)
     files = vae.files()
-    planned, job = begin(config, planned, files_sha256(files))
+    planned, job = begin(config, planned, files_sha256(files), by)
     build, gpus = _Build.of(config, job, planned.plan), 1 if config.use_gpu else 0
     sizes = shard_sizes(planned.plan.count, config.shard_size)
     copies: MadeAgain = {f"{VAE_FOLDER}/{name}": lambda data=data: data for name, data in files.items()}
-    plain = {**copies, **made_again(job.store, config.images, planned)}
+    plain = {**copies, **made_again(job.store, config.images, planned, by)}
     manifest = take_finished(config, job, LatentsResult, build, gpus=gpus, plain=plain)
     if manifest is not None:
         if not config.extend:
@@ -89,7 +92,7 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
 
 def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
     """What the job will make and take; see ``runtime.planning``."""
-    planned, vae = _inputs(config)
+    planned, vae = _inputs(config, ListedBy(in_tasks(config)))
     plan, number = planned.plan, planned.generation
     count, views = plan.count, 2 if config.mirror else 1
     sizes = shard_sizes(count, config.shard_size)
@@ -126,12 +129,12 @@ def _work(config: EncodeConfig, sizes: list[int], generation: int = 0) -> Work:
     return Work(STAGE, UNIT, sizes, lanes, generation=generation)
 
 
-def _inputs(config: EncodeConfig) -> tuple[Planned, Any]:
+def _inputs(config: EncodeConfig, by: ListedBy) -> tuple[Planned, Any]:
     """The images and the VAE; UserError where one is not there or they do not fit."""
     from ray_dit.vae import VAE
 
     refuse_output_inside(config.output, config.images)
-    planned = planned_images(config)
+    planned = planned_images(config, by)
     vae = VAE.load(config.vae)
     if config.images.size % vae.downsample:
         raise UserError(
@@ -141,18 +144,18 @@ def _inputs(config: EncodeConfig) -> tuple[Planned, Any]:
     return planned, vae
 
 
-def planned_images(config: EncodeConfig) -> Planned:
+def planned_images(config: EncodeConfig, by: ListedBy = HERE) -> Planned:
     """What the folder's job has planned, or what is new to it, or the plan of a new job."""
     store = open_output(config.output)
-    planned = begun_plan(store, config.images)
+    planned = begun_plan(store, config.images, by)
     if planned is None:
         if config.extend:
             check_finished(store, STAGE)
-        return Planned.new(plan_images(config.images))
+        return Planned.new(plan_images(config.images, by))
     number = planned.generation
     finished = store.head(manifest_key(number)) is not None
     if config.extend and finished:
-        plan = extension_plan(store, config.images, number + 1)
+        plan = extension_plan(store, config.images, number + 1, by)
         if plan is not None:
             _tell(f"extension {number + 1}: {plan.count} images are new")
             return Planned.new(plan, number + 1)
@@ -162,7 +165,7 @@ def planned_images(config: EncodeConfig) -> Planned:
     return replace(planned, plan=as_found(store, planned.plan))
 
 
-def begin(config: EncodeConfig, planned: Planned, vae: str) -> tuple[Planned, Job]:
+def begin(config: EncodeConfig, planned: Planned, vae: str, by: ListedBy = HERE) -> tuple[Planned, Job]:
     """The job, with its plan stored.
 
     Where another driver has begun it, of the images as it found them a moment before or later, its plan
@@ -182,11 +185,14 @@ def begin(config: EncodeConfig, planned: Planned, vae: str) -> tuple[Planned, Jo
     try:
         job = opened(planned)
     except Conflict:
-        theirs = None if planned.rules else await_plan(open_store(config.output), config.images)
+        theirs = None if planned.rules else await_plan(open_store(config.output), config.images, by=by)
         if theirs is None or theirs.generation != planned.generation:
             raise
         planned, job = theirs, opened(theirs)
-    return (planned if planned.is_stored or job.is_finished() else planned.stored(job)), job
+    if not planned.is_stored and not job.is_finished():
+        planned = planned.stored(job)
+    forget_rows(job.store)
+    return planned, job
 
 
 def _tell(what: str) -> None:
