@@ -8,9 +8,10 @@ releases (NEP 19).
 import hashlib
 import itertools
 import math
+from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Int64, UInt64
+from jaxtyping import Bool, Int64, UInt64
 
 ROUNDS = 10
 MIN_BITS = 4
@@ -66,6 +67,15 @@ def is_heldout(key: str, fraction: float) -> bool:
     """Whether the sample with this key belongs to the held-out part; a larger fraction only adds samples."""
     digest = hashlib.sha256(key.encode()).digest()
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
+def are_heldout(keys: Iterable[str], fraction: float) -> Bool[np.ndarray, " N"]:
+    """``is_heldout`` of many keys, a few times faster."""
+    digests, below = bytearray(), math.ceil(fraction * 2**64)
+    for key in keys:
+        digests += hashlib.sha256(key.encode()).digest()[:8]
+    numbers = np.frombuffer(digests, ">u8")
+    return np.full(len(numbers), True) if below >= 2**64 else numbers < np.uint64(max(below, 0))
 
 
 def _order_of_few(seed: int, epoch: int, num_rows: int) -> Rows:

@@ -9,7 +9,7 @@ it.
 # pyright: reportUnknownArgumentType=false
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,15 +19,17 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ray_dit.config import ImagesConfig
-from ray_dit.core.order import is_heldout
+from ray_dit.core.order import are_heldout
 from ray_dit.core.to_rgb import Decoding
 from ray_dit.errors import UserError
+from ray_dit.folders.listing import HERE, ListedBy, ListPiece, rows_of
 from ray_dit.folders.pinned import Pinned
 from ray_dit.folders.sources import open_images, read_labels
 from ray_dit.formats.deterministic import array_sha256, damaged, parquet_bytes, read_parquet
 from ray_dit.formats.image_format import Listing, Place, input_sha256
 from ray_dit.formats.registry import format_of, input_format
-from ray_dit.formats.rows import OBJECT
+from ray_dit.formats.rows import OBJECT, Column, concatenated, packed
+from ray_dit.formats.texts import Texts
 from ray_dit.storage.open import is_inside
 from ray_dit.storage.store import UNKNOWN_SIZE, Store
 
@@ -58,14 +60,14 @@ class ImagePlan:
     uri: str
     size: int
     classes: tuple[str, ...]
-    keys: tuple[str, ...]
+    keys: Texts
     labels: NDArray[np.int64]
     heldout: NDArray[np.bool_]
     sha256: str
     """Stands for the input in fingerprints; see ``Listing``."""
     format: str = FOLDER
     """Name of the format the images are read in."""
-    places: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
+    places: Mapping[str, Column] = field(default_factory=dict[str, Column])
     """Where each image lies in its object, for formats of several images per object; see ``Listing``."""
     decoding: Decoding = Decoding()
     """How images of other kinds than RGB become RGB."""
@@ -84,7 +86,7 @@ class ImagePlan:
             classes=listing.classes,
             keys=listing.keys,
             labels=listing.labels,
-            heldout=np.array([is_heldout(key, config.heldout) for key in listing.keys], dtype=np.bool_),
+            heldout=are_heldout(listing.keys, config.heldout),
             sha256=input_sha256(listing),
             format=listing.format,
             places=listing.places,
@@ -93,20 +95,41 @@ class ImagePlan:
             versions=listing.versions,
         )
 
+    @property
+    def count(self) -> int:
+        """How many images."""
+        return len(self.keys)
+
+    @property
+    def knows_versions(self) -> bool:
+        """Whether the version of any object is known."""
+        return self.versions is not None and bool(self.versions.any())
+
     def rows(self, *, heldout: bool) -> NDArray[np.int64]:
         """Row numbers of the held-out or of the training images."""
         return np.flatnonzero(self.heldout == heldout)
 
     def take(self, rows: NDArray[np.int64]) -> "ImagePlan":
         """The plan of these images alone."""
+        return self._select(rows)
+
+    def part(self, first: int, stop: int) -> "ImagePlan":
+        """The plan of the images of rows from ``first`` to ``stop`` alone."""
+        return self._select(slice(first, stop))
+
+    def parts(self) -> Iterator["ImagePlan"]:
+        """All of its images; as of a plan that is read in parts."""
+        yield self
+
+    def _select(self, index: NDArray[np.int64] | slice) -> "ImagePlan":
         return replace(
             self,
-            keys=tuple(self.keys[row] for row in rows),
-            labels=self.labels[rows],
-            heldout=self.heldout[rows],
-            places={name: column[rows] for name, column in self.places.items()},
-            sizes=None if self.sizes is None else self.sizes[rows],
-            versions=None if self.versions is None else self.versions[rows],
+            keys=self.keys[index],
+            labels=self.labels[index],
+            heldout=self.heldout[index],
+            places={name: column[index] for name, column in self.places.items()},
+            sizes=None if self.sizes is None else self.sizes[index],
+            versions=None if self.versions is None else self.versions[index],
         )
 
     def place(self, row: int) -> Place:
@@ -129,9 +152,7 @@ class ImagePlan:
 
     def stored_bytes(self) -> int:
         """Bytes of the objects the images lie in; 0 where the plan does not tell."""
-        sizes = [0] * len(self.keys) if self.sizes is None else [int(size) for size in self.sizes]
-        objects = {self.object_key(row): size for row, size in enumerate(sizes)} if self.places else {}
-        return sum(max(size, 0) for size in (objects.values() if objects else sizes))
+        return stored_bytes([self])
 
     def by_size(self) -> "ImagePlan":
         """The plan of a copy, whose objects have other versions: they are known by their sizes alone."""
@@ -158,16 +179,39 @@ class ImagePlan:
         labels = np.array([number[name] for name in self.classes], np.int64)[self.labels]
         return replace(self, classes=tuple(classes), labels=labels)
 
-    def to_bytes(self) -> bytes:
-        """The plan as Parquet, for the actors that read a part of it each."""
-        objects = {} if self.sizes is None else {"size": self.sizes}
-        own = {"key": list(self.keys), "label": self.labels, "heldout": self.heldout, **objects}
+    def facts(self) -> dict[str, Any]:
+        """What it says beside its rows, as JSON."""
         facts: dict[str, Any] = {"classes": self.classes, "size": self.size, "sha256": self.sha256}
         if self.format != FOLDER:  # plans were made before there were other formats, and name none
             facts["format"] = self.format
         if self.decoding != Decoding():  # nor other ways to decode
             facts["decoding"] = asdict(self.decoding)
-        return parquet_bytes(pa.table({**own, **self.places}), facts)
+        return facts
+
+    def to_bytes(self) -> bytes:
+        """The plan as Parquet."""
+        objects = {} if self.sizes is None else {"size": self.sizes}
+        own = {"key": self.keys, "label": self.labels, "heldout": self.heldout, **objects}
+        columns: dict[str, Any] = {name: packed(column) for name, column in {**own, **self.places}.items()}
+        texts = {name: column for name, column in columns.items() if isinstance(column, Texts)}
+        columns |= {name: column.to_arrow().cast(pa.string()) for name, column in texts.items()}
+        return parquet_bytes(pa.table(columns), self.facts())
+
+    @classmethod
+    def empty(cls, facts: Any, uri: str) -> "ImagePlan":
+        """A plan that says as much beside its rows, and has none; ValueError where ``facts`` are none."""
+        known = _PlanFacts.model_validate(facts)
+        return cls(
+            uri=uri,
+            size=known.size,
+            classes=known.classes,
+            keys=Texts.of(()),
+            labels=np.zeros(0, np.int64),
+            heldout=np.zeros(0, np.bool_),
+            sha256=known.sha256,
+            format=known.format,
+            decoding=known.decoding,
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes, uri: str) -> "ImagePlan":
@@ -178,27 +222,59 @@ class ImagePlan:
         objects = _SIZE if names & _SIZE.keys() else {}
         places = [name for name in table.column_names if name not in (*_COLUMNS, *objects)]
         try:
-            known = _PlanFacts.model_validate(facts)
+            plan = cls.empty(facts, uri)
             labels = table["label"].to_numpy()
-            if len(labels) and not 0 <= labels.min() <= labels.max() < len(known.classes):
+            if len(labels) and not 0 <= labels.min() <= labels.max() < len(plan.classes):
                 raise ValueError("a label is no class")
             if any(table[name].type != kind for name, kind in objects.items()):
                 raise ValueError("the sizes are of another type")
-            return cls(
-                uri=uri,
-                size=known.size,
-                classes=known.classes,
-                keys=tuple(table["key"].to_pylist()),
+            return replace(
+                plan,
+                keys=Texts.from_column(table["key"]),
                 labels=labels,
                 heldout=table["heldout"].to_numpy(),
-                sha256=known.sha256,
-                format=known.format,
-                decoding=known.decoding,
-                places={name: table[name].to_numpy() for name in places},
+                places={name: _column(table[name]) for name in places},
                 sizes=table["size"].to_numpy() if objects else None,
             )
         except (pa.ArrowException, ValueError) as error:
             raise damaged(where, error) from error
+
+
+def joined(parts: Sequence[ImagePlan]) -> ImagePlan:
+    """The plan of the images of several parts of one, in their order."""
+    first = parts[0]
+    sizes = [part.sizes for part in parts if part.sizes is not None]
+    known = any(part.versions is not None for part in parts)
+    versions = [np.zeros(part.count, np.int64) if part.versions is None else part.versions for part in parts]
+    return replace(
+        first,
+        keys=Texts.joined([part.keys for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        heldout=np.concatenate([part.heldout for part in parts]),
+        places={name: concatenated([part.places[name] for part in parts]) for name in first.places},
+        sizes=np.concatenate(sizes) if sizes else None,
+        versions=np.concatenate(versions) if known else None,
+    )
+
+
+def stored_bytes(parts: Iterable[ImagePlan]) -> int:
+    """Bytes of the objects the images of all parts of a plan lie in; 0 where the plan does not tell."""
+    alone, shared = 0, dict[str, int]()
+    for part in parts:
+        sizes = np.maximum(np.zeros(part.count, np.int64) if part.sizes is None else part.sizes, 0)
+        objects = packed(part.places[OBJECT]) if OBJECT in part.places else None
+        if isinstance(objects, Texts):
+            names, numbers = objects.values()
+            used, rows = np.unique(numbers, return_index=True)
+            shared |= zip([names[number] for number in used.tolist()], sizes[rows].tolist(), strict=True)
+        else:
+            alone += int(sizes.sum())
+    return alone + sum(shared.values())
+
+
+def _column(column: Any) -> Column:
+    is_text = pa.types.is_string(column.type)
+    return Texts.from_column(column).repeating() if is_text else column.to_numpy()
 
 
 def refuse_output_inside(output: str, config: ImagesConfig) -> None:
@@ -210,7 +286,7 @@ def refuse_output_inside(output: str, config: ImagesConfig) -> None:
         )
 
 
-def list_images(config: ImagesConfig) -> Listing:
+def list_images(config: ImagesConfig, by: ListedBy = HERE) -> Listing:
     """Lists the images, and prints what is read for it, where that is much, and what was left out.
 
     UserError for a missing or empty folder and for a class without images.
@@ -221,12 +297,14 @@ def list_images(config: ImagesConfig) -> Listing:
     def tell(what: str) -> None:
         print(f"{config.uri}: {what}", file=sys.stderr, flush=True)
 
-    listing = input_format(found).list_images(source, read_labels(config.labels), tell)
+    reader, task = input_format(found), ListPiece(config.uri, found, by.keep)
+    rows = rows_of(reader, source, task, by.over, tell)
+    listing = reader.list_images(source, read_labels(config.labels), rows)
     if listing.note:
         tell(listing.note)
     return replace(listing, format=found)
 
 
-def plan_images(config: ImagesConfig) -> ImagePlan:
+def plan_images(config: ImagesConfig, by: ListedBy = HERE) -> ImagePlan:
     """The plan of all images that are there now; UserError as ``list_images``."""
-    return ImagePlan.of(list_images(config), config)
+    return ImagePlan.of(list_images(config, by), config)

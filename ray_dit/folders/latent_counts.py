@@ -11,8 +11,8 @@ import numpy as np
 
 from ray_dit.config import ImagesConfig
 from ray_dit.errors import Damaged, UserError
-from ray_dit.folders.images import ImagePlan
 from ray_dit.folders.latent_plans import bad_images
+from ray_dit.folders.plan_parts import AnyPlan
 from ray_dit.folders.quarantine import SHOWN, check_bad
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import manifest_objects
@@ -27,9 +27,9 @@ Shards = Sequence[Marker[LatentShardFacts]]
 class BadCount:
     """Counts the bad images of a job while its shards are made, and says when they are too many."""
 
-    def __init__(self, plan: ImagePlan, max_bad: float, made: Shards = ()) -> None:
+    def __init__(self, plan: AnyPlan, max_bad: float, made: Shards = ()) -> None:
         """``made``: the shards that there are already."""
-        self._total, self._where, self._max_bad = len(plan.keys), plan.uri, max_bad
+        self._total, self._where, self._max_bad = plan.count, plan.uri, max_bad
         self._bad = 0
         self._first: list[BadImage] = []
         for marker in made:
@@ -67,7 +67,7 @@ def check_counts(job: Job, markers: Shards, sizes: Sequence[int]) -> None:
 
 
 def check_bad_shards(
-    images: ImagesConfig, plan: ImagePlan, job: Job, markers: Shards, *, so_far: bool = False
+    images: ImagesConfig, plan: AnyPlan, job: Job, markers: Shards, *, so_far: bool = False
 ) -> None:
     """UserError where too many of this generation's images are bad; ``so_far``: perhaps not all are known.
 
@@ -75,7 +75,7 @@ def check_bad_shards(
     """
     bad = bad_images(marker.facts for marker in markers)
     try:
-        check_bad(len(bad), len(plan.keys), images.max_bad, plan.uri, bad, so_far=so_far)
+        check_bad(len(bad), plan.count, images.max_bad, plan.uri, bad, so_far=so_far)
     except UserError:
         if not job.is_finished():
             lacking = [m for m in markers if any(entry.is_fleeting for entry in m.facts.set_aside)]

@@ -8,8 +8,9 @@ from both.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,16 @@ from numpy.typing import NDArray
 from ray_dit.errors import UserError
 from ray_dit.formats.clutter import suffix_of, why_no_image
 from ray_dit.formats.label_file import LabelFile
-from ray_dit.formats.merging import Layout, merge, natural_key, number_classes, refuse_several_splits
-from ray_dit.formats.rows import Entry, Listing, Piece, Place, Rows, Source
+from ray_dit.formats.merging import (
+    Layout,
+    first_folders,
+    merge,
+    natural_key,
+    number_classes,
+    refuse_several_splits,
+)
+from ray_dit.formats.rows import Column, Entry, Listing, Piece, Place, Rows, Source
+from ray_dit.formats.texts import Texts
 
 __all__ = [
     "Entry", "ImageShard", "InputFormat", "Listing", "OutputFormat", "Piece", "Place", "Rows", "Source",
@@ -77,20 +86,15 @@ class InputFormat(ABC):
         return ""
 
     def list_images(
-        self,
-        source: Source,
-        labels: LabelFile | None = None,
-        tell: Callable[[str], None] = lambda _: None,
+        self, source: Source, labels: LabelFile | None = None, rows: Iterable[Rows] | None = None
     ) -> Listing:
         """Finds all images; ``labels`` give their classes where the layout does not.
 
-        ``tell`` is told first what will be read for it, where that is much. UserError or NotFound where there
-        are none, saying what is wanted.
+        ``rows`` are those of all pieces in their order, where they are listed elsewhere. UserError or
+        NotFound where there are none, saying what is wanted.
         """
-        pieces = self.pieces(source)
-        if much := self.pass_over(source, pieces):
-            tell(much)
-        rows = [self.list_piece(source, piece) for piece in pieces]
+        if rows is None:
+            rows = (self.list_piece(source, piece) for piece in self.pieces(source))
         return merge(source.uri, rows, self.layout, labels)
 
 
@@ -136,7 +140,13 @@ def object_pieces(source: Source, suffix: str) -> list[Piece]:
         )
     refuse_several_splits(source.uri, [entry.key for entry in entries])
     return [
-        Piece(entry.key, length=entry.size, size=entry.size, version=version_of(source, entry))
+        Piece(
+            entry.key,
+            length=entry.size,
+            size=entry.size,
+            version=version_of(source, entry),
+            etag=entry.etag,
+        )
         for entry in entries
     ]
 
@@ -148,20 +158,32 @@ def input_sha256(listing: Listing) -> str:
     classes, where they are not the first folders of the keys in natural order.
     """
     digest = hashlib.sha256(b"[")
-    between = b""
-    for start in range(0, len(listing.keys), _ROWS):
-        part = slice(start, start + _ROWS)
-        places = (column[part].tolist() for column in listing.places.values())
-        for row in zip(listing.keys[part], listing.sizes[part].tolist(), *places, strict=True):
-            digest.update(between + json.dumps(row).encode())
-            between = b", "
+    columns = (listing.keys, listing.sizes, *listing.places.values())
+    _update_by_rows(digest.update, columns)
     digest.update(b"]")
-    if not _classes_follow(listing):
-        digest.update(json.dumps([listing.classes, listing.labels.tolist()]).encode())
+    if not first_folders(listing.keys).are_numbered(listing.classes, listing.labels):
+        digest.update(f"[{json.dumps(listing.classes)}, [".encode())
+        _update_by_rows(digest.update, (listing.labels,))
+        digest.update(b"]]")
     return digest.hexdigest()
 
 
-def _classes_follow(listing: Listing) -> bool:
-    """Whether classes and labels follow from the keys."""
-    classes, labels = number_classes([key.partition("/")[0] for key in listing.keys])
-    return classes == listing.classes and np.array_equal(labels, listing.labels)
+def _update_by_rows(update: Callable[[bytes], None], columns: Sequence[Column]) -> None:
+    """Writes rows as JSON does lists, with commas between; those of one column are bare values.
+
+    Column by column, which takes a quarter of the time.
+    """
+    for start in range(0, len(columns[0]), _ROWS):
+        parts = [_as_json(column[start : start + _ROWS]) for column in columns]
+        lists = (f"[{row}]" for row in map(", ".join, zip(*parts, strict=True)))
+        rows = parts[0] if len(parts) == 1 else lists
+        update((b", " if start else b"") + ", ".join(rows).encode())
+
+
+def _as_json(column: Column) -> list[str]:
+    """Each value as JSON."""
+    if isinstance(column, Texts):
+        return list(map(encode_basestring_ascii, column.tolist()))
+    if column.dtype.kind in "iu":
+        return json.dumps(column.tolist())[1:-1].split(", ")
+    return list(map(json.dumps, column.tolist()))

@@ -8,9 +8,9 @@ file systems disagree on others. Knows no format.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from ray_dit.errors import UserError
 from ray_dit.formats.clutter import SUFFIXES
 from ray_dit.formats.label_file import LabelFile
-from ray_dit.formats.rows import OBJECT, Listing, Rows
+from ray_dit.formats.rows import OBJECT, Column, Listing, Rows, concatenated, texts_of
+from ray_dit.formats.texts import BLOCK, Texts
 
 SPLITS = {
     "train", "training", "trn", "val", "valid", "validation", "dev", "eval", "test", "testing", "tst",
@@ -37,40 +38,140 @@ class Layout:
     """Names are unique in one object alone, as in shards that each begin to count at 0."""
 
 
-def merge(uri: str, pieces: Sequence[Rows], layout: Layout, labels: LabelFile | None = None) -> Listing:
+@dataclass(frozen=True)
+class Classes:
+    """The class of each image by its number among ``names``; "" stands for none."""
+
+    names: Sequence[str]
+    numbers: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, told: Texts) -> "Classes":
+        """From the class of each, in any form of Unicode."""
+        values, numbers = told.values()
+        known: dict[str, int] = {}
+        renumbered = [known.setdefault(_nfc(name), len(known)) for name in values]
+        return cls(list(known), np.array(renumbered, np.int32)[numbers])
+
+    def numbered(self) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+        """Those of which there are images in natural order, and each image's number among them."""
+        used: list[int] = np.flatnonzero(np.bincount(self.numbers, minlength=len(self.names))).tolist()
+        numbers = np.zeros(len(self.names), np.int64)
+        classes, numbers[used] = number_classes([self.names[number] for number in used])
+        return classes, numbers[self.numbers]
+
+    def are_numbered(self, classes: tuple[str, ...], labels: NDArray[np.int64]) -> bool:
+        """Whether ``numbered`` gives these."""
+        ours, numbers = self.numbered()
+        return ours == classes and np.array_equal(numbers, labels)
+
+
+def merge(uri: str, pieces: Iterable[Rows], layout: Layout, labels: LabelFile | None = None) -> Listing:
     """The listing of all images of the source at ``uri``; ``labels`` give their classes, if any.
 
     UserError where there are none, where an image has no class, where two have one key, and where the folders
-    taken for classes are those of splits.
+    taken for classes are those of splits. Memory holds little more than the listing, twice for its keys.
     """
-    left_out = sum((rows.left_out for rows in pieces), Counter[str]())
-    names = [name for rows in pieces for name in rows.names]
-    if not names:
-        raise _no_images(uri, left_out)
-    _refuse_unreadable_names(uri, names)
-    originals, names = names, [_nfc(name) for name in names]
-    classes, declared = _told_classes(uri, pieces)
+    found = _Columns.of(uri, pieces)
+    originals = found.names()
+    if not len(originals):
+        raise _no_images(uri, found.left_out)
+    names = _in_nfc(originals)
+    classes, declared = found.told_classes()
     if layout.in_archive:
-        names = _without_common_folder(names, 2 if classes is None and labels is None else 1)
+        names = names.without_first(_common_folder(names, 2 if classes is None and labels is None else 1))
     if labels is not None:
-        declared, (classes, unused) = None, labels.classes_of(names)
-        left_out.update({"labels without an image": unused} if unused else {})
+        declared, (told, unused) = None, labels.classes_of(names)
+        classes = Classes.of(texts_of(told, labels.where))
+        found.left_out.update({"labels without an image": unused} if unused else {})
     if classes is None:
         classes = _folders(uri, names, layout)
-    keys = _keys(uri, names, originals, classes, pieces, layout)
-    order = sorted(range(len(keys)), key=keys.__getitem__)
+    _refuse_missing_classes(uri, classes, originals)
+    keys = _keys(found, names, classes, layout)
+    del names
+    order = keys.order()
+    places = found.places()
+    if not places and keys != originals:
+        places[OBJECT] = originals
     _refuse_twins(uri, keys, originals, order)
-    numbered, numbers = declared or number_classes(classes)
-    places = _columns(pieces, originals, keys)
+    del originals  # before as much is made of the keys in order
+    keys = keys[order]
+    numbered, numbers = declared or classes.numbered()
     return Listing(
-        keys=tuple(keys[row] for row in order),
+        keys=keys,
         labels=numbers[order],
         classes=numbered,
-        sizes=np.concatenate([rows.sizes for rows in pieces])[order],
-        versions=np.concatenate([rows.versions for rows in pieces])[order],
-        places={name: column[order] for name, column in places.items()},
-        left_out=left_out,
+        sizes=found.sizes()[order],
+        versions=found.versions()[order],
+        places={name: places.pop(name)[order] for name in [*places]},
+        left_out=found.left_out,
     )
+
+
+@dataclass
+class _Columns:
+    """The columns of all pieces, one after another. Each is handed out once, so that none is kept twice."""
+
+    uri: str
+    own: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
+    at: dict[str, list[Column]] = field(default_factory=dict[str, list[Column]])
+    """Of places."""
+    declared: set[tuple[str, ...]] = field(default_factory=set[tuple[str, ...]])
+    keyed: list[tuple[int, bool]] = field(default_factory=list[tuple[int, bool]])
+    """Of each piece: how many images, and whether their names are keys."""
+    left_out: Counter[str] = field(default_factory=Counter[str])
+
+    @classmethod
+    def of(cls, uri: str, pieces: Iterable[Rows]) -> "_Columns":
+        found = cls(uri)
+        for piece in pieces:
+            found._add(piece.packed(uri))
+        return found
+
+    def _add(self, rows: Rows) -> None:
+        self.left_out.update(rows.left_out)
+        self.declared.add(rows.declared)
+        self.keyed.append((len(rows.names), rows.keyed))
+        told = {"classes": rows.classes, "labels": rows.labels}
+        for name, column in {
+            "names": rows.names,
+            "sizes": rows.sizes,
+            "versions": rows.versions,
+            **told,
+        }.items():
+            if column is not None:
+                self.own.setdefault(name, []).append(column)
+        for name, column in rows.places.items():
+            self.at.setdefault(name, []).append(column)
+
+    def names(self) -> Texts:
+        return Texts.joined(self.own.pop("names", []))
+
+    def sizes(self) -> NDArray[np.int64]:
+        return np.concatenate(self.own.pop("sizes"))
+
+    def versions(self) -> NDArray[np.int64]:
+        return np.concatenate(self.own.pop("versions"))
+
+    def objects(self) -> Texts:
+        """The object of each image, which are left here."""
+        return Texts.joined([part for part in self.at[OBJECT] if isinstance(part, Texts)])
+
+    def places(self) -> dict[str, Column]:
+        return {name: concatenated(self.at.pop(name)) for name in [*self.at]}
+
+    def told_classes(self) -> tuple[Classes | None, tuple[tuple[str, ...], NDArray[np.int64]] | None]:
+        """The class of each image where the layout tells it, and names and numbers where it numbers them."""
+        if len(self.declared) > 1:
+            raise UserError(f"the objects in {self.uri} declare different classes: read them one by one")
+        if "labels" in self.own:
+            names = tuple(map(_nfc, next(iter(self.declared))))
+            numbers = np.concatenate(self.own.pop("labels"))
+            told = Classes([*names, ""], np.where(numbers < 0, len(names), numbers).astype(np.int32))
+            return told, (names, numbers)
+        if "classes" not in self.own:
+            return None, None
+        return Classes.of(Texts.joined(self.own.pop("classes"))), None
 
 
 def number_classes(names: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.int64]]:
@@ -111,62 +212,62 @@ def refuse_several_splits(uri: str, keys: Sequence[str]) -> None:
         )
 
 
-def _told_classes(
-    uri: str, pieces: Sequence[Rows]
-) -> tuple[list[str] | None, tuple[tuple[str, ...], NDArray[np.int64]] | None]:
-    """The class of each image where the layout tells it, and names and numbers where it numbers them."""
-    if len({rows.declared for rows in pieces}) > 1:
-        raise UserError(f"the objects in {uri} declare different classes: read them one by one")
-    columns = [rows.labels for rows in pieces if rows.labels is not None]
-    if columns:
-        names, numbers = tuple(map(_nfc, pieces[0].declared)), np.concatenate(columns)
-        return [names[number] if number >= 0 else "" for number in numbers.tolist()], (names, numbers)
-    if pieces[0].classes is None:
-        return None, None
-    return [_nfc(told) for rows in pieces for told in rows.classes or ()], None
-
-
 def _nfc(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def _without_common_folder(names: list[str], folders: int) -> list[str]:
-    """Names without the folders that all of them share, as long as ``folders`` or more are above any."""
+def _in_nfc(names: Texts) -> Texts:
+    """In Python's own version of Unicode, whatever arrow's is."""
+    return names if names.are_ascii() else names.mapped(lambda block: map(_nfc, block))
+
+
+def _common_folder(names: Texts, folders: int) -> int:
+    """How long the folders that all names share are, as long as ``folders`` or more are above any."""
+    first, shared, most = names[0], 0, names.most_of("/")
     while True:
-        top = f"{names[0].partition('/')[0]}/"
-        shared = all(name.startswith(top) for name in names)
-        if not shared or not any(name.count("/") >= folders for name in names):
-            return names
-        names = [name.removeprefix(top) for name in names]
+        more = shared + len(first[shared:].partition("/")[0]) + 1
+        if most < folders or more > len(first) or not names.all_begin_with(first[:more]):
+            return shared
+        shared, most = more, most - 1
 
 
-def _folders(uri: str, names: Sequence[str], layout: Layout) -> list[str]:
+def first_folders(names: Texts) -> Classes:
+    """The first folder of each name, and all of it where there is none."""
+    known: dict[str, int] = {}
+    numbers = np.empty(len(names), np.int32)
+    for number, block in enumerate(names.blocks()):
+        folders = (name.partition("/")[0] for name in block)
+        found = [known.setdefault(folder, len(known)) for folder in folders]
+        numbers[number * BLOCK : number * BLOCK + len(block)] = found
+    return Classes(list(known), numbers)
+
+
+def _folders(uri: str, names: Texts, layout: Layout) -> Classes:
     """The first folder of each name, which is its class."""
-    bare = [name for name in names if "/" not in name]
-    if bare:
+    bare = names.rows_without("/")
+    if len(bare):
         raise UserError(
-            f"{len(bare):,} images lie in {uri} outside of any folder, first {bare[0]!r}: give their classes "
-            "by --images.labels FILE, or put each into a folder named as its class"
+            f"{len(bare):,} images lie in {uri} outside of any folder, first {names[int(bare[0])]!r}: give "
+            "their classes by --images.labels FILE, or put each into a folder named as its class"
         )
-    known: dict[str, str] = {}  # one string per class and not per image
-    classes = [known.setdefault(told, told) for told in (name.partition("/")[0] for name in names)]
-    _refuse_splits(uri, names, set(classes), layout)
+    classes = first_folders(names)
+    _refuse_splits(uri, names, {*classes.names}, layout)
     return classes
 
 
-def _refuse_splits(uri: str, names: Sequence[str], classes: set[str], layout: Layout) -> None:
+def _refuse_splits(uri: str, names: Texts, classes: set[str], layout: Layout) -> None:
     """UserError where the only classes are splits, here or in the one folder that holds all else."""
-    below = _without_common_folder(list(names), 2)
-    tops = {name.partition("/")[0] for name in below}
+    shared = _common_folder(names, 2)
+    tops = {*first_folders(names.without_first(shared)).names} if shared else classes
     if {top.casefold() for top in tops} <= SPLITS:
         classes = tops
     elif not {name.casefold() for name in classes} <= SPLITS:
         return
     else:
-        below = list(names)
+        shared = 0
     split = min(classes, key=lambda name: (not name.casefold().startswith("tr"), name))
-    path = names[0].removesuffix(below[0]) + split
-    deep = any(name.count("/") > 1 for name in below)
+    path = names[0][:shared] + split
+    deep = names.without_first(shared).most_of("/") > 1
     how = "" if deep else " and --images.labels FILE, as it holds no folders of classes"
     where = f"pack {path} by itself" if layout.in_archive else f"give --images.uri {uri}/{path}"
     raise UserError(
@@ -174,70 +275,68 @@ def _refuse_splits(uri: str, names: Sequence[str], classes: set[str], layout: La
     )
 
 
-def _keys(
-    uri: str,
-    names: Sequence[str],
-    originals: Sequence[str],
-    classes: Sequence[str],
-    pieces: Sequence[Rows],
-    layout: Layout,
-) -> list[str]:
-    """Class and path of each image; UserError for one without a class."""
-    missing = [row for row, told in enumerate(classes) if not told]
-    if missing:
+def _refuse_missing_classes(uri: str, classes: Classes, originals: Texts) -> None:
+    """UserError for an image without a class."""
+    none = [number for number, name in enumerate(classes.names) if not name]
+    missing: NDArray[np.int64] = np.flatnonzero(np.isin(classes.numbers, none))
+    if len(missing):
         raise UserError(
-            f"{len(missing):,} of {len(names):,} images in {uri} have no class, first "
-            f"{originals[missing[0]]!r}: give their classes by --images.labels FILE"
+            f"{len(missing):,} of {len(originals):,} images in {uri} have no class, first "
+            f"{originals[int(missing[0])]!r}: give their classes by --images.labels FILE"
         )
+
+
+def _keys(found: _Columns, names: Texts, classes: Classes, layout: Layout) -> Texts:
+    """Class and path of each image."""
     keys = _below_classes(names, classes)
-    if layout.names_repeat and len(set(keys)) < len(keys):
-        objects = [key for rows in pieces for key in rows.places[OBJECT]]
-        stems = {key: key.rpartition("/")[2].partition(".")[0] for key in set(objects)}
-        keys = _below_classes(
-            [f"{stems[key]}/{name}" for key, name in zip(objects, names, strict=True)], classes
-        )
-    if any(rows.keyed for rows in pieces):
-        keyed = [rows.keyed for rows in pieces for _ in rows.names]
-        keys = [name if own else key for name, key, own in zip(names, keys, keyed, strict=True)]
+    if layout.names_repeat and keys.first_twin(keys.order()) is not None:
+        objects, numbers = found.objects().values()
+        stems = [key.rpartition("/")[2].partition(".")[0] for key in objects]
+        keys = _below_classes(names.mapped(_below(stems), numbers), classes)
+    if any(is_keyed for _, is_keyed in found.keyed):
+        ends = list(accumulate(count for count, _ in found.keyed))
+        spans = [slice(end - count, end) for end, (count, _) in zip(ends, found.keyed, strict=True)]
+        own = [is_keyed for _, is_keyed in found.keyed]
+        keys = Texts.joined([(names if mine else keys)[span] for span, mine in zip(spans, own, strict=True)])
     return keys
 
 
-def _below_classes(names: Sequence[str], classes: Sequence[str]) -> list[str]:
-    return [
-        name if name.startswith(f"{told}/") else f"{told}/{name}"
-        for name, told in zip(names, classes, strict=True)
-    ]
+def _below(folders: Sequence[str]) -> Callable[[list[str], list[int]], list[str]]:
+    """Puts names below folders of these numbers."""
+
+    def change(block: list[str], numbers: list[int]) -> list[str]:
+        return [f"{folders[number]}/{name}" for name, number in zip(block, numbers, strict=True)]
+
+    return change
 
 
-def _columns(
-    pieces: Sequence[Rows], originals: Sequence[str], keys: Sequence[str]
-) -> dict[str, NDArray[Any]]:
-    """The columns of places, and the object of each image where its key is not the object's."""
-    places = {name: np.concatenate([rows.places[name] for rows in pieces]) for name in pieces[0].places}
-    if not places and list(keys) != list(originals):
-        places[OBJECT] = np.array(originals, dtype=object)
-    return places
+def _below_classes(names: Texts, classes: Classes) -> Texts:
+    """Names below their classes, unless they are there."""
+    heads = [f"{name}/" for name in classes.names]
+
+    def is_below(block: list[str], numbers: list[int]) -> bool:
+        return all(name.startswith(heads[number]) for name, number in zip(block, numbers, strict=True))
+
+    def change(block: list[str], numbers: list[int]) -> list[str]:
+        return [
+            name if name.startswith(heads[number]) else heads[number] + name
+            for name, number in zip(block, numbers, strict=True)
+        ]
+
+    if all(is_below(block, part) for block, part in names.blocks_with(classes.numbers)):
+        return names
+    return names.mapped(change, classes.numbers)
 
 
-def _refuse_twins(uri: str, keys: Sequence[str], originals: Sequence[str], order: Sequence[int]) -> None:
-    """UserError for two images of one key; ``order`` sorts the keys."""
-    for row, next_row in pairwise(order):
-        key, first, second = keys[row], originals[row], originals[next_row]
-        if key == keys[next_row]:
-            same = first == second
-            called = f"two images called {first!r}" if same else f"{first!r} and {second!r}"
-            why = " (they differ in Unicode's form alone)" if not same and _nfc(first) == _nfc(second) else ""
-            raise UserError(f"{uri} holds {called}, which would both be {key!r}{why}: rename one")
-
-
-def _refuse_unreadable_names(uri: str, names: Sequence[str]) -> None:
-    """UserError for a name that is no text, as a file system may hold it: no format could write it down."""
-    for name in names:
-        if not name.isascii():
-            try:
-                name.encode()
-            except UnicodeEncodeError as error:
-                raise UserError(f"the name of {name!r} in {uri} is no UTF-8: rename it") from error
+def _refuse_twins(uri: str, keys: Texts, originals: Texts, order: NDArray[np.int64]) -> None:
+    """UserError for two images of one key; ``order`` sorts them."""
+    place = keys.first_twin(order)
+    if place is not None:
+        (first, second), key = originals[order[place : place + 2]], keys[int(order[place])]
+        same = first == second
+        called = f"two images called {first!r}" if same else f"{first!r} and {second!r}"
+        why = " (they differ in Unicode's form alone)" if not same and _nfc(first) == _nfc(second) else ""
+        raise UserError(f"{uri} holds {called}, which would both be {key!r}{why}: rename one")
 
 
 def _no_images(uri: str, left_out: Counter[str]) -> UserError:

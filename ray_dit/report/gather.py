@@ -22,9 +22,9 @@ from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.folders.checkpoints import loss_key
 from ray_dit.folders.dataset import read_shard
 from ray_dit.folders.images import ImagePlan
-from ray_dit.folders.latent_plans import read_plans
 from ray_dit.folders.model import read_model
 from ray_dit.folders.reading import load_images
+from ray_dit.folders.stored_plans import read_plans
 from ray_dit.formats.model_folder import ModelConfig
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import manifest_objects, read_manifest, tied_manifest
@@ -223,19 +223,26 @@ def _generated(
 def _real(config: ReportConfig, shown: Sequence[str]) -> dict[str, Images]:
     """The first held-out images of each class shown, training ones where none are held out."""
     plans = read_plans(open_store(config.latents), config.images)
-    found: dict[str, Images] = {}
+    rows: dict[str, list[ImagePlan]] = {name: [] for name in shown}
+    for plan in plans:
+        for part in plan.parts():
+            for name, found in _rows_of(part, shown).items():
+                rows[name].append(part.take(found))
+    real: dict[str, Images] = {}
     for name in shown:
-        rows = [(plan, row) for plan in plans for row in _rows_of(plan, name)]
-        held = [(plan, row) for plan, row in rows if plan.heldout[row]]
-        images = list(itertools.islice(_readable(held or rows), PER_CLASS))
+        every = [(plan, row) for plan in rows[name] for row in range(plan.count)]
+        held = [(plan, row) for plan, row in every if plan.heldout[row]]
+        images = list(itertools.islice(_readable(held or every), PER_CLASS))
         if images:
-            found[name] = np.stack(images)
-    return found
+            real[name] = np.stack(images)
+    return real
 
 
-def _rows_of(plan: ImagePlan, name: str) -> list[int]:
-    """The images of a class, which a later extension may have brought."""
-    return np.flatnonzero(plan.labels == plan.classes.index(name)).tolist() if name in plan.classes else []
+def _rows_of(plan: ImagePlan, shown: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """The images of each of these classes, some of which a later extension may have brought."""
+    labels = {name: plan.classes.index(name) for name in shown if name in plan.classes}
+    found = {name: np.flatnonzero(plan.labels == label) for name, label in labels.items()}
+    return {name: rows for name, rows in found.items() if len(rows)}
 
 
 def _readable(rows: Iterable[tuple[ImagePlan, int]]) -> Iterator[Images]:

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.errors import UserError
+from ray_dit.runtime.session import Placed, ray_session
 from ray_dit.storage.proven import trust_settings
 
 T = TypeVar("T")
@@ -28,6 +29,16 @@ def run_tasks(
             if error is not None:
                 raise UserError(error)
             yield result
+
+
+def in_tasks(config: Placed) -> Callable[[Callable[[Any], T], Sequence[Any]], Iterator[T]]:
+    """``run_tasks`` on the Ray that is meant, which is begun for it and left at the end."""
+
+    def over(work: Callable[[Any], T], items: Sequence[Any]) -> Iterator[T]:
+        with ray_session(config) as ray:
+            yield from run_tasks(ray, work, items, threads=1)
+
+    return over
 
 
 def _attempt(work: Callable[..., T], threads: int, item: Any, *shared: Any) -> tuple[T | None, str | None]:

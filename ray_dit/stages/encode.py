@@ -29,7 +29,6 @@ from ray_dit.folders.latent_counts import (
     statistics,
 )
 from ray_dit.folders.latent_plans import (
-    Planned,
     as_found,
     await_plan,
     bad_images,
@@ -37,12 +36,13 @@ from ray_dit.folders.latent_plans import (
     extension_plan,
     generation_of_key,
     made_again,
-    plan_key,
-    read_plan,
 )
+from ray_dit.folders.listing import HERE, ListedBy, forget_rows
 from ray_dit.folders.loading import BYTES_AHEAD, Loader
+from ray_dit.folders.plan_parts import AnyPlan
 from ray_dit.folders.quarantine import put_quarantine
 from ray_dit.folders.reading import Loaded
+from ray_dit.folders.stored_plans import Planned, plan_key, read_plan
 from ray_dit.formats.deterministic import array_sha256
 from ray_dit.formats.latents import LatentShard, channel_sums, latent_shard_bytes
 from ray_dit.formats.model_folder import VAE_FOLDER
@@ -63,6 +63,7 @@ from ray_dit.runtime.repairing import finish_shards, take_finished
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shard_maker import Made, ShardMaker, make_shard, shard_name
 from ray_dit.runtime.shards import Work, all_markers, lanes_for, make_shards, shard_sizes
+from ray_dit.runtime.tasks import in_tasks
 from ray_dit.stages.fingerprint import open_job, rules_with_plan
 from ray_dit.storage.open import open_output, open_store
 
@@ -81,13 +82,14 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
     """
     from ray_dit.vae import files_sha256
 
-    planned, vae = _inputs(config)
+    by = ListedBy(in_tasks(config), open_output(config.output))
+    planned, vae = _inputs(config, by)
     files = vae.files()
-    planned, job = begin(config, planned, files_sha256(files))
+    planned, job = begin(config, planned, files_sha256(files), by)
     build, gpus = _Build.of(config, job, planned.plan), 1 if config.use_gpu else 0
-    sizes = shard_sizes(len(planned.plan.keys), config.shard_size)
+    sizes = shard_sizes(planned.plan.count, config.shard_size)
     copies: MadeAgain = {f"{VAE_FOLDER}/{name}": lambda data=data: data for name, data in files.items()}
-    plain = {**copies, **made_again(job.store, config.images, planned)}
+    plain = {**copies, **made_again(job.store, config.images, planned, by)}
     manifest = take_finished(config, job, LatentsResult, build, gpus=gpus, plain=plain)
     if manifest is not None:
         if not config.extend:
@@ -116,9 +118,9 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
 
 def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
     """What the job will make and take; see ``runtime.planning``."""
-    planned, vae = _inputs(config)
+    planned, vae = _inputs(config, ListedBy(in_tasks(config)))
     plan, number = planned.plan, planned.generation
-    count, views = len(plan.keys), 2 if config.mirror else 1
+    count, views = plan.count, 2 if config.mirror else 1
     sizes = shard_sizes(count, config.shard_size)
     size = min(max(config.batch_size, TRIAL_IMAGES // config.batch_size * config.batch_size), max(sizes))
     # images of one class lie together, and may be larger than the others'
@@ -140,7 +142,7 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
             precision=config.precision,
             flops=float(count * views * vae.encode_flops(config.images.size)),
             bytes_out=count * views * 2 * vae.latent_channels * side * side * np.dtype(np.float16).itemsize,
-            other_bytes=len(planned.data) + (0 if number else sum(map(len, vae.files().values()))),
+            other_bytes=planned.stored_bytes() + (0 if number else sum(map(len, vae.files().values()))),
             left_out="reading and decoding images is not counted",
         ),
         begun=begun,
@@ -155,12 +157,12 @@ def _work(config: EncodeConfig, sizes: list[int], generation: int = 0) -> Work:
     return Work(STAGE, UNIT, sizes, lanes_for(shard_bytes), generation=generation, **memory)
 
 
-def _inputs(config: EncodeConfig) -> tuple[Planned, Any]:
+def _inputs(config: EncodeConfig, by: ListedBy) -> tuple[Planned, Any]:
     """The images and the VAE; UserError where one is not there or they do not fit."""
     from ray_dit.vae import VAE
 
     refuse_output_inside(config.output, config.images)
-    planned = planned_images(config)
+    planned = planned_images(config, by)
     vae = VAE.load(config.vae)
     if config.images.size % vae.downsample:
         raise UserError(
@@ -170,28 +172,28 @@ def _inputs(config: EncodeConfig) -> tuple[Planned, Any]:
     return planned, vae
 
 
-def planned_images(config: EncodeConfig) -> Planned:
+def planned_images(config: EncodeConfig, by: ListedBy = HERE) -> Planned:
     """What the folder's job has planned, or what is new to it, or the plan of a new job."""
     store = open_output(config.output)
-    planned = begun_plan(store, config.images)
+    planned = begun_plan(store, config.images, by)
     if planned is None:
         if config.extend:
             check_finished(store, STAGE)
-        return Planned.new(plan_images(config.images))
+        return Planned.new(plan_images(config.images, by))
     number = planned.generation
     finished = store.head(manifest_key(number)) is not None
     if config.extend and finished:
-        plan = extension_plan(store, config.images, number + 1)
+        plan = extension_plan(store, config.images, number + 1, by)
         if plan is not None:
-            _tell(f"extension {number + 1}: {len(plan.keys)} images are new")
+            _tell(f"extension {number + 1}: {plan.count} images are new")
             return Planned.new(plan, number + 1)
         _tell(f"nothing is new: all images in {config.images.uri} were there before")
     elif number and not finished:
-        _tell(f"going on with extension {number} of {len(planned.plan.keys)} images")
+        _tell(f"going on with extension {number} of {planned.plan.count} images")
     return replace(planned, plan=as_found(store, planned.plan))
 
 
-def begin(config: EncodeConfig, planned: Planned, vae: str) -> tuple[Planned, Job]:
+def begin(config: EncodeConfig, planned: Planned, vae: str, by: ListedBy = HERE) -> tuple[Planned, Job]:
     """The job, with its plan stored.
 
     Where another driver has begun it, of the images as it found them a moment before or later, its plan
@@ -211,11 +213,14 @@ def begin(config: EncodeConfig, planned: Planned, vae: str) -> tuple[Planned, Jo
     try:
         job = opened(planned)
     except Conflict:
-        theirs = None if planned.rules else await_plan(open_store(config.output), config.images)
+        theirs = None if planned.rules else await_plan(open_store(config.output), config.images, by=by)
         if theirs is None or theirs.generation != planned.generation:
             raise
         planned, job = theirs, opened(theirs)
-    return (planned if planned.is_stored or job.is_finished() else planned.stored(job)), job
+    if not planned.is_stored and not job.is_finished():
+        planned = planned.stored(job)
+    forget_rows(job.store)
+    return planned, job
 
 
 def _tell(what: str) -> None:
@@ -235,7 +240,7 @@ class _TrialBuild:
 
 @dataclass(frozen=True)
 class _Build:
-    """Makes the encoder inside its actor, which reads the plan: the driver need not hand it out."""
+    """Makes the encoder inside its actor, which reads of the plan what it works on."""
 
     config: EncodeConfig
     job: Job
@@ -245,8 +250,8 @@ class _Build:
     """Whether objects are known by their sizes alone, see ``as_found``."""
 
     @classmethod
-    def of(cls, config: EncodeConfig, job: Job, plan: ImagePlan) -> "_Build":
-        return cls(config, job, plan.sha256, plan.versions is None or not plan.versions.any())
+    def of(cls, config: EncodeConfig, job: Job, plan: AnyPlan) -> "_Build":
+        return cls(config, job, plan.sha256, not plan.knows_versions)
 
     def __call__(self) -> ShardMaker:
         plan = read_plan(self.job.store, self.job.generation, self.config.images.uri)
@@ -260,9 +265,10 @@ class _Build:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The images of a shard."""
+    """The images of a shard, of which ``plan`` is the part."""
 
     shard: int
+    plan: ImagePlan
     loaded: Loaded
 
 
@@ -272,7 +278,7 @@ class Encoder:
     def __init__(
         self,
         config: EncodeConfig,
-        plan: ImagePlan,
+        plan: AnyPlan,
         job: Job | None = None,
         *,
         vae: Any = None,
@@ -305,13 +311,13 @@ class Encoder:
 
     def _loaded(self, shard: int, loader: Loader) -> Decoded:
         first = shard * self._config.shard_size
-        rows = range(first, min(first + self._config.shard_size, len(self._plan.keys)))
-        keys, lost = self._plan.keys, self._lost
-        loaded = loader.load(self._plan, [row for row in rows if keys[row] not in lost])
+        plan = self._plan.part(first, min(first + self._config.shard_size, self._plan.count))
+        lost = self._lost
+        loaded = loader.load(plan, [row for row, key in enumerate(plan.keys) if key not in lost])
         found = {entry.key: entry for entry in loaded.bad}
-        found |= {keys[row]: lost[keys[row]] for row in rows if keys[row] in lost}
-        bad = [found[keys[row]] for row in rows if keys[row] in found]
-        return Decoded(shard, replace(loaded, bad=bad))
+        found |= {key: lost[key] for key in plan.keys if key in lost}
+        bad = [found[key] for key in plan.keys if key in found]
+        return Decoded(shard, plan, replace(loaded, bad=bad))
 
     def make_again(self, key: str, facts: Mapping[str, Any]) -> Made:
         """The shard at ``key`` of any generation, as it was: without the images that were lost then.
@@ -335,7 +341,7 @@ class Encoder:
                 )
         return made
 
-    def _like(self, plan: ImagePlan, job: Job, lost: Mapping[str, BadImage]) -> "Encoder":
+    def _like(self, plan: AnyPlan, job: Job, lost: Mapping[str, BadImage]) -> "Encoder":
         return Encoder(
             self._config, plan, job, vae=self._exact, loader=self._loader, child=self._child, lost=lost
         )
@@ -347,9 +353,9 @@ class Encoder:
         """
         kept, images = inputs.loaded.kept, inputs.loaded.images
         latents = LatentShard(
-            keys=[self._plan.keys[row] for row in kept],
-            labels=self._plan.labels[kept],
-            heldout=self._plan.heldout[kept],
+            keys=inputs.plan.keys[kept].tolist(),
+            labels=inputs.plan.labels[kept],
+            heldout=inputs.plan.heldout[kept],
             moments=self._moments(images),
             moments_mirror=self._moments(images[:, :, ::-1]) if self._config.mirror else None,
         )
@@ -415,7 +421,7 @@ class Encoder:
 
 
 def _finish(
-    config: EncodeConfig, plan: ImagePlan, job: Job, sizes: list[int], vae: Any
+    config: EncodeConfig, plan: AnyPlan, job: Job, sizes: list[int], vae: Any
 ) -> Manifest[LatentsResult]:
     markers = list(all_markers(job, len(sizes), LatentShardFacts))
     check_counts(job, markers, sizes)

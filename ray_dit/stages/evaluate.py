@@ -22,6 +22,7 @@ from safetensors.torch import save as bytes_of
 from ray_dit.config import EvaluateConfig
 from ray_dit.errors import UserError
 from ray_dit.folders.images import plan_images, refuse_output_inside
+from ray_dit.folders.listing import ListedBy
 from ray_dit.folders.quarantine import check_bad
 from ray_dit.folders.reading import load_images
 from ray_dit.ledger.job import Job
@@ -38,7 +39,7 @@ from ray_dit.runtime.repairing import finish_shards, repair_shards
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
 from ray_dit.runtime.shards import Work, all_markers, make_shards
-from ray_dit.runtime.tasks import run_tasks
+from ray_dit.runtime.tasks import in_tasks, run_tasks
 from ray_dit.stages.evaluation_data import EvaluationData, check
 from ray_dit.stages.fingerprint import begun_with, open_job
 from ray_dit.storage.open import open_store
@@ -144,7 +145,7 @@ def inputs_of(config: EvaluateConfig) -> EvaluationData:
     refuse_output_inside(config.output, config.images)
     # an evaluation keeps to the dataset it has begun with, though that was extended since
     dataset = tied_manifest(config.dataset, DatasetResult, begun_with(config.output, "dataset"))
-    plan, classes = plan_images(config.images), dataset.facts.classes
+    plan, classes = plan_images(config.images, ListedBy(in_tasks(config))), dataset.facts.classes
     if {*plan.classes} == {*classes}:  # those of extended latents are not in the order of their names
         plan = plan.in_order_of(classes)
     data = EvaluationData(config, plan, dataset)

@@ -22,6 +22,7 @@ from ray_dit.core.rng import Stream, normal
 from ray_dit.errors import Damaged, NotFound, UserError
 from ray_dit.folders.checkpoints import FOLDER, checkpoint_steps
 from ray_dit.folders.images import ImagePlan, plan_images, refuse_output_inside
+from ray_dit.folders.listing import ListedBy
 from ray_dit.folders.quarantine import (
     check_bad,
     earlier_key,
@@ -39,6 +40,7 @@ from ray_dit.results import BadImage, VAEResult
 from ray_dit.runtime.planning import Known, Plan, plan_training
 from ray_dit.runtime.progress import progress
 from ray_dit.runtime.session import ray_session
+from ray_dit.runtime.tasks import in_tasks
 from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.runtime.training.restoring import damaged_results, to_restore
@@ -99,7 +101,7 @@ def plan_train_vae(config: TrainVaeConfig, *, begun: float) -> Plan:
 def _inputs(config: TrainVaeConfig) -> ImagePlan:
     """The images; UserError where none is to be trained on or the VAE can't take them."""
     refuse_output_inside(config.output, config.images)
-    plan = plan_images(config.images)
+    plan = plan_images(config.images, ListedBy(in_tasks(config)))
     factor = 2 ** (len(config.vae.block_out_channels) - 1)
     if config.images.size % factor:
         raise UserError(

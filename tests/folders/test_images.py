@@ -22,6 +22,7 @@ from ray_dit.formats.deterministic import parquet_bytes
 from ray_dit.formats.image_format import InputFormat
 from ray_dit.formats.registry import FORMATS
 from ray_dit.formats.rows import Entry, Listing, Piece, Place, Rows, Source
+from ray_dit.formats.texts import Texts
 from ray_dit.results import BadImage
 
 
@@ -93,7 +94,10 @@ def test_a_plan_survives_its_bytes(folder: Path) -> None:
 def test_a_plan_keeps_where_images_lie_in_shared_objects(folder: Path) -> None:
     places = {"object": np.array(["a.tar", "b.tar", "b.tar"]), "start": np.array([512, 512, 2048])}
     plan = replace(
-        plan_of(folder), keys=("x", "y", "z"), labels=np.zeros(3, np.int64), heldout=np.zeros(3, bool)
+        plan_of(folder),
+        keys=Texts.of(("x", "y", "z")),
+        labels=np.zeros(3, np.int64),
+        heldout=np.zeros(3, bool),
     )
     sizes, versions = np.array([1024, 4096, 4096]), np.array([1, -2, -2])
     plan = replace(plan, format="another", places=places, sizes=sizes, versions=versions)
@@ -237,7 +241,7 @@ def strips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImagePlan:
         (tmp_path / name).write_bytes(2 * data)
     places = {"object": np.array(["a.bin", "a.bin", "b.bin", "b.bin"]), "start": np.array([0, len(data)] * 2)}
     places["length"] = np.full(4, len(data))
-    keys = tuple(f"{name}/{number}" for name in ("a", "b") for number in range(2))
+    keys = Texts.of(f"{name}/{number}" for name in ("a", "b") for number in range(2))
     sizes = np.full(4, 2 * len(data))
     listing = Listing(keys, np.zeros(4, np.int64), ("all",), sizes, np.zeros(4, np.int64), places)
     plan = ImagePlan.of(listing, ImagesConfig(uri=str(tmp_path), size=8))

@@ -16,7 +16,7 @@ from ray_dit.storage.open import open_store
 from tests.support.results import latent_facts
 from tests.support.tiny import flip_bit
 
-PLAN: Any = SimpleNamespace(keys=("k",) * 20, uri="here")
+PLAN: Any = SimpleNamespace(count=20, uri="here")
 
 
 def facts(shard: int, rows: int, *bad: BadImage, **fields: Any) -> LatentShardFacts:

@@ -14,20 +14,16 @@ from ray_dit.config import ImagesConfig
 from ray_dit.errors import Damaged, NotFound, UserError
 from ray_dit.folders.images import ImagePlan, plan_images
 from ray_dit.folders.latent_plans import (
-    Planned,
     as_found,
     await_plan,
     begun_plan,
     extension_plan,
     generation_of_key,
     generation_plan,
-    plan_key,
-    read_plan,
-    read_plans,
-    versions_key,
 )
 from ray_dit.folders.quarantine import quarantine_key
 from ray_dit.folders.reading import load_images
+from ray_dit.folders.stored_plans import Planned, plan_key, read_plan, read_plans, versions_key
 from ray_dit.ledger.job import Job
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store

@@ -114,7 +114,8 @@ def test_the_list_of_an_earlier_version_is_verified_repaired_and_kept(tmp_path: 
     ]
     assert read_earlier(whole) == bad
     assert earlier_bytes(bad) == whole
-    planned: Any = SimpleNamespace(generation=0, data=b"", plan=SimpleNamespace(classes=CLASSES))
+    plan = SimpleNamespace(classes=CLASSES, count=2)
+    planned: Any = SimpleNamespace(generation=0, data=b"", plan=plan, part_rows=2)
     ways = made_again(job.store, ImagesConfig(uri=str(tmp_path)), planned)
     listed.write_bytes(b"other")
     assert list(job.restore_plain(ways)) == ["quarantine.tsv"]

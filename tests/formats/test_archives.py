@@ -15,6 +15,7 @@ import pytest
 
 from ray_dit.core.to_rgb import UnreadableImage
 from ray_dit.errors import UserError
+from ray_dit.folders.listing import ListPiece, in_threads, rows_of
 from ray_dit.formats.image_format import Listing
 from ray_dit.formats.ranges import LARGE, RangeFile
 from ray_dit.formats.registry import format_of, input_format
@@ -138,7 +139,9 @@ def test_a_far_tar_is_read_in_few_requests_and_a_large_entry_is_leapt_over() -> 
 def test_what_a_pass_over_far_tars_reads_is_told_before(name: str, objects: Files, told: str | None) -> None:
     heard: list[tuple[str, int]] = []
     source = Counting(objects)
-    input_format(name).list_images(source, None, lambda what: heard.append((what, len(source.requests))))
+    task = ListPiece("memory", name, None)
+    tell = lambda what: heard.append((what, len(source.requests)))  # noqa: E731
+    list(rows_of(input_format(name), source, task, in_threads, tell))
     assert len(heard) == (told is not None)
     for what, requests in heard:
         assert told in what

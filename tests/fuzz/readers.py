@@ -37,6 +37,7 @@ from ray_dit.formats.label_file import read_label_file
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.formats.registry import format_of, input_format
+from ray_dit.formats.texts import Texts
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import verify
 from ray_dit.ledger.manifest import manifest_objects, read_manifest
@@ -126,7 +127,7 @@ def read_dataset(data: bytes) -> object:
 
 
 def plans() -> list[bytes]:
-    keys, labels = ("a/1", "a/2", "b/3"), np.array([0, 0, 1])
+    keys, labels = Texts.of(("a/1", "a/2", "b/3")), np.array([0, 0, 1])
     return [ImagePlan("x", 16, ("a", "b"), keys, labels, labels > 0, "0" * 64).to_bytes()]
 
 

@@ -19,8 +19,9 @@ from tests.support.layouts import parquet_bytes, zip_bytes
 def read(name: str, data: bytes, *, seconds: float = 20.0) -> Verdict:
     """Within the bounds of the reader, else an AssertionError."""
     reader = READERS[name]
-    reader.good()
+    good = reader.good()
     with Sandbox(reader.read, reader.allowed, seconds) as sandbox:
+        sandbox.read(good[0])  # what libraries take once, at their first use, is not the bomb's
         verdict = sandbox.read(data)
     assert verdict.kind in ("read", "refused"), verdict
     assert verdict.megabytes < reader.megabytes, f"{verdict.megabytes:.0f} MB for {len(data)} bytes"

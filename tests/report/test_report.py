@@ -33,7 +33,7 @@ from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.core.dit import DiT
 from ray_dit.errors import UserError
 from ray_dit.folders.images import plan_images
-from ray_dit.folders.latent_plans import plan_key
+from ray_dit.folders.stored_plans import plan_key
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import ModelConfig, model_objects
 from ray_dit.ledger.job import Job

@@ -13,9 +13,9 @@ from ray_dit.config import EncodeConfig, ImagesConfig
 from ray_dit.core.order import is_heldout
 from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.folders.images import plan_images
-from ray_dit.folders.latent_plans import plan_key
 from ray_dit.folders.latents import open_latent_rows
 from ray_dit.folders.quarantine import read_quarantine
+from ray_dit.folders.stored_plans import plan_key
 from ray_dit.formats.latents import LatentShard, read_latent_shard
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import verify

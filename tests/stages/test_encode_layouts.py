@@ -6,7 +6,10 @@ import pytest
 
 from ray_dit.config import EncodeConfig, ImagesConfig
 from ray_dit.folders.images import ImagePlan, plan_images
+from ray_dit.folders.stored_plans import Planned, read_plan
+from ray_dit.ledger.job import Job
 from ray_dit.stages.encode import Encoder
+from ray_dit.storage.open import open_store
 from tests.support.layouts import LAYOUTS, tar_bytes
 from tests.support.tiny import SIZE, write_pictures, write_vae
 
@@ -70,3 +73,22 @@ def test_flat_images_with_a_file_of_labels_give_them_too(
     folder = objects_at(place / f"flat-{packed}", {"val.tar": tar_bytes(flat)} if packed else flat)
     found = ImagesConfig(uri=str(folder), size=SIZE, heldout=0.3, labels=str(labels))
     assert shards(place, found) == wanted
+
+
+@pytest.mark.parametrize("part_rows", [2, 4, 13])
+def test_plans_in_parts_give_them_too(
+    part_rows: int, place: Path, wanted: list[bytes], tmp_path: Path
+) -> None:
+    """Shards begin and end within parts, in the middle of them, and with them."""
+    images = ImagesConfig(uri=str(place / "images"), size=SIZE, heldout=0.3)
+    config = EncodeConfig(
+        images=images, vae=str(place / "vae"), output=str(tmp_path), shard_size=5, batch_size=4
+    )
+    plan = plan_images(images)
+    job = Job.open(open_store(config.output), "encode", {"inputs": {"images": plan.sha256}, "rules": 3})
+    Planned.new(plan, part_rows=part_rows).stored(job)
+    encoder = Encoder(config, read_plan(job.store, 0, images.uri), job)
+    made = [encoder.finish(encoder.compute(encoder.prepare(number))) for number in range(3)]
+    assert [shard.data for shard in made] == wanted
+    again = encoder.make_again(made[1].key, made[1].facts.to_json())
+    assert again.data == wanted[1]

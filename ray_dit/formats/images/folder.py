@@ -1,8 +1,9 @@
 """A folder with one sub-folder per class: each image is an object, its key the path below the folder."""
 
 import unicodedata
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from ray_dit.errors import NotFound, UserError
 from ray_dit.formats.clutter import SUFFIXES, images_among, suffix_of, why_no_image
 from ray_dit.formats.image_format import Entry, InputFormat, Listing, Piece, Place, Rows, Source, version_of
 from ray_dit.formats.label_file import LabelFile
+from ray_dit.formats.rows import texts_of
 
 
 class ImageFolder(InputFormat):
@@ -32,24 +34,28 @@ class ImageFolder(InputFormat):
         return [Piece()]
 
     def list_piece(self, source: Source, piece: Piece) -> Rows:
-        """Lists the objects once."""
+        """Lists the objects once; memory holds their names, sizes and versions alone."""
         left_out = Counter[str]()
-        found = list(images_among(((entry.key, entry) for entry in source.list(piece.object)), left_out))
+        sizes, versions = array("q"), array("q")
+
+        def names() -> Iterator[str]:
+            for key, entry in images_among(((e.key, e) for e in source.list(piece.object)), left_out):
+                sizes.append(entry.size)
+                versions.append(version_of(source, entry))
+                yield key
+
         return Rows(
-            names=[key for key, _ in found],
-            sizes=np.array([entry.size for _, entry in found], np.int64),
-            versions=np.array([version_of(source, entry) for _, entry in found], np.int64),
+            names=texts_of(names(), source.uri),
+            sizes=np.array(sizes, np.int64),
+            versions=np.array(versions, np.int64),
             left_out=left_out,
         )
 
     def list_images(
-        self,
-        source: Source,
-        labels: LabelFile | None = None,
-        tell: Callable[[str], None] = lambda _: None,
+        self, source: Source, labels: LabelFile | None = None, rows: Iterable[Rows] | None = None
     ) -> Listing:
         """As every format; UserError for a class without images too."""
-        listing = super().list_images(source, labels, tell)
+        listing = super().list_images(source, labels, rows)
         if labels is None:
             _refuse_empty_classes(source, listing.classes)
         return listing

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ray_dit.formats.clutter import why_no_image
 from ray_dit.formats.image_format import Entry, InputFormat, object_pieces
 from ray_dit.formats.merging import Layout
 from ray_dit.formats.ranges import read_place
@@ -64,14 +65,24 @@ class TarOfTars(Tar):
         """One per inner tar."""
         found: list[Piece] = []
         for outer in object_pieces(source, self.suffix):
-            inner = [_inner(outer, member) for member in tar_piece(source, outer) if is_tar(member)]
-            found += inner or [replace(outer, label=_stem(outer.object))]
+            found += _inner_tars(source, outer) or [replace(outer, label=_stem(outer.object))]
         return found
 
     def list_piece(self, source: Source, piece: Piece) -> Rows:
         """Passes over the headers of an inner tar."""
         rows = super().list_piece(source, piece)
         return replace(rows, classes=[piece.label or ""] * len(rows.names))
+
+
+def _inner_tars(source: Source, outer: Piece) -> list[Piece]:
+    """The tars in a tar; none where an image comes first: then its images are one class."""
+    found: list[Piece] = []
+    for member in tar_piece(source, outer):
+        if is_tar(member):
+            found.append(_inner(outer, member))
+        elif not found and why_no_image(member.name) is None:
+            return []
+    return found
 
 
 def _inner(outer: Piece, member: Member) -> Piece:
