@@ -395,7 +395,12 @@ class Encoder:
         with torch.inference_mode():
             for first in range(0, len(images), size):
                 moments = self._encoded(self._vae, images[first : first + size])
-                parts.append(moments.cpu().numpy().astype(np.float16))
+                parts.append(moments.cpu().half().numpy())
+                if not np.isfinite(parts[-1]).all():
+                    raise UserError(
+                        f"moments of the VAE in {self._config.vae}, computed in {self._config.precision}, "
+                        "are beyond float16: take --precision bfloat16 or float32, or another --vae"
+                    )
         side = self._plan.size // self._vae.downsample
         empty = np.zeros((0, 2 * self._vae.latent_channels, side, side), np.float16)
         return np.concatenate(parts) if parts else empty

@@ -9,6 +9,7 @@ import torch
 
 from ray_dit.config import EncodeConfig, ImagesConfig, content_defaults
 from ray_dit.core.latents import to_float
+from ray_dit.errors import UserError
 from ray_dit.folders.images import ImagePlan, plan_images
 from ray_dit.folders.reading import load_images
 from ray_dit.formats.latents import read_latent_shard
@@ -16,6 +17,7 @@ from ray_dit.results import LatentShardFacts
 from ray_dit.runtime.shard_maker import make_shard
 from ray_dit.stages.encode import Encoder
 from ray_dit.stages.fingerprint import comparison, parts
+from ray_dit.vae import VAE
 from tests.support.results import latents_result
 from tests.support.tiny import SIZE, write_pictures, write_vae
 
@@ -90,3 +92,15 @@ def test_the_manifest_holds_that_of_the_first_shard(place: Path) -> None:
     expected = latents_result(latent_shape=(4, 8, 8)).expected({}, facts)
     assert expected["precision_error"] == facts[0]["precision_error"]
     assert "precision_error" not in latents_result(latent_shape=(4, 8, 8)).expected({}, facts[1:])
+
+
+@pytest.mark.parametrize(("precision", "fits"), [("float32", True), ("bfloat16", True), ("float16", False)])
+def test_what_leaves_the_range_is_refused_and_not_stored(place: Path, precision: str, fits: bool) -> None:
+    vae = VAE.load(str(place / "vae"))
+    vae.module.encoder.conv_in.weight.data *= 1e7  # a norm follows: only what is computed in float16 minds
+    encoder = Encoder(settings(place, precision=precision), plan_images(settings(place).images), vae=vae)
+    if fits:
+        assert np.isfinite(read_latent_shard(make_shard(encoder, 0).data).moments).all()
+    else:
+        with pytest.raises(UserError, match="computed in float16, are beyond float16: take --prec"):
+            make_shard(encoder, 0)
