@@ -54,6 +54,7 @@ faults: .venv/dev ## fuzzing, store faults, then MINUTES (30) of seeded runs tha
 
 bench: .venv/dev ## benchmarks; results in benchmarks/results/ (hours: see each script's --quick)
 	$(BIN)/python -m benchmarks.store_listing
+	$(BIN)/python -m benchmarks.planning
 	$(BIN)/python -m benchmarks.fan_out
 	$(BIN)/python -m benchmarks.overlap
 	$(BIN)/python -m benchmarks.training

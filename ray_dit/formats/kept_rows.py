@@ -10,21 +10,23 @@ Parquet, to be checked by its hash before it is read. Knows no store and no form
 from collections import Counter
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
 from ray_dit.formats.rows import Column, Rows
 from ray_dit.formats.texts import Texts
 
-_COLUMNS = {"name": pa.string(), "size": pa.int64(), "version": pa.int64()}
+_COLUMNS = {"name": pa.string()}
 _PLACE = "at "
 """What the columns of places begin with."""
 
 
 class _Facts(BaseModel):
-    same: dict[str, str] = {}
-    """Columns with one string in all rows."""
+    same: dict[str, str | int] = {}
+    """Columns with one value in all rows, which take no memory."""
     declared: tuple[str, ...] = ()
     keyed: bool = False
     left_out: dict[str, int] = {}
@@ -38,7 +40,11 @@ def rows_bytes(rows: Rows, where: str) -> bytes:
     columns |= {"label": rows.labels} if rows.labels is not None else {}
     columns |= {f"{_PLACE}{name}": column for name, column in rows.places.items()}
     texts = {name: column for name, column in columns.items() if isinstance(column, Texts)}
-    same = {name: column[0] for name, column in texts.items() if name != "name" and column.are_one()}
+    same: dict[str, str | int] = {
+        name: column[0] for name, column in texts.items() if name != "name" and column.are_one()
+    }
+    of_object = {"size": rows.sizes, "version": rows.versions}
+    same |= {name: int(column[0]) for name, column in of_object.items() if _is_one(column)}
     stored = {name: column.to_arrow().cast(pa.string()) for name, column in texts.items()}
     table = pa.table({name: column for name, column in (columns | stored).items() if name not in same})
     facts = {"same": same, "declared": rows.declared, "keyed": rows.keyed, "left_out": rows.left_out}
@@ -53,7 +59,7 @@ def read_rows(data: bytes, where: str) -> Rows:
     except ValueError as error:
         raise damaged(where, error) from error
     columns: dict[str, Column] = {name: _column(table[name]) for name in table.column_names}
-    columns |= {name: Texts.same(text, table.num_rows) for name, text in known.same.items()}
+    columns |= {name: _same(value, table.num_rows) for name, value in known.same.items()}
     taken: dict[str, Any] = {name: column for name, column in columns.items() if not name.startswith(_PLACE)}
     return Rows(
         names=taken["name"],
@@ -66,6 +72,14 @@ def read_rows(data: bytes, where: str) -> Rows:
         keyed=known.keyed,
         left_out=Counter(known.left_out),
     )
+
+
+def _is_one(column: NDArray[np.int64]) -> bool:
+    return len(column) > 0 and bool((column == column[0]).all())
+
+
+def _same(value: str | int, count: int) -> Column:
+    return Texts.same(value, count) if isinstance(value, str) else np.broadcast_to(np.int64(value), count)
 
 
 def _column(column: Any) -> Column:

@@ -82,6 +82,7 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
     """
     from ray_dit.vae import files_sha256
 
+    refuse_output_inside(config.output, config.images)  # before anything is written there
     by = ListedBy(in_tasks(config), open_output(config.output))
     planned, vae = _inputs(config, by)
     files = vae.files()
@@ -118,6 +119,7 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
 
 def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
     """What the job will make and take; see ``runtime.planning``."""
+    refuse_output_inside(config.output, config.images)
     planned, vae = _inputs(config, ListedBy(in_tasks(config)))
     plan, number = planned.plan, planned.generation
     count, views = plan.count, 2 if config.mirror else 1
@@ -161,7 +163,6 @@ def _inputs(config: EncodeConfig, by: ListedBy) -> tuple[Planned, Any]:
     """The images and the VAE; UserError where one is not there or they do not fit."""
     from ray_dit.vae import VAE
 
-    refuse_output_inside(config.output, config.images)
     planned = planned_images(config, by)
     vae = VAE.load(config.vae)
     if config.images.size % vae.downsample:

@@ -141,6 +141,15 @@ def test_rows_beyond_a_block_are_merged_as_lists_would_be() -> None:
     assert found(pieces, Layout(), None) == expected(pieces, Layout(), None)
 
 
+@pytest.mark.parametrize("row", [0, BLOCK - 2, BLOCK - 1, BLOCK, BLOCK + 8])
+def test_two_of_one_key_are_found_wherever_they_are(row: int) -> None:
+    names = [f"a/{at:09d}" for at in range(BLOCK + 10)]
+    names[row + 1] = names[row]
+    zeros = np.zeros(len(names), np.int64)
+    with pytest.raises(UserError, match=f"holds two images called 'a/{row:09d}', which would both be"):
+        merge("x", [Rows(names, zeros, zeros)], Layout())
+
+
 @pytest.mark.parametrize("count", [3, BLOCK, BLOCK + 1])
 def test_the_hash_of_rows_is_that_of_one_dump_of_all(count: int) -> None:
     import hashlib
