@@ -126,6 +126,8 @@ class LatentShardFacts(ShardFacts):
     """As ``sum``, of the latents' expected square."""
     precision_error: PrecisionError | None = None
     """Of the first shard, where it was not computed in float32."""
+    images_sha256: str | None = None
+    """Of the rows' ``image_sha256``, one after the other; None in shards of earlier versions."""
 
     @property
     def set_aside(self) -> tuple[BadImage, ...]:
@@ -136,6 +138,20 @@ class LatentShardFacts(ShardFacts):
         """Whether each of the images that were ``planned`` is accounted for."""
         most = max(self.conversions.values(), default=0)
         return self.rows + len(self.bad) == self.seen == planned and most <= self.converted <= self.rows
+
+
+class Duplicates(Facts):
+    """Images whose files have the same bytes as another's; of each set of such files one is not counted."""
+
+    within_classes: int
+    """Copies of an image of their own class."""
+    across_classes: int
+    """Copies of an image of another class: one of them has a wrong label."""
+    heldout: int
+    """Training images that are copies of a held-out one, and count as held out."""
+    sum: tuple[float, ...] = ()
+    """Of those, as of a shard; they are no part of ``mean`` and ``std``."""
+    sum_squares: tuple[float, ...] = ()
 
 
 class LatentsResult(Result):
@@ -164,14 +180,22 @@ class LatentsResult(Result):
     std: tuple[float, ...]
     precision_error: PrecisionError | None = None
     """Where the VAE did not compute in float32."""
+    duplicates: Duplicates | None = None
+    """Exact copies among the images, listed in duplicates.parquet; None where nobody has looked for them."""
 
     def expected(self, parts: Mapping[str, Any], objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         shards = [LatentShardFacts.model_validate(facts) for facts in objects]
         train_rows = sum(shard.train_rows for shard in shards)
+        twice = [self.duplicates] if self.duplicates is not None and self.duplicates.heldout else []
+        train_rows -= sum(known.heldout for known in twice)
         per_row = math.prod(self.latent_shape[1:])
         mean, squares = (
             [math.fsum(column) / max(train_rows * per_row, 1) for column in zip(*sums, strict=True)]
-            for sums in ([shard.sum for shard in shards], [shard.sum_squares for shard in shards])
+            for sums in (
+                [shard.sum for shard in shards] + [tuple(-value for value in known.sum) for known in twice],
+                [shard.sum_squares for shard in shards]
+                + [tuple(-value for value in known.sum_squares) for known in twice],
+            )
         )
         return {
             "rows": sum(shard.rows for shard in shards),

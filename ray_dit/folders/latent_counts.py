@@ -18,7 +18,7 @@ from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import manifest_objects
 from ray_dit.ledger.markers import in_order, unless_damaged
 from ray_dit.ledger.results import Marker
-from ray_dit.results import BadImage, LatentShardFacts, LatentsResult
+from ray_dit.results import BadImage, Duplicates, LatentShardFacts, LatentsResult
 from ray_dit.storage.store import ahead
 
 Shards = Sequence[Marker[LatentShardFacts]]
@@ -83,18 +83,27 @@ def check_bad_shards(
         raise
 
 
-def shards_before(job: Job) -> list[LatentShardFacts]:
-    """What is known of the shards of the generations before."""
+def shards_before(job: Job) -> list[Marker[LatentShardFacts]]:
+    """The markers of the shards of the generations before."""
     if not job.generation:
         return []
     manifest = replace(job, generation=job.generation - 1).manifest(LatentsResult)
     assert manifest is not None, "only what is finished is extended"
-    return [marker.facts for marker in manifest_objects(job.store, manifest, LatentShardFacts)]
+    return list(manifest_objects(job.store, manifest, LatentShardFacts))
 
 
-def statistics(shards: list[LatentShardFacts], count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the raw latents, per channel, over training rows."""
-    mean = np.sum([shard.sum for shard in shards], axis=0) / max(count, 1)
-    squares = np.sum([shard.sum_squares for shard in shards], axis=0) / max(count, 1)
+def statistics(
+    shards: Sequence[LatentShardFacts], duplicates: Duplicates | None, positions: int
+) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    """How many rows are to train on, and over these the mean and standard deviation of the raw latents.
+
+    Both per channel; ``positions`` are those of a row, height times width.
+    """
+    twice = duplicates if duplicates is not None and duplicates.heldout else None
+    rows = sum(shard.train_rows for shard in shards) - (twice.heldout if twice else 0)
+    count = max(rows * positions, 1)
+    mean = (np.sum([shard.sum for shard in shards], axis=0) - (twice.sum if twice else 0)) / count
+    sums = np.sum([shard.sum_squares for shard in shards], axis=0)
+    squares = (sums - (twice.sum_squares if twice else 0)) / count
     std = np.sqrt(np.maximum(squares - mean**2, 1e-12))
-    return tuple(mean.tolist()), tuple(std.tolist())
+    return rows, tuple(mean.tolist()), tuple(std.tolist())

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from ray_dit.config import ImagesConfig
 from ray_dit.errors import Damaged, NotFound, UserError
+from ray_dit.folders.duplicates import duplicates_key, find_duplicates
 from ray_dit.folders.images import ImagePlan, list_images
 from ray_dit.folders.listing import HERE, ListedBy
 from ray_dit.folders.plan_parts import PART_ROWS, AnyPlan, Part, PlanInParts, parts_of, plan_bytes, read_head
@@ -132,12 +133,17 @@ def made_again(store: Store, config: ImagesConfig, planned: Planned, by: ListedB
     def earlier(generation: int) -> bytes:
         return earlier_bytes(bad(generation))
 
+    def duplicates(generation: int) -> bytes:
+        jobs = (Job(store, "", "", number) for number in range(generation + 1))
+        return find_duplicates(store, [marker for job in jobs for marker in job.markers(LatentShardFacts)])[1]
+
     every = range(planned.generation + 1)
     parts = [(number, at) for number in every for at in range(_count_parts(store, number, planned))]
     return {
         **{part_key(number, at): partial(part, number, at) for number, at in parts},
         **{plan_key(number): partial(plan, number) for number in every},
         **{quarantine_key(number): partial(quarantine, number) for number in every},
+        **{duplicates_key(number): partial(duplicates, number) for number in every},
         **{earlier_key(number): partial(earlier, number) for number in every},
     }
 

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,10 +65,15 @@ def cache_folder() -> Path:
 
 
 def open_latent_rows(
-    store: Store, shards: Iterable[Marker[LatentShardFacts]], name: str, cache: Path
+    store: Store,
+    shards: Iterable[Marker[LatentShardFacts]],
+    name: str,
+    cache: Path,
+    held_back: Collection[str] = (),
 ) -> LatentRows:
     """Opens the rows of ``shards``, given by their markers, copying them to ``cache/name`` if need be.
 
+    ``held_back``: keys of rows that are held out whatever their shards say, the same for the same ``name``.
     Damaged if a shard that is copied is not what its marker says; UserError where there is no space for the
     copy, or it may not be written there.
     """
@@ -78,7 +83,7 @@ def open_latent_rows(
     # Not there, damaged, or copied by a version that wrote no checksums.
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        _copy(store, list(shards), folder)
+        _copy(store, list(shards), folder, held_back)
     except OSError as error:
         raise UserError(
             f"the latents of {store.uri} can't be copied to {cache} ({error.strerror or error}): set "
@@ -101,11 +106,13 @@ def _checks(moments: NDArray[np.float16]) -> list[int]:
     return [zlib.crc32(np.ascontiguousarray(row).data) for row in moments]
 
 
-def _copy(store: Store, shards: list[Marker[LatentShardFacts]], folder: Path) -> None:
+def _copy(
+    store: Store, shards: list[Marker[LatentShardFacts]], folder: Path, held_back: Collection[str]
+) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
     try:
-        _fill(store, shards, building)
+        _fill(store, shards, building, held_back)
         try:
             building.rename(folder)
         except OSError:
@@ -124,7 +131,9 @@ def _reserve(path: Path) -> None:
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-def _fill(store: Store, shards: list[Marker[LatentShardFacts]], folder: Path) -> None:
+def _fill(
+    store: Store, shards: list[Marker[LatentShardFacts]], folder: Path, held_back: Collection[str]
+) -> None:
     total = sum(shard.facts.rows for shard in shards)
     moments: NDArray[np.float16] | None = None
     labels, heldout = np.empty(total, np.int64), np.empty(total, np.bool_)
@@ -141,6 +150,8 @@ def _fill(store: Store, shards: list[Marker[LatentShardFacts]], folder: Path) ->
         moments[rows] = np.stack(views, axis=1)
         checks.append(np.array([_checks(view) for view in views], np.uint32).reshape(len(views), -1).T)
         labels[rows], heldout[rows] = shard.labels, shard.heldout
+        if held_back:
+            heldout[rows] |= np.array([key in held_back for key in shard.keys], np.bool_)
         first = rows.stop
     if moments is not None:
         moments.flush()

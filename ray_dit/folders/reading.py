@@ -26,7 +26,18 @@ LOST = {
 
 Decode = Callable[[bytes, int, Decoding], DecodedImage]
 """As ``decode_image``: bytes, the side in pixels, and how; UnreadableImage where they are no image."""
-Outcome = DecodedImage | BadImage
+
+
+@dataclass(frozen=True)
+class Read:
+    """An image that could be read."""
+
+    image: DecodedImage
+    sha256: bytes
+    """Of the bytes it was decoded from."""
+
+
+Outcome = Read | BadImage
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,8 @@ class Loaded:
     """How many images took any conversion."""
     conversions: Mapping[str, int]
     """How many took each, sorted by name."""
+    sha256: NDArray[np.uint8]
+    """[N, 32], of the bytes each image was decoded from."""
 
 
 def load_images(
@@ -79,7 +92,7 @@ def fetched(plan: ImagePlan, store: Store, row: int, *, all_there: bool = False)
 def decoded(plan: ImagePlan, row: int, data: bytes, decode: Decode) -> Outcome:
     """What becomes of an image's bytes."""
     try:
-        return decode(data, plan.size, plan.decoding)
+        return Read(decode(data, plan.size, plan.decoding), hashlib.sha256(data).digest())
     except UnreadableImage as error:
         return bad_image(plan, row, error, data)
 
@@ -104,17 +117,19 @@ def gathered(plan: ImagePlan, outcomes: Iterable[tuple[int, Outcome]], count: in
     kept: list[int] = []
     bad: list[BadImage] = []
     conversions: Counter[str] = Counter()
-    converted = 0
+    converted, hashes = 0, bytearray()
     for row, outcome in outcomes:
         if isinstance(outcome, BadImage):
             bad.append(outcome)
             continue
-        images[len(kept)] = outcome.pixels
+        images[len(kept)] = outcome.image.pixels
         kept.append(int(row))
-        converted += bool(outcome.conversions)
-        conversions.update(outcome.conversions)
+        hashes += outcome.sha256
+        converted += bool(outcome.image.conversions)
+        conversions.update(outcome.image.conversions)
     names = dict(sorted(conversions.items()))
-    return Loaded(images[: len(kept)], np.array(kept, np.int64), bad, converted, names)
+    sha256 = np.frombuffer(hashes, np.uint8).reshape(len(kept), 32)
+    return Loaded(images[: len(kept)], np.array(kept, np.int64), bad, converted, names, sha256)
 
 
 def _lost(store: Store, error: NotAsPlanned) -> UserError:

@@ -1,7 +1,7 @@
 """Latent shards as Parquet bytes that are a function of their rows alone.
 
-Columns: ``key``, ``label``, ``heldout``, ``moments`` (float16, flattened [2C, H, W]) and ``moments_mirror``
-where the mirror image was encoded too.
+Columns: ``key``, ``label``, ``heldout``, ``image_sha256`` (of the image's bytes; earlier versions had none),
+``moments`` (float16, flattened [2C, H, W]) and ``moments_mirror`` where the mirror image was encoded too.
 """
 
 # pyarrow has no type information; what it returns is unknown to the checker
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
 
+_HASH = "image_sha256"
+_HASH_TYPE = pa.binary(32)
 _COLUMNS = {"key": pa.string(), "label": pa.int64(), "heldout": pa.bool_(), "moments": None}
 
 
@@ -34,6 +36,8 @@ class LatentShard:
     heldout: NDArray[np.bool_]
     moments: NDArray[np.float16]
     moments_mirror: NDArray[np.float16] | None
+    image_sha256: NDArray[np.uint8] | None = None
+    """[N, 32]; None in shards of earlier versions."""
 
 
 def latent_shard_bytes(shard: LatentShard) -> bytes:
@@ -42,6 +46,7 @@ def latent_shard_bytes(shard: LatentShard) -> bytes:
         "key": pa.array(shard.keys, pa.string()),
         "label": pa.array(shard.labels, pa.int64()),
         "heldout": pa.array(shard.heldout, pa.bool_()),
+        **_hash_column(shard.image_sha256),
         "moments": _tensor_column(shard.moments),
     }
     if shard.moments_mirror is not None:
@@ -66,6 +71,8 @@ def read_latent_shard(source: BinaryIO | bytes, where: str = "a shard of latents
     table, facts = read_parquet(source, _COLUMNS, where=where)
     try:
         shape = _shape(table, facts)
+        if _HASH in table.column_names:
+            _check_hashes(table)
     except (ValueError, KeyError, TypeError) as error:
         raise damaged(where, error) from error
     return LatentShard(
@@ -76,18 +83,60 @@ def read_latent_shard(source: BinaryIO | bytes, where: str = "a shard of latents
         moments_mirror=_column_tensor(table, "moments_mirror", shape)
         if "moments_mirror" in table.column_names
         else None,
+        image_sha256=_hashes(table) if _HASH in table.column_names else None,
     )
 
 
 def read_latent_labels(file: BinaryIO, where: str) -> NDArray[np.int64]:
     """The labels of a latent shard, without reading the rest; UserError as ``read_latent_shard``."""
     try:
-        labels = pq.ParquetFile(file).read(columns=["label"])["label"]
-        if labels.type != pa.int64() or labels.null_count:
-            raise ValueError(f"the column label is {labels.type}")
-        return labels.to_numpy()
+        return _labels(pq.ParquetFile(file).read(columns=["label"]))
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         raise damaged(where, error) from error
+
+
+def read_image_hashes(
+    file: BinaryIO, where: str
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.uint8]]:
+    """Labels, ``heldout`` and ``image_sha256`` [N, 32] of a latent shard that has them.
+
+    Reads nothing else of it. UserError as ``read_latent_shard``.
+    """
+    try:
+        table = pq.ParquetFile(file).read(columns=["label", "heldout", _HASH])
+        _check_hashes(table)
+        heldout = table["heldout"]
+        if heldout.type != pa.bool_() or heldout.null_count:
+            raise ValueError(f"the column heldout is {heldout.type}")
+        return _labels(table), heldout.to_numpy(), _hashes(table)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise damaged(where, error) from error
+
+
+def _labels(table: pa.Table) -> NDArray[np.int64]:
+    labels = table["label"]
+    if labels.type != pa.int64() or labels.null_count:
+        raise ValueError(f"the column label is {labels.type}")
+    return labels.to_numpy()
+
+
+def _hash_column(hashes: NDArray[np.uint8] | None) -> dict[str, pa.Array]:
+    if hashes is None:
+        return {}
+    data = pa.py_buffer(np.ascontiguousarray(hashes).tobytes())
+    return {_HASH: pa.Array.from_buffers(_HASH_TYPE, len(hashes), [None, data])}
+
+
+def _check_hashes(table: pa.Table) -> None:
+    """ValueError where the column of hashes holds something else."""
+    column = table[_HASH]
+    if column.type != _HASH_TYPE or column.null_count:
+        raise ValueError(f"the column {_HASH} is {column.type}")
+
+
+def _hashes(table: pa.Table) -> NDArray[np.uint8]:
+    data = b"".join(table[_HASH].to_pylist())
+    return np.frombuffer(data, np.uint8).reshape(len(table), _HASH_TYPE.byte_width)
 
 
 def _shape(table: pa.Table, facts: Any) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from ray_dit.config import EncodeConfig
 from ray_dit.core.latents import to_float
 from ray_dit.errors import Conflict, CredentialsExpired, StoreFailure, UserError
 from ray_dit.folders.careful import ChildDecoder, SureDecoder
+from ray_dit.folders.duplicates import duplicates_key, find_duplicates
 from ray_dit.folders.images import ImagePlan, plan_images, refuse_output_inside
 from ray_dit.folders.latent_counts import (
     BadCount,
@@ -357,6 +358,7 @@ class Encoder:
             keys=inputs.plan.keys[kept].tolist(),
             labels=inputs.plan.labels[kept],
             heldout=inputs.plan.heldout[kept],
+            image_sha256=inputs.loaded.sha256,
             moments=self._moments(images),
             moments_mirror=self._moments(images[:, :, ::-1]) if self._config.mirror else None,
         )
@@ -377,6 +379,7 @@ class Encoder:
             conversions=dict(loaded.conversions),
             train_rows=int((~latents.heldout).sum()),
             moments_sha256=array_sha256(latents.moments),
+            images_sha256=array_sha256(loaded.sha256),
             sum=tuple(sums.tolist()),
             sum_squares=tuple(squares.tolist()),
             **({} if error is None else {"precision_error": error}),
@@ -433,10 +436,14 @@ def _finish(
     check_counts(job, markers, sizes)
     check_bad_shards(config.images, plan, job, markers)
     put_quarantine(job, bad_images(marker.facts for marker in markers), plan.classes)
-    shards = [*shards_before(job), *(marker.facts for marker in markers)]
+    every = [*shards_before(job), *markers]
+    duplicates, listed = find_duplicates(job.store, every)
+    copies: dict[str, Any] = {} if duplicates is None else {"duplicates": duplicates}
+    if listed:
+        job.put_plain(duplicates_key(job.generation), listed)
+    shards = [marker.facts for marker in every]
     side = config.images.size // vae.downsample
-    train_rows = sum(shard.train_rows for shard in shards)
-    mean, std = statistics(shards, train_rows * side * side)
+    train_rows, mean, std = statistics(shards, duplicates, side * side)
     return job.finish(
         LatentsResult(
             classes=plan.classes,
@@ -450,6 +457,7 @@ def _finish(
             mean=mean,
             std=std,
             **precision_error_of(shards),
+            **copies,
         ),
         objects=markers,
     )

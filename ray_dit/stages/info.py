@@ -23,7 +23,7 @@ from ray_dit.ledger.manifest import job_key, last_generation, read_manifest
 from ray_dit.ledger.restore import overwrite
 from ray_dit.ledger.results import Facts, Manifest
 from ray_dit.ledger.stored_json import read_json
-from ray_dit.results import LatentsResult
+from ray_dit.results import Duplicates, LatentsResult
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
@@ -33,8 +33,8 @@ MOST_CLASSES = 10
 MOST_REASONS = 5
 DECODED_AT_ONCE = 8
 _IN_WORDS = {
-    "bad", "classes", "conversions", "image_size", "latent_shape", "mean", "rows", "scaling_factor", "std",
-    "train_rows",
+    "bad", "classes", "conversions", "duplicates", "image_size", "latent_shape", "mean", "rows",
+    "scaling_factor", "std", "train_rows",
 }  # fmt: skip
 """Facts of latents that have lines of their own."""
 
@@ -121,11 +121,23 @@ def _summary_lines(facts: LatentsResult, summary: LatentsSummary) -> Iterator[st
     conversions: Any = facts.to_json().get("conversions") or {}
     if conversions:
         yield _line("conversions", _short(_counted(conversions)))
+    if facts.duplicates is not None:
+        yield _line("duplicates", _duplicates(facts.duplicates))
     if facts.bad:
         reasons = _counted(dict(summary.set_aside.most_common(MOST_REASONS)), longest=LONGEST)
         others = len(summary.set_aside) - MOST_REASONS
         more = f", and {others} other reasons" if others > 0 else ""
         yield _line("set aside", f"{facts.bad:,} of {facts.rows + facts.bad:,} images: {reasons}{more}")
+
+
+def _duplicates(found: Duplicates) -> str:
+    """How many images are exact copies of another."""
+    if not found.within_classes + found.across_classes:
+        return "no image is a copy of another"
+    return (
+        f"{found.within_classes:,} copies of an image of the same class, {found.across_classes:,} of one of "
+        f"another class; {found.heldout:,} count as held out, being copies of held-out images"
+    )
 
 
 def _classes(names: Sequence[str], images: NDArray[np.int64]) -> str:

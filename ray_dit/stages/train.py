@@ -33,6 +33,7 @@ from ray_dit.core.order import rows_at
 from ray_dit.core.settle import evaluations_per_image, settle_sampler
 from ray_dit.errors import Conflict, Damaged, UserError, first_message
 from ray_dit.folders.checkpoints import FOLDER, loss_key
+from ray_dit.folders.duplicates import copies_of_heldout
 from ray_dit.folders.latents import LatentRows, cache_folder, open_latent_rows
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.labels import Labels
@@ -372,7 +373,8 @@ class DiTTask:
         distributed = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
         if distributed and not is_local_first:
             torch.distributed.barrier()
-        data = open_latent_rows(store, shards, self.latents.sha256, cache_folder())
+        copies = copies_of_heldout(store, self.latents.generation)
+        data = open_latent_rows(store, shards, self.latents.sha256, cache_folder(), copies)
         if distributed and is_local_first:
             torch.distributed.barrier()
         return data

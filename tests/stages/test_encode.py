@@ -16,10 +16,13 @@ from ray_dit.config import EncodeConfig, ImagesConfig
 from ray_dit.core.latents import to_float
 from ray_dit.core.order import is_heldout
 from ray_dit.errors import UserError
+from ray_dit.folders.duplicates import copies_of_heldout
 from ray_dit.formats.latents import LatentShard, read_latent_shard
+from ray_dit.ledger.maintenance import verify
 from ray_dit.ledger.results import Manifest
-from ray_dit.results import LatentsResult
+from ray_dit.results import RESULTS, LatentsResult
 from ray_dit.stages.encode import encode
+from ray_dit.storage.open import open_store
 from ray_dit.vae import VAE
 from tests.support.tiny import (
     SIZE,
@@ -162,6 +165,47 @@ def test_a_flipped_shard_that_is_made_again_rings(place: Path, encoded: Manifest
     flip_bit(place / "flipped/_markers/00002.json")  # found as the job is finished, and made again
     assert encode(settings(place, "flipped", actors=1)) == encoded
     assert contents(place / "flipped") == contents(place / "latents")
+
+
+def test_exact_copies_are_counted_listed_and_held_back(place: Path) -> None:
+    """One in its own class, one of a held-out image in the other class, and another by an extension."""
+    images = place / "copied"
+    shutil.copytree(place / "images", images)
+    keys = sorted(str(path.relative_to(images)) for path in images.rglob("*.png"))
+    held = next(key for key in keys if is_heldout(key, HELDOUT))
+    seen = next(key for key in keys if not is_heldout(key, HELDOUT) and key.startswith("left"))
+    names = (f"right/copy {number}.png" for number in range(100))
+    copy, later = [name for name in names if not is_heldout(name, HELDOUT)][:2]
+    shutil.copy(images / held, images / copy)
+    shutil.copy(images / seen, images / seen.replace(".png", " again.png"))
+    manifest = encode(settings(place, "with-copies", images="copied"))
+    found = manifest.facts.duplicates
+    assert found is not None
+    across = int(held.startswith("left"))
+    assert (found.within_classes, found.across_classes, found.heldout) == (2 - across, across, 1)
+    folder = place / "with-copies"
+    listed = pq.read_table(folder / "duplicates.parquet").to_pylist()
+    assert {row["key"] for row in listed if row["counts_as_heldout"]} == {held, copy}
+    training = [
+        key for shard in shards(folder) for key in np.array(shard.keys)[~shard.heldout] if key != copy
+    ]
+    assert manifest.facts.train_rows == len(training)
+    moments: dict[str, NDArray[np.float16]] = {}
+    for shard in shards(folder):
+        moments |= zip(shard.keys, shard.moments, strict=True)
+    mean = np.stack([moments[key] for key in training]).astype(np.float64)[:, :4].mean(axis=(0, 2, 3))
+    np.testing.assert_allclose(manifest.facts.mean, mean, rtol=1e-9)
+    before = contents(folder)
+    flip_bit(folder / "duplicates.parquet")
+    assert encode(settings(place, "with-copies", images="copied")) == manifest
+    assert contents(folder) == before
+    assert list(verify(open_store(str(folder)), results=RESULTS)) == []
+    shutil.copy(images / held, images / later)
+    extended = encode(settings(place, "with-copies", images="copied", extend=True))
+    assert extended.facts.duplicates is not None
+    assert extended.facts.duplicates.heldout == 2
+    assert extended.facts.train_rows == manifest.facts.train_rows
+    assert copies_of_heldout(open_store(str(folder)), extended.generation) == {held, copy, later}
 
 
 def test_a_damaged_vae_is_not_used(place: Path) -> None:

@@ -51,7 +51,12 @@ def write_latents(folder: Path, labels: list[list[int]], names: tuple[str, ...],
         images = torch.from_numpy(np.stack([picture(row) for row in rows]))
         moments = vae.encode(to_float(images)).numpy().astype(np.float16)
         latents = LatentShard(
-            [f"{row}" for row in rows], np.array(shard), np.zeros(len(rows), bool), moments, None
+            [f"{row}" for row in rows],
+            np.array(shard),
+            np.zeros(len(rows), bool),
+            moments,
+            None,
+            np.zeros((len(rows), 32), np.uint8),
         )
         name = f"{number:05d}"
         key, data = f"latents/{name}.parquet", latent_shard_bytes(latents)
@@ -82,6 +87,23 @@ def test_people_are_told_what_latents_hold(folder: Path) -> None:
     size = sum(path.stat().st_size for path in (folder / "latents").iterdir())
     assert f"  stored       {size / 1000:.1f} kB in 2 shards, {size // 6 / 1000:.1f} kB per image\n" in said
     assert "conversions" not in said
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ((0, 0, 0), "no image is a copy of another"),
+        (
+            (1200, 3, 2),
+            "1,200 copies of an image of the same class, 3 of one of another class; 2 count as held out, "
+            "being copies of held-out images",
+        ),
+    ],
+)
+def test_exact_copies_are_told(tmp_path: Path, counts: tuple[int, int, int], said: str) -> None:
+    found = dict(zip(("within_classes", "across_classes", "heldout"), counts, strict=True))
+    write_latents(tmp_path / "latents", [[0]], ("ant",), duplicates=found)
+    assert f"  duplicates   {said}\n" in describe(str(tmp_path / "latents"))
 
 
 def test_what_other_versions_write_is_told_too(tmp_path: Path) -> None:

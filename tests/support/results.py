@@ -30,10 +30,10 @@ def latents_result(**fields: Any) -> LatentsResult:
     return LatentsResult(**known | {"mean": (0.0,) * 4, "std": (1.0,) * 4} | fields)
 
 
-def latent_facts(shard: int, rows: int) -> LatentShardFacts:
+def latent_facts(shard: int, rows: int, **fields: Any) -> LatentShardFacts:
     """Of a shard of latents without a bad image."""
-    known = {"seen": rows, "bad": (), "train_rows": rows, "moments_sha256": ""}
-    return LatentShardFacts(shard=shard, rows=rows, sum=(), sum_squares=(), **known)
+    known = {"seen": rows, "bad": (), "train_rows": rows, "moments_sha256": "", "sum": (), "sum_squares": ()}
+    return LatentShardFacts(shard=shard, rows=rows, **known | fields)
 
 
 def training_result(**fields: Any) -> TrainingResult:
