@@ -1,4 +1,4 @@
-"""A store for trials: takes every object, remembers how large it was, and keeps none of any size.
+"""A store for trials: takes every object, remembers its size and hash, and keeps none of any size.
 
 Small objects can be read again in the process that put them, as a job's own notes must be. Nothing leaves the
 process: where a trial writes from several, each knows its own.
@@ -25,6 +25,8 @@ class ScratchStore(Store):
     """Bytes of every object that was put, by full key."""
     small: dict[str, bytes] = field(default_factory=dict[str, bytes], compare=False)
     """Content of the small ones, by full key."""
+    hashes: dict[str, str] = field(default_factory=dict[str, str], compare=False)
+    """sha256 of every object that was put, by full key."""
 
     def get(self, key: str) -> bytes:
         try:
@@ -40,6 +42,13 @@ class ScratchStore(Store):
         start, length = span or (0, len(data))
         return data[start : start + length], _info(key, data)
 
+    def sha256(self, key: str) -> str:
+        """Of what was put, kept or not; NotFound."""
+        try:
+            return self.hashes[self.where(key)]
+        except KeyError:
+            raise NotFound(f"{self.where(key)} does not exist") from None
+
     def open_file(self, key: str) -> BinaryIO:
         return io.BytesIO(self.get(key))
 
@@ -51,6 +60,7 @@ class ScratchStore(Store):
         if self.head(key) is not None:
             return self._same_or_conflict(key, data)
         self.sizes[self.where(key)] = len(data)
+        self.hashes[self.where(key)] = hashlib.sha256(data).hexdigest()
         if len(data) <= KEPT_BYTES:
             self.small[self.where(key)] = data
         return True
@@ -67,6 +77,7 @@ class ScratchStore(Store):
     def delete(self, key: str) -> None:
         self.small.pop(self.where(key), None)
         self.sizes.pop(self.where(key), None)
+        self.hashes.pop(self.where(key), None)
 
 
 def _info(key: str, data: bytes) -> ObjectInfo:

@@ -1,5 +1,6 @@
 """The store of trials: small objects can be read again, large ones leave their size."""
 
+import hashlib
 import pickle
 
 import pytest
@@ -19,6 +20,9 @@ def test_small_objects_are_kept_and_large_ones_only_counted() -> None:
     assert child.get("small") == b"x"
     with pytest.raises(NotFound):
         child.get("large")
+    assert child.sha256("large") == hashlib.sha256(b"x" * (KEPT_BYTES + 1)).hexdigest()
+    with pytest.raises(NotFound):
+        child.sha256("none")
     assert store.sizes == {
         "scratch://trial/model/small": 1,
         "scratch://trial/model/large": KEPT_BYTES + 1,
