@@ -243,13 +243,17 @@ def _has_whole_parts(store: Store, generation: int, plan: AnyPlan) -> bool:
         except NotFound:
             return False
 
-    listed = plan.listed if isinstance(plan, PlanInParts) else ()
-    return all(ahead(lambda item: is_whole(*item), enumerate(listed)))
+    return all(ahead(lambda item: is_whole(*item), enumerate(_listed(plan))))
 
 
 def _has_marked_parts(job: Job, plan: AnyPlan) -> bool:
-    keys = [part_key(job.generation, number) for number, _ in enumerate(getattr(plan, "listed", ()))]
+    keys = [part_key(job.generation, number) for number in range(len(_listed(plan)))]
     return all(sha256 is not None for sha256 in ahead(job.plain.sha256, keys))
+
+
+def _listed(plan: AnyPlan) -> tuple[Part, ...]:
+    """The parts it lies in; none where it is one object."""
+    return plan.listed if isinstance(plan, PlanInParts) else ()
 
 
 def _part_rows(plan: AnyPlan | None, rules: int) -> int:

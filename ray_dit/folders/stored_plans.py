@@ -44,15 +44,11 @@ def part_key(generation: int, number: int) -> str:
     return f"plan{generation_tag(generation)}/{number:05d}.parquet"
 
 
-def versions_key(plan: bytes) -> str:
-    """Where it is noted in which versions the objects of a plan, or of a part of one, were found.
+def versions_key(sha256: str) -> str:
+    """Where it is noted in which versions the objects of a plan or part of this hash were found.
 
     Beside the results, as it depends on where the images lie: a plan is the same for the same images.
     """
-    return _versions_key(hashlib.sha256(plan).hexdigest())
-
-
-def _versions_key(sha256: str) -> str:
     return f"_runs/versions/{sha256[:16]}.parquet"
 
 
@@ -148,7 +144,7 @@ def _note_versions(store: Store, plan: ImagePlan, sha256: str) -> None:
     versions = plan.versions_bytes()
     if versions is not None:
         with suppress(Conflict):
-            store.put(_versions_key(sha256), versions)
+            store.put(versions_key(sha256), versions)
 
 
 def with_versions(store: Store, plan: ImagePlan, data: bytes) -> ImagePlan:
@@ -158,7 +154,7 @@ def with_versions(store: Store, plan: ImagePlan, data: bytes) -> ImagePlan:
 
 def _noted_versions(store: Store, plan: ImagePlan, sha256: str) -> ImagePlan:
     try:
-        return plan.with_versions(store.get(_versions_key(sha256)))
+        return plan.with_versions(store.get(versions_key(sha256)))
     except NotFound:
         return plan
     except UserError as error:

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +18,11 @@ from ray_dit.folders.images import ImagePlan, plan_images
 from ray_dit.folders.quarantine import check_bad
 from ray_dit.folders.reading import load_images
 from ray_dit.formats.deterministic import parquet_bytes
-from ray_dit.formats.image_format import InputFormat
 from ray_dit.formats.registry import FORMATS
-from ray_dit.formats.rows import Entry, Listing, Piece, Place, Rows, Source
+from ray_dit.formats.rows import Listing, Place, Source
 from ray_dit.formats.texts import Texts
 from ray_dit.results import BadImage
+from tests.support.input_formats import ReadAlone
 
 
 def png(value: int, size: tuple[int, int] = (8, 8)) -> bytes:
@@ -216,17 +215,8 @@ def test_a_plan_of_before_knows_only_what_is_gone(folder: Path) -> None:
     assert [entry.code for entry in load_images(again, range(9))[2]] == ["gone"]
 
 
-class Strips(InputFormat):
+class Strips(ReadAlone):
     """Several images in one object, each of the same length."""
-
-    def fits(self, source: Source, first: Sequence[Entry]) -> bool:
-        return False
-
-    def pieces(self, source: Source) -> Sequence[Piece]:
-        raise NotImplementedError
-
-    def list_piece(self, source: Source, piece: Piece) -> Rows:
-        raise NotImplementedError
 
     def read_image(self, source: Source, key: str, place: Place) -> bytes:
         return source.get_range(place["object"], place["start"], place["length"])

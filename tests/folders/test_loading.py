@@ -5,7 +5,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +21,9 @@ from ray_dit.folders import loading
 from ray_dit.folders.images import ImagePlan, plan_images
 from ray_dit.folders.loading import Loader, Room
 from ray_dit.folders.reading import load_images
-from ray_dit.formats.image_format import InputFormat
 from ray_dit.formats.registry import FORMATS
-from ray_dit.formats.rows import Entry, Piece, Place, Rows, Source
+from ray_dit.formats.rows import Place, Source
+from tests.support.input_formats import ReadAlone
 
 COUNT = 24
 
@@ -96,20 +96,11 @@ def test_several_shards_at_once_are_each_their_own(plan: ImagePlan, loader: Load
         assert np.array_equal(found[number], load_images(plan, rows)[0])
 
 
-class Waiting(InputFormat):
+class Waiting(ReadAlone):
     """Reads through a test's own function."""
 
     def __init__(self, read: "object") -> None:
         self._read = read
-
-    def fits(self, source: Source, first: Sequence[Entry]) -> bool:
-        return False
-
-    def pieces(self, source: Source) -> Sequence[Piece]:
-        raise NotImplementedError
-
-    def list_piece(self, source: Source, piece: Piece) -> Rows:
-        raise NotImplementedError
 
     def read_image(self, source: Source, key: str, place: Place) -> bytes:
         return self._read(source.get(key), key)  # type: ignore[operator]

@@ -4,7 +4,6 @@ A checkpoint is made in two phases: the loop waits while the tensors are copied 
 they are written.
 """
 
-import hashlib
 import time
 from bisect import bisect_left
 from collections.abc import Callable
@@ -144,11 +143,11 @@ class JobCheckpointer:
             writing.result()
 
     def _write(self, step: int, tensors: dict[str, torch.Tensor], facts: CheckpointFacts) -> None:
-        key, data = self._key(step), checkpoint_bytes(tensors, facts)
-        self.job.put_plain(key, data, computed=True)
+        key = self._key(step)
+        self.job.put_plain(key, checkpoint_bytes(tensors, facts), computed=True)
         # The older ones go only once the new one has been read back: killed between, the run has one too
         # many, never none.
-        if self.job.store.sha256(key) != hashlib.sha256(data).hexdigest():
+        if self.job.store.sha256(key) != self.job.plain.sha256(key):
             where = self.job.store.where(key)
             raise Damaged(f"{where} is not what was written a moment ago: check the storage")
         self._prune()

@@ -52,9 +52,8 @@ class StepBatches(Generic[Batch]):
         """See ``DataSource``."""
         with ThreadPoolExecutor(1, thread_name_prefix="fetch") as pool:
             fetched: deque[Future[list[Any]]] = deque()
-            steps = iter(range(first, end))
             try:
-                for step in steps:
+                for step in range(first, end):
                     fetched.append(pool.submit(self._fetch, step))
                     if len(fetched) > AHEAD:
                         yield self._made(fetched.popleft())
