@@ -19,6 +19,18 @@ Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 learned."""
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The rows that one call of the network holds, decided without looking at the latents."""
+
+    num_rows: int
+    """R, the rows to be predicted."""
+    twins: Int64[Tensor, " G"]
+    """Those of them that have an unconditional twin."""
+    rows: Int64[Tensor, " N"]
+    """For each row of the call the one it copies: the rows, their twins, then row 0 as padding."""
+
+
 @dataclass(frozen=True)
 class GuidedModel:
     """A network and what guidance must know of it."""
@@ -35,33 +47,50 @@ class GuidedModel:
             return torch.zeros(0, dtype=torch.int64)
         return torch.nonzero(guided & (guidance_scale != 1.0)).flatten()
 
+    def call(
+        self,
+        guidance_scale: Float[Tensor, " R"],
+        guided: Bool[Tensor, " R"],
+        pad_to: int | Sequence[int] | None = None,
+    ) -> Call:
+        """The call that predicts these rows; all tensors are on the CPU.
+
+        ``pad_to``: make it that many rows, or the least of these sizes that fits, with copies of row 0, so
+        that the network sees few shapes. ValueError if none fits.
+        """
+        num_rows, twins = len(guidance_scale), self.twins(guidance_scale, guided)
+        total = num_rows + len(twins)
+        sizes = [total] if pad_to is None else [pad_to] if isinstance(pad_to, int) else sorted(pad_to)
+        fitting = [size for size in sizes if size >= total]
+        if not fitting:
+            raise ValueError(
+                f"{num_rows} rows and {len(twins)} unconditional ones do not fit into {sizes[-1]}"
+            )
+        padding = torch.zeros(fitting[0] - total, dtype=torch.int64)
+        return Call(num_rows, twins, torch.cat((torch.arange(num_rows), twins, padding)))
+
     def predict(
         self,
         x: Float[Tensor, "R C H W"],
         t: Float[Tensor, " R"],
         labels: Int64[Tensor, " R"],
         guidance_scale: Float[Tensor, " R"],
-        twins: Int64[Tensor, " G"],
-        *,
-        pad_to: int | Sequence[int] | None = None,
+        call: Call,
     ) -> tuple[Float[Tensor, "R C H W"], Float[Tensor, "R C H W"] | None]:
-        """Guided eps and, where the network gives it, the variance output, from one call of R + G rows.
+        """Guided eps and, where the network gives it, the variance output, from one call of N rows.
 
-        ``pad_to``: make it that many rows, or the least of these sizes that fits, with copies of row 0, so
-        that the network sees few shapes. ValueError if none fits.
+        All tensors, those of ``call`` too, are on the network's device, and nothing waits for it.
         """
-        num_rows, num_twins = len(x), len(twins)
-        rows = _call_rows(num_rows, twins, pad_to)
-        if len(rows) > num_rows:
-            rows = rows.to(x.device)
-            x_in, t, labels = x[rows], t[rows], labels[rows]
+        num_rows, num_twins = call.num_rows, len(call.twins)
+        if len(call.rows) > num_rows:
+            x_in, t, labels = x[call.rows], t[call.rows], labels[call.rows]
             labels[num_rows : num_rows + num_twins] = 0 if self.null_label is None else self.null_label
         else:
             x_in = x
         output = self.network(x_in, t, labels)[: num_rows + num_twins].to(x.dtype)
         eps, variance = split_output(output, x.shape[1])
         if num_twins:
-            eps = self._mix(guidance_scale, twins.to(x.device), eps)
+            eps = self._mix(guidance_scale, call.twins, eps)
         return eps[:num_rows], None if variance is None else variance[:num_rows]
 
     def _mix(
@@ -75,15 +104,3 @@ class GuidedModel:
         mixed = eps[:num_rows].clone()
         mixed[twins, channels] = uncond + scale * (cond - uncond)
         return mixed
-
-
-def _call_rows(
-    num_rows: int, twins: Int64[Tensor, " G"], pad_to: int | Sequence[int] | None
-) -> Int64[Tensor, " N"]:
-    """For each row of the call the row it copies: the rows, their twins, and row 0 as padding."""
-    total = num_rows + len(twins)
-    sizes = [total] if pad_to is None else [pad_to] if isinstance(pad_to, int) else sorted(pad_to)
-    fitting = [size for size in sizes if size >= total]
-    if not fitting:
-        raise ValueError(f"{num_rows} rows and {len(twins)} unconditional ones do not fit into {sizes[-1]}")
-    return torch.cat((torch.arange(num_rows), twins, torch.zeros(fitting[0] - total, dtype=torch.int64)))

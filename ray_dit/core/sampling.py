@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from ray_dit.core.guidance import GuidedModel
+from ray_dit.core.guidance import Call, GuidedModel
 from ray_dit.core.rng import Stream, normal
 from ray_dit.core.samplers import NUM_HISTORY, SamplerTable, column_names
+from ray_dit.core.transfer import to_device
 
 Noise = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
 """(seed [N], sample_id [N], step [N], shape) → standard normal [N, *shape]; step 0 is the start, i + 1
@@ -48,10 +49,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.step)
 
-    def select(self, index: Int64[Tensor, " S"] | Bool[Tensor, " R"]) -> "Rows":
-        """These rows, by number or by mask (on the CPU), in this order."""
-        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Rows(**{name: value[index.to(value.device)] for name, value in chosen.items()})
+    def select(self, index: Int64[Tensor, " S"]) -> "Rows":
+        """These rows, by number (on the CPU), in this order."""
+        (there,) = to_device(self.x.device, [index])
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Rows(**{name: value[index if value.is_cpu else there] for name, value in values.items()})
 
     @staticmethod
     def cat(parts: Sequence["Rows"]) -> "Rows":
@@ -124,11 +126,13 @@ def init_rows(
     ids = sample_id.to("cpu", torch.int64)
     seeds, tables = _filled(seed, count, torch.int64), _filled(table, count, torch.int64)
     step = torch.zeros(count, dtype=torch.int64)
-    x = noise(seeds.to(device), ids.to(device), step.to(device), shape).to(device)
+    device = torch.device(device)
+    told = to_device(device, [seeds, ids, step, labels.to("cpu", torch.int64)])
+    x = noise(told[0], told[1], told[2], shape).to(device)
     return Rows(
         x=x,
         history=x.new_zeros(count, NUM_HISTORY, *shape),
-        labels=labels.to(device, torch.int64),
+        labels=told[3],
         guidance_scale=_filled(guidance_scale, count, torch.float32),
         seed=seeds,
         sample_id=ids,
@@ -153,16 +157,10 @@ def denoise_step(
     mixture give the same but for what the network's kernels make of the batch size. Raises ValueError if a
     row has no step left.
     """
-    on_cpu = bank.at(rows)
-    coefficients = on_cpu.to(rows.x.device)
-    twins = model.twins(rows.guidance_scale, _column(on_cpu, "guided") > 0)
+    step = _Step.of(model, rows, bank, pad_to)
+    on_cpu, coefficients = step.on_cpu, step.coefficients
     eps, variance = model.predict(
-        rows.x,
-        _column(coefficients, "timesteps"),
-        rows.labels,
-        rows.guidance_scale.to(rows.x.device),
-        twins,
-        pad_to=pad_to,
+        rows.x, _column(coefficients, "timesteps"), rows.labels, step.guidance_scale, step.call
     )
     # Element by element only: autocast, where the caller has it on, changes none of this.
     x_start = _spread(coefficients, "c_x") * rows.x - _spread(coefficients, "c_eps") * eps
@@ -170,7 +168,7 @@ def denoise_step(
     for k in range(1, NUM_HISTORY + 1):
         if _column(on_cpu, f"b{k}").any():
             x += _spread(coefficients, f"b{k}") * rows.history[:, k - 1]
-    _add_noise(x, rows, on_cpu, variance, noise)
+    _add_noise(x, step, variance, noise)
     history = torch.cat((x_start[:, None], rows.history[:, :-1]), dim=1)
     return replace(rows, x=x, history=history, step=rows.step + 1), x_start
 
@@ -197,25 +195,52 @@ def sample(
             callback(number, rows, x_start)
         done = bank.done(rows)
         if done.any():
-            latents[number[done].to(latents.device)] = rows.x[done.to(latents.device)]
-            rows, number = rows.select(~done), number[~done]
+            ended, going = torch.nonzero(done).flatten(), torch.nonzero(~done).flatten()
+            places, there = to_device(latents.device, [number[ended], ended])
+            latents[places] = rows.x[there]
+            rows, number = rows.select(going), number[going]
     return latents
 
 
-def _add_noise(x: Tensor, rows: Rows, on_cpu: Tensor, variance: Tensor | None, noise: Noise) -> None:
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """All that the host tells the network's device for one step, which it does in one copy."""
+
+    on_cpu: Float[Tensor, "R columns"]
+    """Each row's coefficients; those below are on the device."""
+    coefficients: Float[Tensor, "R columns"]
+    guidance_scale: Float[Tensor, " R"]
+    call: Call
+    noisy: Int64[Tensor, " M"]
+    """The rows that get noise."""
+    ids: Int64[Tensor, "3 M"]
+    """Their seeds, sample ids and steps, as ``Noise`` takes them."""
+
+    @classmethod
+    def of(
+        cls, model: GuidedModel, rows: Rows, bank: TableBank, pad_to: int | Sequence[int] | None
+    ) -> "_Step":
+        """The next step of ``rows``; ValueError as ``denoise_step``."""
+        on_cpu = bank.at(rows)
+        call = model.call(rows.guidance_scale, _column(on_cpu, "guided") > 0, pad_to)
+        noisy = torch.nonzero(_learned(on_cpu) | (_column(on_cpu, "d") != 0)).flatten()
+        ids = torch.stack((rows.seed, rows.sample_id, rows.step + 1))[:, noisy]
+        values = [on_cpu, rows.guidance_scale, call.twins, call.rows, noisy, ids]
+        coefficients, scale, twins, copied, noisy, ids = to_device(rows.x.device, values)
+        return cls(on_cpu, coefficients, scale, Call(call.num_rows, twins, copied), noisy, ids)
+
+
+def _add_noise(x: Tensor, step: _Step, variance: Tensor | None, noise: Noise) -> None:
     """Adds its noise to each row that has any at this step; no other noise is made."""
-    learned = _column(on_cpu, "learned_variance") > 0
-    noisy = torch.nonzero(learned | (_column(on_cpu, "d") != 0)).flatten()
+    noisy = step.noisy
     if not len(noisy):
         return
-    if variance is None and learned.any():
+    if variance is None and _learned(step.on_cpu).any():
         raise ValueError("a sampler with learned variance needs a model that predicts it (learn_sigma)")
-    there = noisy.to(x.device)
-    seed, sample_id, step = (ids[noisy].to(x.device) for ids in (rows.seed, rows.sample_id, rows.step + 1))
-    drawn = noise(seed, sample_id, step, x.shape[1:]).to(x)
-    x[there] += (
-        _noise_weight(on_cpu[noisy].to(x.device), None if variance is None else variance[there]) * drawn
-    )
+    seed, sample_id, number = step.ids
+    drawn = noise(seed, sample_id, number, x.shape[1:]).to(x)
+    weight = _noise_weight(step.coefficients[noisy], None if variance is None else variance[noisy])
+    x[noisy] += weight * drawn
 
 
 def _noise_weight(coefficients: Tensor, variance: Tensor | None) -> Tensor:
@@ -227,6 +252,11 @@ def _noise_weight(coefficients: Tensor, variance: Tensor | None) -> Tensor:
     low, high = _spread(coefficients, "log_variance_min"), _spread(coefficients, "log_variance_max")
     learned = torch.exp(0.5 * (share * high + (1.0 - share) * low))
     return torch.where(_spread(coefficients, "learned_variance") > 0, learned, fixed)
+
+
+def _learned(coefficients: Tensor) -> Bool[Tensor, " R"]:
+    """Which rows have a learned variance at this step."""
+    return _column(coefficients, "learned_variance") > 0
 
 
 def _column(coefficients: Tensor, name: str) -> Float[Tensor, " R"]:

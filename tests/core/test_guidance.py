@@ -26,14 +26,17 @@ class Recorder:
 
 
 def predict(
-    model: GuidedModel, scales: Sequence[float], guided: Sequence[bool] | None = None, **options: object
+    model: GuidedModel,
+    scales: Sequence[float],
+    guided: Sequence[bool] | None = None,
+    pad_to: int | Sequence[int] | None = None,
 ):
     """Rows of x = 1 at t = 100, 200, ... with labels 0, 1, ..., guided by these scales."""
     count = len(scales)
     scale = torch.tensor(scales)
-    twins = model.twins(scale, torch.tensor(guided or [True] * count))
+    call = model.call(scale, torch.tensor(guided or [True] * count), pad_to)
     t = 100.0 * torch.arange(1, count + 1)
-    return model.predict(torch.ones(count, 4, 2, 2), t, torch.arange(count), scale, twins, **options)
+    return model.predict(torch.ones(count, 4, 2, 2), t, torch.arange(count), scale, call)
 
 
 @torch.no_grad()
@@ -41,8 +44,8 @@ def predict(
 def test_guided_forward_is_the_references(scale: float):
     model = GuidedModel(tiny_model(), CONFIG.num_classes, guidance_channels=3)
     t, scales = torch.full((4,), 321.0), torch.full((4,), scale)
-    twins = model.twins(scales, torch.ones(4, dtype=torch.bool))
-    eps, variance = model.predict(case("x"), t, case("cfg_y"), scales, twins)
+    call = model.call(scales, torch.ones(4, dtype=torch.bool))
+    eps, variance = model.predict(case("x"), t, case("cfg_y"), scales, call)
     assert_near(torch.cat((eps, variance), dim=1), case(f"forward_with_cfg_t321_scale{scale}"))
 
 

@@ -231,7 +231,7 @@ def test_a_finished_row_is_refused():
     assert bank.done(rows).tolist() == [True, False]
     with pytest.raises(ValueError, match="no step left"):
         denoise_step(model, rows, bank)
-    denoise_step(model, rows.select(~bank.done(rows)), bank)
+    denoise_step(model, rows.select(torch.nonzero(~bank.done(rows)).flatten()), bank)
 
 
 def test_rows_are_selected_and_joined_whole():
