@@ -3,8 +3,9 @@
 A check knows the device only by ``Bench``; the figures stand in ``figures``.
 """
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.loss import diffusion_loss
 from ray_dit.core.rng import Stream, normal, uniform
 from ray_dit.core.samplers import make_table
-from ray_dit.core.sampling import TableBank, init_rows, sample
+from ray_dit.core.sampling import TableBank, denoise_step, init_rows, sample
 
 GOLDEN = Path(__file__).parents[2] / "tests/golden/dit_tiny"
 
@@ -151,6 +152,49 @@ def repeatable(bench: Bench) -> None:
     bench.report.check("trained twice: tensors with other bits", differing, 0)
 
 
+def unwaited(bench: Bench) -> None:
+    """A step of sampling and one of training are queued without waiting for the device.
+
+    torch raises where the host would wait. The first step of each, which makes tables and picks kernels, may.
+    """
+    config = bench.sizes.parity
+    model = GuidedModel(bench.model(config), config.num_classes)
+    settings = [SamplerConfig(name="ddpm", num_inference_steps=4), SamplerConfig(name="unipc")]
+    bank = TableBank([make_table(s, SCHEDULE, learn_sigma=config.learn_sigma) for s in settings])
+    rows = init_rows(
+        (config.in_channels, config.input_size, config.input_size),
+        labels=torch.arange(4),
+        sample_id=torch.arange(4),
+        seed=1,
+        guidance_scale=torch.tensor([1.0, 1.5, 2.0, 4.0]),
+        table=torch.tensor([0, 1, 0, 1]),
+        device=bench.device,
+    )
+    trained = bench.model(config).train().requires_grad_(True)
+    trained.pos_embed.requires_grad_(False)
+    step = training_step(bench, trained, trained, rows=8)
+    rows, _ = denoise_step(model, rows, bank)
+    step(0)
+    bench.synchronize()
+    with _waiting_refused(bench.device):
+        denoise_step(model, rows, bank, pad_to=8)
+        step(1)
+    bench.report.check("waits of the host in a step of sampling and of training", 0, 0)
+
+
+@contextlib.contextmanager
+def _waiting_refused(device: torch.device) -> Iterator[None]:
+    """Within it, what waits for a CUDA device raises."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def collective(bench: Bench) -> None:
     """DDP over NCCL (gloo on a CPU) of one process gives what no DDP gives, to the bit."""
     import torch.distributed as dist
@@ -188,5 +232,13 @@ def _trained(
         torch.use_deterministic_algorithms(before)
 
 
-CHECKS: tuple[Callable[[Bench], None], ...] = (golden, parity, noise, repeatable, collective, compiled)
+CHECKS: tuple[Callable[[Bench], None], ...] = (
+    golden,
+    parity,
+    noise,
+    repeatable,
+    unwaited,
+    collective,
+    compiled,
+)
 """In the order they run."""
