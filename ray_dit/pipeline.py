@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ray_dit.config import DiTConfig, Precision, SamplerConfig
+from ray_dit.core.compiled import compile_static
 from ray_dit.core.determinism import set_cublas_workspace
 from ray_dit.core.diffusion import Schedule, linear_schedule
 from ray_dit.core.dit import (
@@ -40,12 +41,18 @@ Label = str | int
 
 
 def load(
-    uri: str, device: str | torch.device | None = None, *, precision: Precision = "float32"
+    uri: str,
+    device: str | torch.device | None = None,
+    *,
+    precision: Precision = "float32",
+    compile: bool = False,
 ) -> "Pipeline":
     """The model folder at a path or fsspec URI, ready to make images; on the GPU if there is one.
 
-    ``precision`` is that of the transformer's matrix products; all else computes in float32. Raises UserError
-    when there is no model, or its weights don't fit its configuration.
+    ``precision`` is that of the transformer's matrix products; all else computes in float32. ``compile``: let
+    TorchInductor compile the transformer, once for each number of rows it is called with; that takes a minute
+    or so, and its last bits are others. Raises UserError when there is no model, or its weights don't fit its
+    configuration.
     """
     if precision not in get_args(Precision):
         raise UserError(f"there is no precision {precision!r}: take one of {', '.join(get_args(Precision))}")
@@ -53,7 +60,7 @@ def load(
     folder = read_model(uri)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Pipeline(folder, load_dit(folder, device), precision)
+    return Pipeline(folder, load_dit(folder, device), precision, compile=compile)
 
 
 def load_dit(folder: ModelFolder, device: str | torch.device = "cpu") -> DiT:
@@ -110,11 +117,15 @@ def check_adaptable(folder: ModelFolder, config: DiTConfig) -> None:
 class Pipeline:
     """A model that makes images; call it with labels."""
 
-    def __init__(self, folder: ModelFolder, model: DiT, precision: Precision = "float32") -> None:
+    def __init__(
+        self, folder: ModelFolder, model: DiT, precision: Precision = "float32", *, compile: bool = False
+    ) -> None:
         self.folder = folder
         self.config = folder.config
         self.model = model if precision == "float32" else with_bfloat16_products(model)
         self.precision = precision
+        self.compile = compile
+        self._network = compile_static(self.model) if compile else self.model
         self.labels = folder.labels
 
     @property
@@ -136,12 +147,12 @@ class Pipeline:
     @cached_property
     def guided_model(self) -> GuidedModel:
         """What core.sampling steps."""
-        network = self.model if self.precision == "float32" else self._in_bfloat16
+        network = self._network if self.precision == "float32" else self._in_bfloat16
         return GuidedModel(network, null_label(self.config.model), self.config.guidance_channels)
 
     def _in_bfloat16(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16):
-            return self.model(x, t, y)
+            return self._network(x, t, y)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -196,14 +207,15 @@ class Pipeline:
         sample_ids: Sequence[int],
         seed: int,
         sampler: SamplerConfig,
-        pad_to: int | None = None,
+        pad_to: int | Sequence[int] | None = None,
         callback: Callable[[Tensor, object, Tensor], None] | None = None,
     ) -> Float[Tensor, "B C H W"]:
         """Latents of these classes as the model sees them (normalised), float32, on the model's device.
 
         Row i is a function of (seed, sample_ids[i], label, sampler), to the last bits that the size of the
-        batch decides; ``pad_to`` and ``callback`` are core.sampling.sample's. A model without a null class is
-        sampled unguided.
+        batch decides; ``pad_to`` and ``callback`` are core.sampling.sample's. A compiled network is called
+        with as many rows as there are labels, or twice as many, unless told otherwise. A model without a null
+        class is sampled unguided.
         """
         rows = init_rows(
             self.latent_shape,
@@ -214,6 +226,8 @@ class Pipeline:
             device=self.device,
         )
         bank = TableBank([self.table(sampler)])
+        if pad_to is None and self.compile:
+            pad_to = (len(labels), 2 * len(labels))
         return sample(self.guided_model, rows, bank, pad_to=pad_to, callback=callback)
 
     @torch.inference_mode()
@@ -256,7 +270,9 @@ class Pipeline:
         for first in range(0, len(numbers), batch_size):
             batch = numbers[first : first + batch_size]
             ids = range(first, first + len(batch))
-            latents = self.sample_latents(batch, sample_ids=ids, seed=seed, sampler=config)
+            # the last batch may be short, and each number of rows is compiled anew
+            pad_to = (batch_size, 2 * batch_size) if self.compile and first else None
+            latents = self.sample_latents(batch, sample_ids=ids, seed=seed, sampler=config, pad_to=pad_to)
             images += [Image.fromarray(image) for image in self.decode(latents)]
         return images
 

@@ -1,5 +1,7 @@
 """The pipeline on a tiny model: images follow from (seed, number, label, sampler) alone."""
 
+import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -13,7 +15,9 @@ from torch import Tensor
 import ray_dit
 from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
 from ray_dit.config.model_folder import LatentsConfig
+from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.dit import DiT
+from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.latents import denormalize, to_uint8
 from ray_dit.errors import UserError
 from ray_dit.folders.model import read_model
@@ -317,3 +321,47 @@ def test_bfloat16_is_near_float32_and_not_the_same(uri: str, pipe: Pipeline) -> 
     assert got.dtype == torch.float32
     assert 0 < (want - got).abs().max() < 0.03 * want.abs().max()
     assert np.abs(low.decode(got).astype(int) - pipe.decode(want)).max() <= 8
+
+
+def drawn_compiled(uri: str) -> str:
+    """The hash of images of a compiled pipeline."""
+    make_deterministic(1)
+    pipe = ray_dit.load(uri, device="cpu", compile=True)
+    images = pipe([0, 1, 2, 0], batch_size=2)
+    return hashlib.sha256(b"".join(image.tobytes() for image in images)).hexdigest()
+
+
+@pytest.mark.slow
+def test_compiled_images_have_equal_bits_in_processes_of_empty_caches(
+    uri: str, pipe: Pipeline, tmp_path: Path
+) -> None:
+    code = "from tests.test_pipeline import *; print(drawn_compiled(sys.argv[1]))"
+    found: list[str] = []
+    for cache in (tmp_path / "a-cache", tmp_path / "another-cache"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, uri],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)},
+        )
+        assert list(cache.rglob("*.so")), "nothing was compiled"
+        found.append(done.stdout.split()[-1])
+    assert found[0] == found[1]
+
+
+def test_a_compiled_network_meets_few_shapes(uri: str, pipe: Pipeline) -> None:
+    fast = Pipeline(pipe.folder, pipe.model, compile=True)
+    shapes: list[int] = []
+
+    def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        shapes.append(len(x))
+        return pipe.model(x, t, y)
+
+    fast.__dict__["guided_model"] = GuidedModel(network, 3)
+    partly = SAMPLER.model_copy(update={"guidance_interval": (0.0, 500.0)})
+    images = fast([0, 1, 2, 0, 1], batch_size=2, sampler=partly)
+    assert set(shapes) == {2, 4}
+    plain = pipe([0, 1, 2, 0, 1], batch_size=2, sampler=partly)
+    for one, other in zip(images, plain, strict=True):
+        assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() <= 1

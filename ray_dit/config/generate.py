@@ -30,6 +30,8 @@ class GenerateConfig(ShardsConfig):
     bits."""
     precision: Content[Precision] = "float32"
     """What the transformer's matrix products compute in; bfloat16 is faster and changes pixels a little."""
+    compile: Content[bool] = False
+    """Compile the transformer before the first shard: faster, with other last bits."""
     use_gpu: Placement[bool] = False
     """Give each actor a GPU."""
     extend: Placement[bool] = False

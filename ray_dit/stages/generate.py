@@ -259,7 +259,10 @@ class Painter:
 
         self._config, self._plan, self._sampler = config, plan, sampler
         self._pipeline = load(
-            config.model, device="cuda" if config.use_gpu else "cpu", precision=config.precision
+            config.model,
+            device="cuda" if config.use_gpu else "cpu",
+            precision=config.precision,
+            compile=config.compile,
         )
 
     def prepare(self, shard: int) -> int:

@@ -99,6 +99,8 @@ UNDER_OLDER_RULES = {"encode-counting-actors": encode_config(actors=7)}
 SINCE = {
     "encode": ("images.background", "images.exif_orientation", "images.white_level", "precision"),
     "train": ("precision", "compile", "tf32", "batches_per_step"),
+    "generate": ("compile",),
+    "generate-before-precision": ("compile",),
 }
 """Settings that were not there that day."""
 
