@@ -58,6 +58,8 @@ bench: .venv/dev ## benchmarks; results in benchmarks/results/ (hours: see each 
 	$(BIN)/python -m benchmarks.fan_out
 	$(BIN)/python -m benchmarks.overlap
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.sampling
+	$(BIN)/python -m benchmarks.sampling --vae
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.cost_of_quality --model demo/model --images demo/images
 
