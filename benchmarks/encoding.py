@@ -1,0 +1,145 @@
+"""How much of a VAE's own speed is left when `encode` reads, decodes and stores around it.
+
+``python -m benchmarks.encoding [--turns 7] [--shards 6] [--rows 4] [--size 256]``. The VAE has the shape of
+Stable Diffusion's and random weights, and computes on the CPU with one thread; the images are JPEGs of
+500x375 in a folder. The bare loop hands the VAE the same batches, already decoded. `encode`'s actor is
+measured from the first shard begun to the last marker, with one thread that decodes: the time of reading the
+first shard and of storing the last one counts. Medians and spread of interleaved turns go to
+``benchmarks/results/encoding.json``.
+"""
+
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.common import RESULTS, TRIALS, argument_parser, machine, write_json
+from benchmarks.overlap import photographs
+from ray_dit.config import EncodeConfig, ImagesConfig, ShardsConfig, VAESizeConfig
+from ray_dit.core.determinism import make_deterministic
+from ray_dit.core.latents import to_float
+from ray_dit.folders.images import ImagePlan, plan_images
+from ray_dit.folders.reading import load_images
+from ray_dit.ledger.job import Job
+from ray_dit.results import ShardFacts
+from ray_dit.runtime.session import ray_session
+from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
+from ray_dit.runtime.shards import Work, make_shards
+from ray_dit.stages.encode import Encoder
+from ray_dit.storage.open import open_store
+from ray_dit.vae import VAE
+
+SIZE_OF_SD = VAESizeConfig(
+    block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, norm_num_groups=32
+)
+
+
+@dataclass(frozen=True)
+class Build:
+    """Makes `encode`'s own maker, with a clock around it."""
+
+    config: EncodeConfig
+    plan: ImagePlan
+    begun: str
+
+    def __call__(self) -> ShardMaker:
+        return Clocked(Encoder(self.config, self.plan), self.begun)
+
+
+class Clocked:
+    """Does what the encoder does, and says when the first shard is begun and each one done."""
+
+    def __init__(self, encoder: Encoder, begun: str) -> None:
+        self._encoder, self._begun = encoder, Path(begun)
+        encoder.compute(encoder.prepare(0))  # warm
+
+    def prepare(self, shard: int) -> Any:
+        """Reads and decodes; the first one says when."""
+        if not self._begun.exists():
+            self._begun.write_text(str(time.time()))
+        return self._encoder.prepare(shard)
+
+    def compute(self, inputs: Any) -> Any:
+        """Encodes."""
+        return self._encoder.compute(inputs)
+
+    def finish(self, outputs: Any) -> Made:
+        """Serialises, and says when."""
+        made = self._encoder.finish(outputs)
+        facts = ShardFacts.model_validate({"shard": outputs[0].shard, "end": time.time()})
+        return Made(f"data/{shard_name(outputs[0].shard)}", made.data, facts)
+
+
+def through(ray: Any, config: EncodeConfig, plan: ImagePlan, shards: int) -> float:
+    """Seconds that one actor takes for all shards."""
+    with tempfile.TemporaryDirectory() as folder:
+        there = config.model_copy(update={"output": f"{folder}/out"})
+        job = Job.open(open_store(there.output), "encode", {"made": "by a benchmark"})
+        work = Work("benchmark", "shards", [1] * shards, lanes=3)
+        make_shards(ray, there, job, Build(there, plan, f"{folder}/begun"), work)
+        ends = [marker.facts.to_json()["end"] for marker in job.markers(ShardFacts)]
+        return max(ends) - float(Path(folder, "begun").read_text())
+
+
+def bare(vae: VAE, plan: ImagePlan, rows: int, shards: int) -> float:
+    """Seconds that the VAE alone takes for the same batches."""
+    images = [
+        to_float(torch.from_numpy(load_images(plan, range(s * rows, (s + 1) * rows))[1]))
+        for s in range(shards)
+    ]
+    with torch.inference_mode():
+        vae.encode(images[0])
+        begun = time.monotonic()
+        for batch in images:
+            vae.encode(batch)
+        return time.monotonic() - begun
+
+
+def main() -> None:
+    """Measures, prints and writes."""
+    parser = argument_parser(__doc__)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--shards", type=int, default=6)
+    parser.add_argument("--rows", type=int, default=4, help="images per shard")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--quick", action="store_true", help="a turn of small images: shows that it works")
+    arguments = parser.parse_args()
+    turns, size = (1, 32) if arguments.quick else (arguments.turns, arguments.size)
+    rows, shards = arguments.rows, arguments.shards
+    make_deterministic(1)
+    ratios: list[float] = []
+    seconds: dict[str, list[float]] = {"bare": [], "encode": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        vae = VAE.create(SIZE_OF_SD)
+        for file, data in vae.files().items():
+            (folder / "vae").mkdir(exist_ok=True)
+            (folder / "vae" / file).write_bytes(data)
+        photographs(folder / "images", rows * shards)
+        images = ImagesConfig(uri=str(folder / "images"), size=size)
+        config = EncodeConfig(
+            images=images, vae=str(folder / "vae"), output="unused", shard_size=rows, batch_size=rows,
+            mirror=False, threads=1, decode_threads=1, actors=1,
+        )  # fmt: skip
+        plan = plan_images(images)
+        with ray_session(ShardsConfig(output="unused", num_cpus=4)) as ray:
+            for _ in range(turns):
+                seconds["bare"].append(bare(vae, plan, rows, shards))
+                seconds["encode"].append(through(ray, config, plan, shards))
+                ratios.append(seconds["bare"][-1] / seconds["encode"][-1])
+                print(f"{ratios[-1]:.3f} of the bare loop's {seconds['bare'][-1]:.1f} s", flush=True)
+    median = statistics.median(ratios)
+    print(f"encode's speed over the bare VAE's: {median:.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    result = {
+        "machine": machine(), "size": size, "shards": shards, "rows": rows, "seconds": seconds,
+        "median, lowest, highest": [median, min(ratios), max(ratios)],
+    }  # fmt: skip
+    write_json((TRIALS if arguments.quick else RESULTS) / "encoding.json", result)
+
+
+if __name__ == "__main__":
+    main()
