@@ -58,6 +58,7 @@ bench: .venv/dev ## benchmarks; results in benchmarks/results/ (hours: see each 
 	$(BIN)/python -m benchmarks.fan_out
 	$(BIN)/python -m benchmarks.overlap
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.training_data
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.cost_of_quality --model demo/model --images demo/images
 

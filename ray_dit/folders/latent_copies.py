@@ -69,7 +69,7 @@ class LocalCopies:
         if self._missing():
             with locked(self.folder / _LOCK, wait=False):
                 pass
-        threading.Thread(target=self._run, name="copy latents", daemon=True).start()
+        threading.Thread(target=self._run, name=_THREAD, daemon=True).start()
 
     def close(self) -> None:
         """Ends the copying, with the request that is under way."""
@@ -131,7 +131,10 @@ class LocalCopies:
         """Copies these, some at once, until all are there, one fails or there is no more room."""
         remove_stale(self.folder)
         left = iter(numbers)
-        threads = [threading.Thread(target=self._work, args=(left,), daemon=True) for _ in range(AT_ONCE)]
+        threads = [
+            threading.Thread(target=self._work, args=(left,), name=_THREAD, daemon=True)
+            for _ in range(AT_ONCE)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -171,13 +174,13 @@ class LocalCopies:
         """There is no room for more; said once, unless it was asked for."""
         with self._mutex:
             was_full, self._is_full = self._is_full, True
+            have = sum(self._sizes[number] for number in self._there)
         if was_full or (error is None and self._most is not None):
             return
-        have, whole = sum(self._sizes[number] for number in self._there), sum(self._sizes)
         _log.warning(
             "%s of the %s of latents are copied to %s, which takes no more (%s): the others are read from "
             "storage row by row; set RAY_DIT_CACHE to a local disk with more space",
-            bytes_text(have), bytes_text(whole), self.folder,
+            bytes_text(have), bytes_text(sum(self._sizes)), self.folder,
             "its disk is almost full" if error is None else error.strerror or error,
         )  # fmt: skip
 
@@ -220,6 +223,7 @@ class LocalCopies:
 
 
 _LOCK = "copying.lock"
+_THREAD = "copy latents"
 
 
 class _Stopped(Exception):

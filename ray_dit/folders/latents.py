@@ -51,7 +51,7 @@ class LatentRows:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="latent rows")
         self._end = weakref.finalize(self, _close, copies, self._pool)
         self.read = 0
-        """Rows that were read from storage so far."""
+        """Rows so far whose shard was not there yet."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -91,6 +91,7 @@ class LatentRows:
         read = self._pool.map(self._far, [place for _, place in far])
         for (at, _), data in zip(far, read, strict=True):
             taken[at] = np.frombuffer(data, np.uint8)
+        self.read += len(far)
         return taken.view(np.float16).reshape(len(rows), *self._index.shape)
 
     def close(self) -> None:
@@ -120,7 +121,6 @@ class LatentRows:
         for _ in range(2):  # bytes may have changed on their way: then they are others the second time
             data = self._store.get_range(marker.key, place.start, self._row_bytes)
             if self._is_whole(data, place):
-                self.read += 1
                 return data
         raise damaged(self._store, marker.key)
 

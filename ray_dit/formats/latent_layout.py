@@ -169,7 +169,7 @@ def _moments(parquet: Any, number: int) -> tuple[int, list[tuple[int, int]]]:
     for at in range(group.num_columns):
         column = group.column(at)
         if column.path_in_schema.partition(".")[0] in VIEWS:
-            if column.compression != "UNCOMPRESSED" or column.has_dictionary_page:
+            if column.total_compressed_size != column.total_uncompressed_size or column.has_dictionary_page:
                 raise ValueError(f"the column {column.path_in_schema} is compressed")
             start = column.data_page_offset
             spans.append((start, start + column.total_compressed_size))

@@ -1,6 +1,9 @@
 """Rows of latents: the same wherever they come from, whole or not at all, and never waiting for a copy."""
 
 import hashlib
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -399,6 +402,59 @@ def test_where_the_one_that_copies_is_gone_another_copies(store: LocalStore, ope
         assert all_rows(rows) == wanted(5)
         assert rows.local == 0
     until(lambda: rows.local == 2)
+
+
+COPIER = """
+import pathlib, sys, time
+from ray_dit.folders.latents import open_latent_rows
+from ray_dit.ledger.results import Marker
+from ray_dit.results import LatentShardFacts
+from ray_dit.storage.local import LocalStore
+
+class Stuck(LocalStore):
+    def get_range(self, key, start, length):
+        while start == 0 and length > 5000 and key != "latents/0.parquet":
+            time.sleep(1)
+        return super().get_range(key, start, length)
+
+entries = [Marker[LatentShardFacts].model_validate_json(line) for line in sys.stdin]
+rows = open_latent_rows(Stuck(sys.argv[1]), entries, "name", pathlib.Path(sys.argv[2]))
+time.sleep(600)
+"""
+
+
+def test_a_process_sees_what_another_copies_and_goes_on_when_that_is_killed(
+    store: LocalStore, opened: Opened
+) -> None:
+    entries = write(store, [30] * 6)
+    command = [sys.executable, "-c", COPIER, store.uri, str(opened.cache)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as copier:
+        try:
+            assert copier.stdin is not None
+            copier.stdin.write("".join(f"{entry.model_dump_json()}\n" for entry in entries))
+            copier.stdin.close()
+            until(lambda: opened.folder.exists() and opened.copies() == ["000000"])
+            until(lambda: len(list(opened.folder.glob(".part-*"))) >= 3)
+            rows = opened(store, entries)
+            assert all_rows(rows) == wanted(180)
+            assert rows.read == 300
+            assert opened.copies() == ["000000"]
+        finally:
+            copier.kill()
+    until(lambda: rows.local == 6)
+    assert all_rows(rows) == wanted(180)
+    assert rows.read == 300
+
+
+def test_what_a_killed_process_left_is_removed_after_a_while(store: LocalStore, opened: Opened) -> None:
+    opened.folder.mkdir(parents=True)
+    left, new = opened.folder / ".part-left", opened.folder / ".part-new"
+    for path in (left, new):
+        path.write_bytes(b"half of it")
+    os.utime(left, (0, 0))
+    rows = opened(store, write(store, [3]))
+    until(lambda: rows.local == 1)
+    assert (left.exists(), new.exists()) == (False, True)
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
