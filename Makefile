@@ -60,6 +60,7 @@ bench: .venv/dev ## benchmarks; results in benchmarks/results/ (hours: see each 
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.sampling --vae
+	$(BIN)/python -m benchmarks.training_data
 	$(BIN)/python -m benchmarks.serving
 	$(BIN)/python -m benchmarks.cost_of_quality --model demo/model --images demo/images
 

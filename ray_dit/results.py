@@ -128,6 +128,11 @@ class LatentShardFacts(ShardFacts):
     """Of the first shard, where it was not computed in float32."""
     images_sha256: str | None = None
     """Of the rows' ``image_sha256``, one after the other; None in shards of earlier versions."""
+    index_sha256: str | None = None
+    """Of the shard's bytes but for its moments; None in shards of earlier versions, whose rows can't be read
+    one by one."""
+    index_spans: tuple[tuple[int, int], ...] = ()
+    """Where those bytes lie: start and end of each part."""
 
     @property
     def set_aside(self) -> tuple[BadImage, ...]:

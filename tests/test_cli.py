@@ -31,6 +31,7 @@ from tests.support.tiny import write_model as write_tiny_model
 
 IMAGES = ["--images.uri", "images", "--images.size", "16"]
 ENCODE = ["encode", *IMAGES, "--vae", "vae", "--output", "out"]
+TRAIN = ["train", "--latents", "latents", "--output", "out"]
 LEFT = {
     "vae-run": vae_result(),
     "latents": latents_result(),
@@ -125,6 +126,9 @@ WRONG_OPTIONS = {
     "stray word": ([*ENCODE, "stray"], "'stray' belongs to no option: --output takes one value; see"),
     "no value": ([*ENCODE, "--threads"], "--threads needs a value; see"),
     "no number": ([*ENCODE, "--threads", "two"], "--threads: 'two' is not a whole number"),
+    "no size": ([*TRAIN, "--cache-size", "much"], "--cache-size: 'much' is not a size, as 200GB or 12GiB"),
+    "no unit": ([*TRAIN, "--cache-size", "5 zz"], "--cache-size: '5 zz' is not a size, as 200GB or 12GiB"),
+    "negative size": ([*TRAIN, "--cache-size=-1"], "--cache-size: '-1' is not a size"),
     "no float": ([*ENCODE, "--images.heldout", "x"], "--images.heldout: 'x' is not a number"),
     "too small": ([*ENCODE, "--images.size", "-3"], "--images.size: Input should be greater than 0"),
     "too large": ([*ENCODE, "--images.heldout", "1.5"], "--images.heldout: Input should be less than 1"),

@@ -16,6 +16,8 @@ WANTED = {
     "float_parsing": "a number",
     "float_type": "a number",
     "string_type": "text",
+    "byte_size": "a size, as 200GB or 12GiB",
+    "byte_size_unit": "a size, as 200GB or 12GiB",
 }
 """What a value should have been, by pydantic's type of error."""
 

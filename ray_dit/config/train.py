@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ByteSize, Field
 
 from ray_dit.config.base import Content, NonNegativeInt, Over, Placement, PositiveInt, Uri
 from ray_dit.config.diffusion import DiffusionConfig
@@ -16,6 +16,9 @@ class TrainConfig(TrainingConfig):
 
     latents: Placement[Uri]
     """Folder made by encode."""
+    cache_size: Placement[ByteSize | None] = None
+    """Bytes of latents to copy to RAY_DIT_CACHE on each machine at most, as 200GB; the rest is read from
+    storage row by row. By default all that its disk holds, but for a twentieth of it."""
     model_output: Placement[Uri | None] = None
     """Folder the finished model goes to; by default `model` inside output, or `model-g01` of its first
     extension."""

@@ -24,21 +24,32 @@ from numpy.typing import NDArray
 from ray_dit.errors import UserError, first_message
 from ray_dit.formats.json_text import parse_json
 
+_LIMIT = (1 << 31) - 1
+"""Of the bytes and rows of a page."""
 
-def parquet_bytes(table: pa.Table, facts: Mapping[str, Any], *, name: str = "facts") -> bytes:
-    """Parquet of a table, in one row group, with ``facts`` as JSON in its metadata under ``name``."""
+
+def parquet_bytes(
+    table: pa.Table, facts: Mapping[str, Any], *, name: str = "facts", group_rows: int | None = None
+) -> bytes:
+    """Parquet of a table, in one row group, with ``facts`` as JSON in its metadata under ``name``.
+
+    ``group_rows``: rows per row group instead, in each of which a column is then a single page.
+    """
     sink = io.BytesIO()
+    pages: dict[str, Any] = {"data_page_size": 1 << 20}
+    if group_rows is not None:
+        pages = {"data_page_size": _LIMIT, "max_rows_per_page": _LIMIT}
     metadata = {name: json.dumps(facts, sort_keys=True)}
     pq.write_table(
         table.combine_chunks().replace_schema_metadata(metadata),
         sink,
-        row_group_size=max(1, table.num_rows),
+        row_group_size=group_rows or max(1, table.num_rows),
         compression="none",
         use_dictionary=False,
         write_statistics=False,
         store_schema=True,
-        data_page_size=1 << 20,
         version="2.6",
+        **pages,
     )
     return sink.getvalue()
 

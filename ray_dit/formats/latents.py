@@ -2,6 +2,9 @@
 
 Columns: ``key``, ``label``, ``heldout``, ``image_sha256`` (of the image's bytes; earlier versions had none),
 ``moments`` (float16, flattened [2C, H, W]) and ``moments_mirror`` where the mirror image was encoded too.
+Before these a column for each, ``moments_crc32`` and ``moments_mirror_crc32``, with the CRC-32 of each row's
+bytes. A column of moments is a single page per row group, so that a row's bytes lie where
+``latent_layout.py`` says; earlier versions wrote pages of 1 MB and no CRC-32.
 """
 
 # pyarrow has no type information; what it returns is unknown to the checker
@@ -9,6 +12,7 @@ Columns: ``key``, ``label``, ``heldout``, ``image_sha256`` (of the image's bytes
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
 
 import math
+import zlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -22,6 +26,10 @@ from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
 _HASH = "image_sha256"
 _HASH_TYPE = pa.binary(32)
 _COLUMNS = {"key": pa.string(), "label": pa.int64(), "heldout": pa.bool_(), "moments": None}
+VIEWS = ("moments", "moments_mirror")
+"""The columns of moments, the second only where mirror images were encoded."""
+GROUP_BYTES = 1 << 30
+"""Moments of a row group at most: a page has less than 2 GiB."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +48,42 @@ class LatentShard:
     """[N, 32]; None in shards of earlier versions."""
 
 
-def latent_shard_bytes(shard: LatentShard) -> bytes:
-    """Parquet bytes of a latent shard."""
+def latent_shard_bytes(shard: LatentShard, *, by_row: bool = True, group_bytes: int = GROUP_BYTES) -> bytes:
+    """Parquet bytes of a latent shard.
+
+    Without ``by_row`` as earlier versions wrote it, whose rows can't be read one by one.
+    """
     columns: dict[str, pa.Array] = {
         "key": pa.array(shard.keys, pa.string()),
         "label": pa.array(shard.labels, pa.int64()),
         "heldout": pa.array(shard.heldout, pa.bool_()),
         **_hash_column(shard.image_sha256),
-        "moments": _tensor_column(shard.moments),
     }
-    if shard.moments_mirror is not None:
-        columns["moments_mirror"] = _tensor_column(shard.moments_mirror)
-    table = pa.table(columns)
-    return parquet_bytes(table, {"moments_shape": shard.moments.shape[1:]})
+    views = dict(zip(VIEWS, views_of(shard), strict=False))
+    if by_row:
+        columns |= {check_column(name): pa.array(row_checks(view)) for name, view in views.items()}
+    columns |= {name: _tensor_column(view) for name, view in views.items()}
+    row_bytes = shard.moments.itemsize * math.prod(shard.moments.shape[1:])
+    return parquet_bytes(
+        pa.table(columns),
+        {"moments_shape": shard.moments.shape[1:]},
+        group_rows=max(1, group_bytes // max(1, row_bytes)) if by_row else None,
+    )
+
+
+def views_of(shard: LatentShard) -> list[NDArray[np.float16]]:
+    """The moments, and those of the mirror images where there are any."""
+    return [shard.moments] if shard.moments_mirror is None else [shard.moments, shard.moments_mirror]
+
+
+def check_column(name: str) -> str:
+    """The column that has the CRC-32 of each row of a column of moments."""
+    return f"{name}_crc32"
+
+
+def row_checks(moments: NDArray[np.float16]) -> NDArray[np.uint32]:
+    """CRC-32 [N] of the bytes of each row."""
+    return np.array([zlib.crc32(np.ascontiguousarray(row).data) for row in moments], np.uint32)
 
 
 def channel_sums(latents: LatentShard) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -45,6 +45,7 @@ from ray_dit.folders.quarantine import put_quarantine
 from ray_dit.folders.reading import Loaded
 from ray_dit.folders.stored_plans import Planned, plan_key, read_plan
 from ray_dit.formats.deterministic import array_sha256
+from ray_dit.formats.latent_layout import index_facts
 from ray_dit.formats.latents import LatentShard, channel_sums, latent_shard_bytes
 from ray_dit.formats.model_folder import VAE_FOLDER
 from ray_dit.ledger.job import Job
@@ -65,7 +66,7 @@ from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shard_maker import Made, ShardMaker, make_shard, shard_name
 from ray_dit.runtime.shards import Work, all_markers, lanes_for, make_shards, shard_sizes
 from ray_dit.runtime.tasks import in_tasks
-from ray_dit.stages.fingerprint import open_job, rules_with_plan
+from ray_dit.stages.fingerprint import ROWS_SINCE, open_job, rules_with_plan
 from ray_dit.storage.open import open_output, open_store
 
 STAGE = LatentsResult.stage_name
@@ -88,7 +89,7 @@ def encode(config: EncodeConfig) -> Manifest[LatentsResult]:
     planned, vae = _inputs(config, by)
     files = vae.files()
     planned, job = begin(config, planned, files_sha256(files), by)
-    build, gpus = _Build.of(config, job, planned.plan), 1 if config.use_gpu else 0
+    build, gpus = _Build.of(config, job, planned), 1 if config.use_gpu else 0
     sizes = shard_sizes(planned.plan.count, config.shard_size)
     copies: MadeAgain = {f"{VAE_FOLDER}/{name}": lambda data=data: data for name, data in files.items()}
     plain = {**copies, **made_again(job.store, config.images, planned, by)}
@@ -250,10 +251,13 @@ class _Build:
     """Of the plan."""
     by_size: bool
     """Whether objects are known by their sizes alone, see ``as_found``."""
+    by_row: bool
+    """Whether the rows of its shards can be read one by one, see ``ROWS_SINCE``."""
 
     @classmethod
-    def of(cls, config: EncodeConfig, job: Job, plan: AnyPlan) -> "_Build":
-        return cls(config, job, plan.sha256, not plan.knows_versions)
+    def of(cls, config: EncodeConfig, job: Job, planned: Planned) -> "_Build":
+        plan, rules = planned.plan, rules_with_plan(STAGE, planned.rules)
+        return cls(config, job, plan.sha256, not plan.knows_versions, rules is None or rules >= ROWS_SINCE)
 
     def __call__(self) -> ShardMaker:
         plan = read_plan(self.job.store, self.job.generation, self.config.images.uri)
@@ -262,7 +266,8 @@ class _Build:
                 f"{self.job.store.where(plan_key(self.job.generation))} is the plan of other images than "
                 "this run was begun with: run the same command again"
             )
-        return Encoder(self.config, plan.by_size() if self.by_size else plan, self.job)
+        plan = plan.by_size() if self.by_size else plan
+        return Encoder(self.config, plan, self.job, by_row=self.by_row)
 
 
 @dataclass(frozen=True)
@@ -287,10 +292,11 @@ class Encoder:
         loader: Loader | None = None,
         child: ChildDecoder | None = None,
         lost: Mapping[str, BadImage] = MappingProxyType({}),
+        by_row: bool = True,
     ) -> None:
         from ray_dit.vae import VAE
 
-        self._config, self._plan, self._job = config, plan, job
+        self._config, self._plan, self._job, self._by_row = config, plan, job, by_row
         self._device = torch.device("cuda" if config.use_gpu else "cpu")
         self._exact: VAE = VAE.load(config.vae, device=self._device) if vae is None else vae
         self._vae = self._exact.to_precision(config.precision)
@@ -334,7 +340,8 @@ class Encoder:
         if generation != self._job.generation:
             plan = as_found(store, read_plan(store, generation, self._config.images.uri))
         job = replace(self._job, generation=generation)
-        made = make_shard(self._like(plan, job, lost), known.shard)
+        by_row = known.index_sha256 is not None
+        made = make_shard(self._like(plan, job, lost, by_row=by_row), known.shard)
         for entry in LatentShardFacts.model_validate(made.facts.to_json()).set_aside:
             if entry.is_fleeting and entry.key not in lost:
                 raise UserError(
@@ -343,10 +350,9 @@ class Encoder:
                 )
         return made
 
-    def _like(self, plan: AnyPlan, job: Job, lost: Mapping[str, BadImage]) -> "Encoder":
-        return Encoder(
-            self._config, plan, job, vae=self._exact, loader=self._loader, child=self._child, lost=lost
-        )
+    def _like(self, plan: AnyPlan, job: Job, lost: Mapping[str, BadImage], *, by_row: bool) -> "Encoder":
+        mine: dict[str, Any] = {"vae": self._exact, "loader": self._loader, "child": self._child}
+        return Encoder(self._config, plan, job, **mine, lost=lost, by_row=by_row)
 
     def compute(self, inputs: Decoded) -> tuple[Decoded, LatentShard, PrecisionError | None]:
         """Moments of the images, and of their mirror images where the job wants them.
@@ -370,6 +376,10 @@ class Encoder:
         inputs, latents, error = outputs
         loaded = inputs.loaded
         sums, squares = channel_sums(latents)
+        data = latent_shard_bytes(latents, by_row=self._by_row)
+        more: dict[str, Any] = {} if error is None else {"precision_error": error}
+        if self._by_row:
+            more |= index_facts(data)
         facts = LatentShardFacts(
             shard=inputs.shard,
             rows=len(loaded.kept),
@@ -382,12 +392,12 @@ class Encoder:
             images_sha256=array_sha256(loaded.sha256),
             sum=tuple(sums.tolist()),
             sum_squares=tuple(squares.tolist()),
-            **({} if error is None else {"precision_error": error}),
+            **more,
         )
         prefix = self._job.prefix if self._job else ""
         key = f"latents/{prefix}{shard_name(inputs.shard)}.parquet"
         varies = any(entry.is_fleeting for entry in loaded.bad)
-        return Made(key, latent_shard_bytes(latents), facts, varies=varies)
+        return Made(key, data, facts, varies=varies)
 
     def _moments(self, images: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Moments float16 [N, 2C, h, w].

@@ -29,6 +29,7 @@ STAGE_RULES: dict[str, tuple[str, ...]] = {
         "as first released",
         "plan.parquet lists the size and version of each image's object",
         _KINDS,
+        "rows of a shard can be read one by one, each with a checksum",
     ),
     "train": ("as first released",),
     "generate": ("as first released",),
@@ -40,17 +41,20 @@ settings adds a line that says what changed, as a user should read it: who has a
 number before is told it."""
 
 
-PLAN_RULES = {"encode": frozenset({2})}
-"""Numbers of rules that changed nothing but a stage's plan."""
+KEPT_RULES = {"encode": frozenset({2, 4})}
+"""Numbers of rules that changed nothing but a stage's plan, or the form of its shards, which it still writes
+as before for a job that was begun before them."""
+ROWS_SINCE = 4
+"""Rules of encode since which the rows of a shard can be read one by one."""
 
 
 def rules_with_plan(stage: str, begun: int | None) -> int | None:
     """The number of rules that a job goes on under whose plan is stored; None for those of today.
 
-    ``begun``: those it was begun under, which still hold where later ones changed the plan alone.
+    ``begun``: those it was begun under, which still hold where later ones are among ``KEPT_RULES``.
     """
     later = range((begun or 0) + 1, len(STAGE_RULES[stage]) + 1)
-    return begun if begun and later and PLAN_RULES.get(stage, frozenset()).issuperset(later) else None
+    return begun if begun and later and KEPT_RULES.get(stage, frozenset()).issuperset(later) else None
 
 
 def open_job(

@@ -278,7 +278,7 @@ class DiTTask:
 
     def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
         self._device = device
-        self._data = self._open_data(is_local_first)
+        self._data = self._open_data()
         self._rows = np.flatnonzero(~self._data.heldout)
         if not len(self._rows):
             raise UserError(
@@ -296,7 +296,7 @@ class DiTTask:
         """Positions, moments and labels, where a GPU copies them from while it computes."""
         rows = self._rows[rows_at(self.config.seed, positions, len(self._rows))]
         at = torch.from_numpy(positions)
-        view = mirror_choice(self.config.seed, at, self._data.moments.shape[1]).numpy()
+        view = mirror_choice(self.config.seed, at, self._data.views).numpy()
         moments = torch.from_numpy(self._data.take(rows, view).astype(np.float32))
         fetched = [at, moments, torch.from_numpy(self._data.labels[rows])]
         return [value.pin_memory() for value in fetched] if self._device.type == "cuda" else fetched
@@ -346,6 +346,7 @@ class DiTTask:
 
     def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
         """Writes the model folder, then closes the run."""
+        self._data.close()
         labels = self._labels()
         card = model_card(
             self.model_config, labels, title="A DiT trained with ray-dit", notes=self._notes(log)
@@ -366,18 +367,12 @@ class DiTTask:
             )
         )
 
-    def _open_data(self, is_local_first: bool) -> LatentRows:
-        """The first worker of a machine copies the shards to its disk; the others wait for it."""
+    def _open_data(self) -> LatentRows:
         store = open_store(self.config.latents)
         shards = manifest_objects(store, self.latents, LatentShardFacts)
-        distributed = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-        if distributed and not is_local_first:
-            torch.distributed.barrier()
         copies = copies_of_heldout(store, self.latents.generation)
-        data = open_latent_rows(store, shards, self.latents.sha256, cache_folder(), copies)
-        if distributed and is_local_first:
-            torch.distributed.barrier()
-        return data
+        most = self.config.cache_size
+        return open_latent_rows(store, shards, self.latents.sha256, cache_folder(), copies, most=most)
 
     def _vae(self) -> Any:
         from ray_dit.vae import VAE

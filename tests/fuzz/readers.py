@@ -35,6 +35,7 @@ from ray_dit.folders.sources import open_images
 from ray_dit.formats.checkpoint import CheckpointFacts, checkpoint_bytes
 from ray_dit.formats.label_file import read_label_file
 from ray_dit.formats.labels import Labels
+from ray_dit.formats.latent_layout import index_spans, pieces_sha256
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.formats.registry import format_of, input_format
 from ray_dit.formats.texts import Texts
@@ -92,21 +93,39 @@ def latents() -> list[bytes]:
     moments = np.random.default_rng(0).normal(size=(5, 8, 4, 4)).astype(np.float16)
     keys, labels = [f"a/{row}.png" for row in range(5)], np.arange(5)
     shard = LatentShard(keys, labels, labels > 3, moments, moments[..., ::-1])
-    return [latent_shard_bytes(shard)]
+    return [latent_shard_bytes(shard), latent_shard_bytes(shard, by_row=False)]
 
 
 def read_latents(data: bytes) -> object:
-    """As train opens a shard: into the arrays of its local copy."""
+    """As train opens a shard that an earlier version wrote: whole, for its local copy."""
+    return taken(data)
+
+
+def read_rows(data: bytes) -> object:
+    """As train opens a shard whose rows it reads one by one; where their index lies is in the marker."""
+    whole = latents()[0]
+    spans = index_spans(whole)
+    pieces = {start: data[start : end + (end == len(whole)) * len(data)] for start, end in spans}
+    ends = ((start, start + len(piece)) for start, piece in pieces.items())
+    return taken(data, index_sha256=pieces_sha256(pieces), index_spans=tuple(ends))
+
+
+def taken(data: bytes, **known: Any) -> object:
+    """All rows of a shard."""
     store = open_store(str(scratch() / "latents"))
     write("latents/a.parquet", data)
     facts = LatentShardFacts(
-        shard=0, rows=5, seen=5, bad=(), train_rows=4, moments_sha256="", sum=(), sum_squares=()
+        shard=0, rows=5, seen=5, bad=(), train_rows=4, moments_sha256="", sum=(), sum_squares=(), **known
     )
     sha256 = hashlib.sha256(data).hexdigest()  # as whoever sent the bytes would write it down
     marker = Marker(key="a.parquet", bytes=len(data), sha256=sha256, facts=facts)
     with tempfile.TemporaryDirectory(dir=scratch()) as cache_folder:
-        rows = open_latent_rows(store, [marker], "x", Path(cache_folder))
-        return rows.labels.sum() + rows.heldout.sum() + np.asarray(rows.moments).shape[0]
+        rows = open_latent_rows(store, [marker], "x", Path(cache_folder), most=0 if known else None)
+        try:
+            count = len(rows.labels)
+            return rows.take(np.arange(count), np.zeros(count, np.int64)).shape
+        finally:
+            rows.close()
 
 
 def write(name: str, data: bytes) -> Path:
@@ -325,6 +344,7 @@ READERS: dict[str, Reader] = {
     "image": Reader(lambda data: decode(data, 16), pictures, (UnreadableImage,), megabytes=700),
     "image 256": Reader(lambda data: decode(data, 256), pictures, (UnreadableImage,), megabytes=700),
     "latents": Reader(read_latents, latents),
+    "latents by row": Reader(read_rows, lambda: latents()[:1]),
     "dataset": Reader(read_dataset, datasets),
     "plan": Reader(lambda data: ImagePlan.from_bytes(data, "x"), plans),
     "safetensors": Reader(read_weights, weights),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from ray_dit.config import EncodeConfig, ImagesConfig
@@ -169,28 +170,44 @@ def test_latents_of_other_images_are_not_taken_for_theirs(
         encode(settings(place, "latents", "nowhere"))
 
 
-def test_a_folder_of_before_goes_on_with_its_plan(
-    place: Path, encoded: Manifest[LatentsResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While later rules have changed nothing but plans."""
-    config = settings(place, "of-before")
-    plan = replace(plan_images(config.images), sizes=None, versions=None)
+def begun_before(config: EncodeConfig, rules: int) -> Job:
+    """A folder with a plan, begun by a version with these rules."""
+    plan = plan_images(config.images)
+    if rules == 1:
+        plan = replace(plan, sizes=None, versions=None)
     vae = files_sha256(VAE.load(config.vae).files())
-    asked = parts(config, "encode", {"images": plan.sha256, "vae": vae}, rules=1)
+    asked = parts(config, "encode", {"images": plan.sha256, "vae": vae}, rules=rules)
     job = Job.open(open_store(config.output), "encode", asked)
     job.put_plain(plan_key(), plan.to_bytes())
-    with pytest.raises(Conflict, match="was begun under rules 1 of encode"):
-        encode(config)
-    monkeypatch.setitem(STAGE_RULES, "encode", STAGE_RULES["encode"][:2])
+    return job
+
+
+@pytest.mark.parametrize("begun", [1, 3])
+def test_a_folder_of_before_goes_on_with_its_plan_and_its_form(
+    place: Path, encoded: Manifest[LatentsResult], begun: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While later rules have changed nothing but plans and the form of shards."""
+    config = settings(place, f"of-before-{begun}")
+    job, folder = begun_before(config, begun), Path(config.output)
+    plan = (folder / plan_key()).read_bytes()
+    if begun == 1:
+        with pytest.raises(Conflict, match="was begun under rules 1 of encode"):
+            encode(config)
+        monkeypatch.setitem(STAGE_RULES, "encode", STAGE_RULES["encode"][:2])
     manifest = encode(config)
     assert manifest.fingerprint == job.fingerprint
-    assert "rules" not in manifest.parts
-    assert complaints(place / "of-before") == []
-    ours, theirs = contents(place / "latents"), contents(place / "of-before")
-    shards = {key for key in ours if key.startswith("latents/")}
+    assert manifest.parts.get("rules", 1) == begun
+    assert complaints(folder) == []
+    shards = sorted(folder.glob("latents/*.parquet"))
     assert len(shards) == 3
-    assert {key: ours[key] for key in shards} == {key: theirs[key] for key in shards}
-    assert job.store.get(plan_key()) == plan.to_bytes()
+    for path in shards:
+        theirs = pq.read_table(place / "latents/latents" / path.name)
+        assert pq.read_table(path).equals(theirs.drop(["moments_crc32", "moments_mirror_crc32"]))
+    assert (folder / plan_key()).read_bytes() == plan
+    before = contents(folder)
+    flip_bit(shards[1])
+    encode(config.model_copy(update={"repair": True}))
+    assert contents(folder) == before
 
 
 def test_of_two_drivers_that_found_other_images_the_first_counts(place: Path, tmp_path: Path) -> None:
@@ -295,8 +312,28 @@ def test_whoever_trains_on_it_sees_the_rows_of_all_generations_in_order(
         opened = open_latent_rows(store, markers, manifest.sha256, tmp_path)
         assert len(opened.labels) == count
         expected = [(label, heldout, data) for label, heldout, data in rows(place / "more").values()]
-        found = zip(opened.labels.tolist(), opened.heldout.tolist(), opened.moments[:, 0], strict=True)
+        moments = opened.take(np.arange(count), np.zeros(count, np.int64))
+        found = zip(opened.labels.tolist(), opened.heldout.tolist(), moments, strict=True)
         assert [(*row, moments.tobytes()) for *row, moments in found] == expected[:count]
+        opened.close()
+
+
+def test_an_extension_of_a_folder_of_before_has_the_new_form(
+    place: Path, extended: Manifest[LatentsResult], tmp_path: Path
+) -> None:
+    config = settings(place, "extended-of-before")
+    begun_before(config, 3)
+    encode(config)
+    manifest = encode(settings(place, "extended-of-before", "grown", extend=True, shard_size=8))
+    names = [path.name for path in sorted(Path(config.output).glob("latents/*"))]
+    forms = [pq.read_schema(f"{config.output}/latents/{name}").names for name in names]
+    assert ["moments_crc32" in form for form in forms] == [name.startswith("g01-") for name in names]
+    store = open_store(config.output)
+    markers = manifest_objects(store, manifest, LatentShardFacts)
+    opened = open_latent_rows(store, markers, manifest.sha256, tmp_path)
+    found = opened.take(np.arange(26), np.zeros(26, np.int64))
+    assert [moments.tobytes() for moments in found] == [data for *_, data in rows(place / "more").values()]
+    opened.close()
 
 
 def test_nothing_new_is_said(
