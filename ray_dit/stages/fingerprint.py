@@ -23,14 +23,16 @@ _KINDS = (
     "deep greys are scaled, transparency shows a background, long strips are cropped before they are resized"
 )
 """What changed for every stage that reads images."""
+_CURVE = "a point of the loss curve holds more than the loss, and the curve is loss.jsonl"
+"""What changed for both stages that train."""
 STAGE_RULES: dict[str, tuple[str, ...]] = {
-    "train-vae": ("as first released", _KINDS),
+    "train-vae": ("as first released", _KINDS, _CURVE),
     "encode": (
         "as first released",
         "plan.parquet lists the size and version of each image's object",
         _KINDS,
     ),
-    "train": ("as first released",),
+    "train": ("as first released", _CURVE),
     "generate": ("as first released",),
     "evaluate": ("as first released", _KINDS),
     "model": ("as first released",),  # import-checkpoint; a trained model's job rests on its training's
@@ -40,17 +42,18 @@ settings adds a line that says what changed, as a user should read it: who has a
 number before is told it."""
 
 
-PLAN_RULES = {"encode": frozenset({2})}
-"""Numbers of rules that changed nothing but a stage's plan."""
+KEPT_RULES = {"encode": frozenset({2}), "train": frozenset({2}), "train-vae": frozenset({3})}
+"""Numbers of rules that changed nothing but a stage's plan, or what a training notes of itself."""
 
 
 def rules_with_plan(stage: str, begun: int | None) -> int | None:
-    """The number of rules that a job goes on under whose plan is stored; None for those of today.
+    """The number of rules that a job goes on under whose plan, if it has one, is stored.
 
-    ``begun``: those it was begun under, which still hold where later ones changed the plan alone.
+    ``begun``: those it was begun under, which still hold where later ones are among ``KEPT_RULES``. None for
+    those of today.
     """
     later = range((begun or 0) + 1, len(STAGE_RULES[stage]) + 1)
-    return begun if begun and later and PLAN_RULES.get(stage, frozenset()).issuperset(later) else None
+    return begun if begun and later and KEPT_RULES.get(stage, frozenset()).issuperset(later) else None
 
 
 def open_job(
@@ -104,6 +107,13 @@ def begun_with(output: str, name: str) -> str | None:
     store = open_output(output)
     there = known_description(store, newest_begun(store))
     return there["parts"].get("inputs", {}).get(name) if there else None
+
+
+def rules_of(output: str) -> int | None:
+    """The number of rules that the job in a folder was begun under; None where there is none."""
+    store = open_output(output)
+    there = known_description(store, newest_begun(store))
+    return int(there["parts"].get(RULES, 1)) if there else None
 
 
 def parts(
