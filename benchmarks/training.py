@@ -26,12 +26,13 @@ from torch import nn
 
 from benchmarks.common import RESULTS, TRIALS, argument_parser, in_turns, machine, timed, write_json
 from ray_dit.config import DiffusionConfig, DiTConfig, DiTSizeConfig, OptimizerConfig, TrainingConfig
-from ray_dit.core.batch import TrainingBatch, training_batch
+from ray_dit.core.batch import TrainingBatch, t_range, t_ranges, training_batch
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.diffusion import linear_schedule, q_sample
 from ray_dit.core.dit import DiT
 from ray_dit.core.loss import diffusion_loss
 from ray_dit.ledger.job import Job
+from ray_dit.pipeline import dit_flops
 from ray_dit.runtime.training.checkpointer import JobCheckpointer
 from ray_dit.runtime.training.data import StepBatches
 from ray_dit.runtime.training.loop import train_steps
@@ -78,6 +79,19 @@ class LatentsTask:
         return diffusion_loss(
             self.schedule, output, batch.x_start, x_t, batch.t, batch.noise, learn_sigma=True
         ).loss
+
+    @property
+    def t_ranges(self) -> tuple[str, ...]:
+        return t_ranges(1000)
+
+    def t_range(self, batch: TrainingBatch) -> torch.Tensor:
+        return t_range(batch.t, 1000)
+
+    def heldout(self, step: int, size: int) -> Iterator[TrainingBatch]:
+        yield from ()
+
+    def flops(self) -> float:
+        return 3.0 * dit_flops(self.shape)
 
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         return {}

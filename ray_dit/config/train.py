@@ -1,8 +1,9 @@
 """Settings of `ray-dit train`."""
 
+from collections.abc import Collection
 from typing import Annotated
 
-from pydantic import ByteSize, Field
+from pydantic import ByteSize, Field, model_validator
 
 from ray_dit.config.base import Content, NonNegativeInt, Over, Placement, PositiveInt, Uri
 from ray_dit.config.diffusion import DiffusionConfig
@@ -51,3 +52,24 @@ class TrainConfig(TrainingConfig):
     """For the sample grids, and the defaults stored with the model."""
     grid_per_class: Content[NonNegativeInt] = 8
     """Images per class in the sample grid made at each checkpoint, of the first ten classes; 0 makes none."""
+    validate_every: Content[NonNegativeInt | None] = None
+    """Steps between validation losses, on held-out rows with the averaged weights; by default those between
+    checkpoints, 0 for none. The last step has one too."""
+    validation_rows: Content[PositiveInt] = 1024
+    """Held-out rows that the validation loss is the mean of, at most."""
+
+    def is_validated(self, step: int, ends: Collection[int] = ()) -> bool:
+        """Whether there is a validation loss after ``step`` steps, where any row is held out.
+
+        ``ends``: the last steps of the trainings that this one extends.
+        """
+        every = self.checkpoint_every if self.validate_every is None else self.validate_every
+        return every > 0 and (step % every == 0 or step in (self.steps, *ends))
+
+    @model_validator(mode="after")
+    def _has_points(self) -> "TrainConfig":
+        if (self.validate_every or 0) % self.log_every:
+            raise ValueError(
+                f"validate_every {self.validate_every} is not a multiple of log_every {self.log_every}"
+            )
+        return self

@@ -7,11 +7,13 @@ restart.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ray_dit.core.latents import normalize, sample_moments
+from ray_dit.core.order import order
 from ray_dit.core.rng import Stream, integers, normal, uniform
 
 
@@ -61,3 +63,45 @@ def training_batch(  # noqa: PLR0913 - a batch is a function of all of these, an
         noise=normal(seed, positions, 0, shape, stream=Stream.TRAIN_NOISE),
         y=torch.where(dropped, num_classes, labels),
     )
+
+
+def validation_batch(
+    seed: int,
+    rows: Int[Tensor, " B"],
+    t: Int[Tensor, " B"],
+    moments: Float[Tensor, "B C2 H W"],
+    labels: Int[Tensor, " B"],
+    *,
+    shift: float | Float[Tensor, " C"],
+    scale: float | Float[Tensor, " C"],
+) -> TrainingBatch:
+    """Held-out rows, by their numbers, with noise that follows from the number; no label is dropped."""
+    shape = (moments.shape[1] // 2, *moments.shape[2:])
+    noise, posterior_noise = (normal(seed, rows, use, shape, stream=Stream.VALIDATION) for use in (0, 1))
+    x_start = normalize(sample_moments(moments, posterior_noise), shift, scale)
+    return TrainingBatch(x_start=x_start, t=t, noise=noise, y=labels)
+
+
+def validation_t(seed: int, count: int, num_timesteps: int) -> Int[np.ndarray, " count"]:
+    """Time steps of so many held-out rows: evenly over 0..num_timesteps-1, in an order of the seed's.
+
+    (Rows lie class by class; in their order each class would get a range of t of its own.)
+    """
+    places = order(seed, 0, np.arange(count), count)
+    return (2 * places + 1) * num_timesteps // (2 * count)
+
+
+T_RANGES = 10
+"""Ranges of t whose mean losses are shown apart, at most."""
+
+
+def t_ranges(num_timesteps: int) -> tuple[str, ...]:
+    """Names of equal ranges of t, first and last step of each."""
+    count = min(T_RANGES, num_timesteps)
+    firsts = [-(-number * num_timesteps // count) for number in range(count + 1)]
+    return tuple(f"{first}-{end - 1}" for first, end in zip(firsts, firsts[1:], strict=False))
+
+
+def t_range(t: Int[Tensor, " B"], num_timesteps: int) -> Int[Tensor, " B"]:
+    """Which of ``t_ranges`` each time step lies in."""
+    return t * min(T_RANGES, num_timesteps) // num_timesteps

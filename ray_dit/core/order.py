@@ -63,6 +63,11 @@ def rows_at(seed: int, positions: Rows, num_rows: int) -> Rows:
     return rows
 
 
+def spread(rows: Rows, count: int) -> Rows:
+    """At most ``count`` of the rows, evenly over them: rows lie class by class."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64)]
+
+
 def is_heldout(key: str, fraction: float) -> bool:
     """Whether the sample with this key belongs to the held-out part; a larger fraction only adds samples."""
     digest = hashlib.sha256(key.encode()).digest()

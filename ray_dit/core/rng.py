@@ -40,6 +40,8 @@ class Stream(IntEnum):
     INIT = 8
     LABELS = 9
     EVALUATE = 10
+    VALIDATION = 11
+    """Of a held-out row: its noise (step 0) and that of its latents (step 1)."""
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

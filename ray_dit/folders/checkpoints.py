@@ -26,6 +26,11 @@ def checkpoint_names(prefix: str = "") -> str:
 
 def loss_key(generation: int) -> str:
     """Where the loss curve of a finished generation lies, from its first step on."""
+    return f"{generation_prefix(generation)}loss.jsonl"
+
+
+def earlier_loss_key(generation: int) -> str:
+    """Where earlier versions put it: steps and losses alone, as one JSON list."""
     return f"{generation_prefix(generation)}loss.json"
 
 

@@ -33,7 +33,7 @@ _WAYS = {
     "evaluate": "run ray-dit evaluate again",
     "train-vae": "run ray-dit train-vae again, which makes the VAE anew from its last checkpoint, and "
     "restore a damaged checkpoint from a copy",
-    "train": "run ray-dit train again with the steps it was made with, which makes the model and loss.json "
+    "train": "run ray-dit train again with the steps it was made with, which makes the model and loss.jsonl "
     "anew from the last checkpoint, and restore a checkpoint or sample grid from a copy: nothing needs those "
     "of a finished training",
     "model": "run the ray-dit train or import-checkpoint again that made it",

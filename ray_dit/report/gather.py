@@ -19,9 +19,9 @@ from ray_dit import config as settings
 from ray_dit.config import ReportConfig
 from ray_dit.core.media import decode, psnr
 from ray_dit.errors import Conflict, NotFound, UserError
-from ray_dit.folders.checkpoints import loss_key
 from ray_dit.folders.dataset import read_shard
 from ray_dit.folders.images import ImagePlan
+from ray_dit.folders.loss_curve import read_loss_curve
 from ray_dit.folders.model import read_model
 from ray_dit.folders.reading import load_images
 from ray_dit.folders.stored_plans import read_plans
@@ -122,7 +122,7 @@ def gather(config: ReportConfig) -> Contents:
         psnr=psnr(*vae) if vae else None,
         denoising=denoising,
         preview_steps=steps,
-        loss=_json(open_store(config.run), loss_key(results.training.generation)),
+        loss=_losses(open_store(config.run), results.training.generation),
         vae_loss=_vae_loss(config),
         times=[
             time
@@ -258,9 +258,18 @@ def _reconstructions(config: ReportConfig) -> tuple[Images, Images] | None:
     return (arrays["original"], arrays["reconstructed"]) if arrays else None
 
 
+def _losses(store: Store, generation: int = 0) -> list[tuple[float, float]]:
+    """Steps and losses of a training."""
+    return [(point["step"], point["loss"]) for point in read_loss_curve(store, generation)]
+
+
 def _vae_loss(config: ReportConfig) -> list[tuple[float, float]]:
-    arrays = _npz(config.vae, "log.npz")
-    return [(float(step), float(loss)) for step, loss in arrays["log"]] if arrays else []
+    if config.vae is None:
+        return []
+    try:
+        return _losses(open_store(config.vae))
+    except NotFound:
+        return []
 
 
 def _npz(uri: str | None, key: str) -> dict[str, NDArray[Any]] | None:

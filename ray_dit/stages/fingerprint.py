@@ -23,15 +23,17 @@ _KINDS = (
     "deep greys are scaled, transparency shows a background, long strips are cropped before they are resized"
 )
 """What changed for every stage that reads images."""
+_CURVE = "a point of the loss curve holds more than the loss, and the curve is loss.jsonl"
+"""What changed for both stages that train."""
 STAGE_RULES: dict[str, tuple[str, ...]] = {
-    "train-vae": ("as first released", _KINDS),
+    "train-vae": ("as first released", _KINDS, _CURVE),
     "encode": (
         "as first released",
         "plan.parquet lists the size and version of each image's object",
         _KINDS,
         "rows of a shard can be read one by one, each with a checksum",
     ),
-    "train": ("as first released",),
+    "train": ("as first released", _CURVE),
     "generate": ("as first released",),
     "evaluate": ("as first released", _KINDS),
     "model": ("as first released",),  # import-checkpoint; a trained model's job rests on its training's
@@ -41,17 +43,18 @@ settings adds a line that says what changed, as a user should read it: who has a
 number before is told it."""
 
 
-KEPT_RULES = {"encode": frozenset({2, 4})}
-"""Numbers of rules that changed nothing but a stage's plan, or the form of its shards, which it still writes
-as before for a job that was begun before them."""
+KEPT_RULES = {"encode": frozenset({2, 4}), "train": frozenset({2}), "train-vae": frozenset({3})}
+"""Numbers of rules that changed nothing but a stage's plan, what a training notes of itself, or the form of
+shards, which are still written as before for a job that was begun before them."""
 ROWS_SINCE = 4
 """Rules of encode since which the rows of a shard can be read one by one."""
 
 
 def rules_with_plan(stage: str, begun: int | None) -> int | None:
-    """The number of rules that a job goes on under whose plan is stored; None for those of today.
+    """The number of rules that a job goes on under whose plan, if it has one, is stored.
 
-    ``begun``: those it was begun under, which still hold where later ones are among ``KEPT_RULES``.
+    ``begun``: those it was begun under, which still hold where later ones are among ``KEPT_RULES``. None for
+    those of today.
     """
     later = range((begun or 0) + 1, len(STAGE_RULES[stage]) + 1)
     return begun if begun and later and KEPT_RULES.get(stage, frozenset()).issuperset(later) else None
@@ -108,6 +111,13 @@ def begun_with(output: str, name: str) -> str | None:
     store = open_output(output)
     there = known_description(store, newest_begun(store))
     return there["parts"].get("inputs", {}).get(name) if there else None
+
+
+def rules_of(output: str) -> int | None:
+    """The number of rules that the job in a folder was begun under; None where there is none."""
+    store = open_output(output)
+    there = known_description(store, newest_begun(store))
+    return int(there["parts"].get(RULES, 1)) if there else None
 
 
 def parts(

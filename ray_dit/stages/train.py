@@ -4,9 +4,8 @@ The run folder holds checkpoints, a sample grid at each, and the loss curve; the
 generate and serve need and nothing else.
 """
 
-import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -24,17 +23,26 @@ from ray_dit.config import (
     TrainConfig,
 )
 from ray_dit.config.model_folder import LatentsConfig
-from ray_dit.core.batch import TrainingBatch, mirror_choice, training_batch
+from ray_dit.core.batch import (
+    TrainingBatch,
+    mirror_choice,
+    t_range,
+    t_ranges,
+    training_batch,
+    validation_batch,
+    validation_t,
+)
 from ray_dit.core.diffusion import linear_schedule, q_sample
 from ray_dit.core.dit import DiT, init_label_table
 from ray_dit.core.loss import diffusion_loss
 from ray_dit.core.media import grid
-from ray_dit.core.order import rows_at
+from ray_dit.core.order import rows_at, spread
 from ray_dit.core.settle import evaluations_per_image, settle_sampler
 from ray_dit.errors import Conflict, Damaged, UserError, first_message
-from ray_dit.folders.checkpoints import FOLDER, loss_key
+from ray_dit.folders.checkpoints import FOLDER
 from ray_dit.folders.duplicates import copies_of_heldout
 from ray_dit.folders.latents import LatentRows, cache_folder, open_latent_rows
+from ray_dit.folders.loss_curve import put_curve
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import MODEL_STAGE, VAE_FOLDER, ModelConfig, model_card, model_objects
@@ -49,7 +57,7 @@ from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.runtime.training.restoring import damaged_results, to_restore
 from ray_dit.stages.extension import totals_of
-from ray_dit.stages.fingerprint import begun_with, open_job
+from ray_dit.stages.fingerprint import begun_with, open_job, rules_of, rules_with_plan
 from ray_dit.storage.open import open_store
 from ray_dit.vae import check_latents_vae
 
@@ -70,7 +78,10 @@ def train(config: TrainConfig) -> Manifest[TrainingResult]:
     resolved = {"model": size, "diffusion": model_config.diffusion}
     ends = _ends(config)
     grows = ("config.steps",) if config.optimizer.schedule == "constant" else ()
-    job = open_job(config, STAGE, inputs, resolved=resolved, extend=config.extend, may_change=grows)
+    rules = rules_with_plan(STAGE, rules_of(config.output))
+    job = open_job(
+        config, STAGE, inputs, resolved=resolved, extend=config.extend, may_change=grows, rules=rules
+    )
     if job.generation != len(ends):
         raise Damaged(
             f"{config.output} does not tell how many steps it was trained before: restore its _job.json "
@@ -89,7 +100,14 @@ def train(config: TrainConfig) -> Manifest[TrainingResult]:
     check_latents_vae(open_store(config.latents), latents)
     with ray_session(config) as ray:
         task = DiTTask(
-            config, model_config, latents, model_job, config.optimizer, config.ema_decay, prefix=job.prefix
+            config,
+            model_config,
+            latents,
+            model_job,
+            config.optimizer,
+            config.ema_decay,
+            prefix=job.prefix,
+            ends=ends,
         )
         run_training(ray, config, job, task, "train", ends=ends)
     manifest = job.manifest(TrainingResult)
@@ -275,6 +293,12 @@ class DiTTask:
     ema_decay: float | None
     prefix: str = ""
     """What the names of the generation's sample grids begin with."""
+    ends: tuple[int, ...] = ()
+    """The last steps of the generations before."""
+
+    @property
+    def t_ranges(self) -> tuple[str, ...]:
+        return t_ranges(self.model_config.diffusion.num_train_timesteps)
 
     def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
         self._device = device
@@ -330,6 +354,25 @@ class DiTTask:
             min_snr_gamma=self.config.min_snr_gamma,
         ).loss
 
+    def t_range(self, batch: TrainingBatch) -> torch.Tensor:
+        return t_range(batch.t, self._schedule.num_timesteps)
+
+    def heldout(self, step: int, size: int) -> Iterator[TrainingBatch]:
+        """Rows evenly over those held out, each always with the same t and noise; not mirrored."""
+        if not self.config.is_validated(step, self.ends):
+            return
+        rows = spread(np.flatnonzero(self._data.heldout), self.config.validation_rows)
+        steps = validation_t(self.config.seed, len(rows), self._schedule.num_timesteps)
+        for first in range(0, len(rows), size):
+            part = rows[first : first + size]
+            moments = self._data.take(part, np.zeros_like(part)).astype(np.float32)
+            arrays = (part, steps[first : first + size], moments, self._data.labels[part])
+            there = (torch.from_numpy(array).to(self._device) for array in arrays)
+            yield validation_batch(self.config.seed, *there, shift=self._shift, scale=self._scale)
+
+    def flops(self) -> float:
+        return 3.0 * dit_flops(self.model_config.model)  # the backward pass takes twice the forward pass
+
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         """A grid of samples, one row per class, from the averaged weights."""
         if not self.config.grid_per_class:
@@ -356,14 +399,13 @@ class DiTTask:
         for key, data in objects.items():
             self.model_job.put(key.replace("/", "-"), key, data, Facts())
         self.model_job.finish(ModelResult(steps=self.config.steps))
-        points = [[int(step), loss] for step, loss in log.tolist()]
-        job.put_plain(loss_key(job.generation), (json.dumps(points) + "\n").encode(), computed=True)
+        put_curve(job, log, self.t_ranges)
         job.plain.adopt(f"{SAMPLES}{job.prefix}step-")
         job.finish(
             TrainingResult(
                 steps=self.config.steps,
                 samples=self.config.steps * self.config.batch_size,
-                loss=points[-1][1],
+                loss=float(log[-1, 1]),
             )
         )
 

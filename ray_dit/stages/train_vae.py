@@ -5,7 +5,7 @@ diffusers' own layout with the peak signal-to-noise ratio on held-out images in 
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,13 @@ from torch import nn
 from ray_dit.config import OptimizerConfig, TrainVaeConfig
 from ray_dit.core.latents import sample_moments, to_float, to_uint8
 from ray_dit.core.media import psnr
-from ray_dit.core.order import rows_at
+from ray_dit.core.order import rows_at, spread
 from ray_dit.core.rng import Stream, normal
 from ray_dit.errors import Damaged, NotFound, UserError
 from ray_dit.folders.checkpoints import FOLDER, checkpoint_steps
 from ray_dit.folders.images import ImagePlan, plan_images, refuse_output_inside
 from ray_dit.folders.listing import ListedBy
+from ray_dit.folders.loss_curve import put_curve
 from ray_dit.folders.quarantine import (
     check_bad,
     earlier_key,
@@ -44,7 +45,7 @@ from ray_dit.runtime.tasks import in_tasks
 from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.runtime.training.restoring import damaged_results, to_restore
-from ray_dit.stages.fingerprint import open_job
+from ray_dit.stages.fingerprint import open_job, rules_of, rules_with_plan
 
 STAGE = VAEResult.stage_name
 MAX_JUDGED = 1000
@@ -60,7 +61,8 @@ SHOWN = 16
 def train_vae(config: TrainVaeConfig) -> Manifest[VAEResult]:
     """Trains the VAE, or goes on where an earlier run stopped; returns the manifest."""
     plan = _inputs(config)
-    job = open_job(config, STAGE, {"images": plan.sha256})
+    rules = rules_with_plan(STAGE, rules_of(config.output))
+    job = open_job(config, STAGE, {"images": plan.sha256}, rules=rules)
     manifest = job.whole(VAEResult)
     damage = damaged_results(job, manifest, (f"{FOLDER}/",))
     if manifest is not None and not damage:
@@ -79,7 +81,7 @@ def plan_train_vae(config: TrainVaeConfig, *, begun: float) -> Plan:
 
     plan = _inputs(config)
     samples = config.steps * config.batch_size
-    vae = VAE.create(config.vae, seed=config.seed)
+    vae = VAE.create(config.vae)
     parameters = sum(parameter.numel() for parameter in vae.module.parameters())
     judged = len(judged_rows(plan))
     return plan_training(
@@ -89,13 +91,20 @@ def plan_train_vae(config: TrainVaeConfig, *, begun: float) -> Plan:
         Known(
             network_evaluations=samples + judged,
             bytes_in=plan.stored_bytes(),
-            # decoder and encoder take about the same, and the backward pass twice the forward pass
-            flops=float(samples * 2 * 3 * vae.encode_flops(config.images.size)),
+            flops=samples * training_flops(config),
             bytes_out=4 * parameters * (3 * min(KEPT, checkpoints_due(config, config.steps)) + 1),
             left_out="reading images and writing checkpoints are not counted",
         ),
         begun=begun,
     )
+
+
+def training_flops(config: TrainVaeConfig) -> float:
+    """Floating-point operations per image that is trained on."""
+    from ray_dit.vae import VAE
+
+    # decoder and encoder take about the same, and the backward pass twice the forward pass
+    return 2.0 * 3.0 * VAE.create(config.vae).encode_flops(config.images.size)
 
 
 def _inputs(config: TrainVaeConfig) -> ImagePlan:
@@ -184,7 +193,7 @@ def _check_left(config: TrainVaeConfig, plan: ImagePlan, bad_keys: set[str]) -> 
 def judged_rows(plan: ImagePlan) -> NDArray[np.int64]:
     """The images the PSNR is taken over: held-out ones, training ones where none are held out."""
     rows = plan.rows(heldout=True)
-    return _spread(rows if len(rows) else plan.rows(heldout=False), MAX_JUDGED)
+    return spread(rows if len(rows) else plan.rows(heldout=False), MAX_JUDGED)
 
 
 class VAELoss(nn.Module):
@@ -218,6 +227,10 @@ class VAETask:
     ema_decay: float | None = None
     bad: tuple[BadImage, ...] = ()
     """Images that were set aside before the training began."""
+
+    @property
+    def t_ranges(self) -> tuple[str, ...]:
+        return ()
 
     def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
         from ray_dit.vae import VAE
@@ -256,6 +269,15 @@ class VAETask:
     def losses(self, model: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return model(*batch)
 
+    def t_range(self, batch: Any) -> torch.Tensor:
+        raise AssertionError("a VAE's samples have no t")
+
+    def heldout(self, step: int, size: int) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        return ()  # what is held out is judged at the end, in dB
+
+    def flops(self) -> float:
+        return training_flops(self.config)
+
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         return {}
 
@@ -268,7 +290,7 @@ class VAETask:
         decibels, judged, originals, reconstructed = self._judge(vae)
         shown = npz_bytes(original=originals, reconstructed=reconstructed)
         job.put_plain("reconstructions.npz", shown, computed=True)
-        job.put_plain("log.npz", npz_bytes(log=log), computed=True)
+        put_curve(job, log)
         facts: dict[str, Any] = {"psnr_heldout": decibels, "num_heldout": judged}
         facts |= {"steps": self.config.steps, "loss": float(log[-1, 1])}
         job.finish(VAEResult(**facts | ({"bad": len(self.bad)} if self.bad else {})))
@@ -292,7 +314,7 @@ class VAETask:
             ]
         )
         decibels = psnr(decoded, images, smallest_error=1e-10)  # JSON has no infinity
-        shown = _spread(np.arange(len(images)), SHOWN)
+        shown = spread(np.arange(len(images)), SHOWN)
         return round(float(decibels.mean()), 4), len(images), images[shown], decoded[shown]
 
     def _load(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -303,11 +325,6 @@ class VAETask:
     def _reconstruct(self, vae: Any, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         moments = vae.encode(to_float(torch.from_numpy(images).to(self._device)))
         return to_uint8(vae.decode(moments.chunk(2, dim=1)[0])).cpu().numpy()
-
-
-def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """At most ``count`` of the rows, evenly over them: rows lie class by class."""
-    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64)]
 
 
 def npz_bytes(**arrays: NDArray[Any]) -> bytes:

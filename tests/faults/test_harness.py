@@ -103,7 +103,7 @@ def test_the_oracle_finds_it(tmp_path: Path, harm: str) -> None:
             shard.write_bytes(shard.read_bytes()[:-1])
         case _:
             (folder / f"{TEMP}x").write_bytes(b"")
-    with pytest.raises(Difference, match="loss.json" if harm == "a temp file" else harm):
+    with pytest.raises(Difference, match="loss.jsonl" if harm == "a temp file" else harm):
         oracle.check("train", str(folder), whole)
     assert not list(folder.rglob(f"{TEMP}*")), "gc left a temp file"
 

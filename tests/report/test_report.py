@@ -1,7 +1,6 @@
 """The page shows what the stages left in their folders, and refers to nothing outside itself."""
 
 import io
-import json
 import re
 import shlex
 import shutil
@@ -139,7 +138,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ReportConfig:
     plan = plan_images(settings(folder)["encode"].images)  # type: ignore[attr-defined]
     jobs["encode"].put_plain(plan_key(), plan.to_bytes())
     jobs["encode"].finish(latents_result(classes=CLASSES, image_size=SIZE), objects=[])
-    jobs["train"].put_plain("loss.json", json.dumps([[10, 1.0], [20, 0.1]]).encode())
+    jobs["train"].put_plain("loss.jsonl", b'{"step": 10, "loss": 1.0}\n{"step": 20, "loss": 0.1}\n')
     jobs["train"].finish(training_result(), objects=[])
     write_dataset(jobs["generate"])
     jobs["evaluate"].finish(EvaluationResult.model_validate(METRICS), objects=[])
@@ -342,12 +341,13 @@ def test_an_evaluation_of_another_dataset_is_not_shown(config: ReportConfig, tmp
 def test_the_training_shown_is_the_generation_that_made_the_model(config: ReportConfig, tmp_path: Path):
     run = open_store(str(tmp_path / "run"))
     first = Job.open(run, "train", {"config": {"steps": 20}})
-    first.put_plain("loss.json", b"[[20, 0.1]]")
+    first.put_plain("loss.json", b"[[20, 0.1]]")  # as earlier versions wrote it
     first.finish(training_result(), objects=[])
     longer = Job.extend(run, "train", {"config": {"steps": 30}}, may_change=["config.steps"])
-    longer.put_plain("g01-loss.json", b"[[20, 0.1], [30, 0.05]]")
+    points = b'{"step": 20, "loss": 0.1}\n{"step": 30, "loss": 0.05, "gradient_norm": 2.0}\n'
+    longer.put_plain("g01-loss.jsonl", points)
     longer.finish(training_result(), objects=[])
-    for job, name, curve in ((first, "model", [[20, 0.1]]), (longer, "other", [[20, 0.1], [30, 0.05]])):
+    for job, name, curve in ((first, "model", [(20, 0.1)]), (longer, "other", [(20, 0.1), (30, 0.05)])):
         store = open_store(str(tmp_path / name))
         shutil.copytree(config.model, store.uri)
         store.delete("_job.json")

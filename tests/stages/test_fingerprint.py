@@ -98,7 +98,7 @@ TODAY = {
 UNDER_OLDER_RULES = {"encode-counting-actors": encode_config(actors=7)}
 SINCE = {
     "encode": ("images.background", "images.exif_orientation", "images.white_level", "precision"),
-    "train": ("precision", "compile", "tf32", "batches_per_step"),
+    "train": ("precision", "compile", "tf32", "batches_per_step", "validate_every", "validation_rows"),
     "generate": ("compile",),
     "generate-before-precision": ("compile",),
 }

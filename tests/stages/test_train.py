@@ -1,6 +1,5 @@
 """train on a real Ray: the number of workers changes no sample; the model folder loads and makes pictures."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ray_dit.config import (
 from ray_dit.config.model_folder import LatentsConfig
 from ray_dit.core.dit import DiT
 from ray_dit.errors import Conflict, UserError
+from ray_dit.folders.loss_curve import read_loss_curve
 from ray_dit.folders.model import read_model
 from ray_dit.formats.checkpoint import parse_checkpoint
 from ray_dit.ledger.job import Job
@@ -71,9 +71,9 @@ def settings(place: Path, output: str, **fields: Any) -> TrainConfig:
 
 
 def losses(place: Path, output: str) -> np.ndarray:
-    points = np.array(json.loads((place / output / "loss.json").read_text()))
-    assert points[:, 0].tolist() == list(range(1, len(points) + 1))
-    return points[:, 1]
+    points = read_loss_curve(open_store(str(place / output)))
+    assert [point["step"] for point in points] == list(range(1, len(points) + 1))
+    return np.array([point["loss"] for point in points])
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_running_it_again_writes_nothing(place: Path, trained: Manifest[Training
 
 
 def state_of(place: Path, key: str) -> dict[str, torch.Tensor]:
-    """Weights, average and optimizer of a checkpoint; the loss curve is compared as loss.json."""
+    """Weights, average and optimizer of a checkpoint; the loss curve is compared as loss.jsonl."""
     tensors, _ = parse_checkpoint((place / key).read_bytes())
     return {name: value for name, value in tensors.items() if name != "log"}
 
@@ -138,7 +138,7 @@ def test_an_extension_has_the_bits_of_a_run_asked_for_all_steps(place: Path, gro
         for folder, suffix in (("checkpoints", "safetensors"), ("samples", "png")):
             extended = (grown / folder / f"{ours}.{suffix}").read_bytes()
             assert extended == (place / "whole" / folder / f"{theirs}.{suffix}").read_bytes()
-    assert (grown / "g01-loss.json").read_bytes() == (place / "whole/loss.json").read_bytes()
+    assert (grown / "g01-loss.jsonl").read_bytes() == (place / "whole/loss.jsonl").read_bytes()
     ours, theirs = contents(grown / "model-g01"), contents(place / "whole/model")
     assert {key for key in ours if ours[key] != theirs[key]} <= {"_job.json", "manifest.json"}
     assert list(verify(open_store(str(grown)), results=RESULTS)) == []
@@ -158,11 +158,11 @@ def test_each_generation_makes_its_own_damaged_results_again(
     place: Path, grown: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = contents(grown)
-    for key in ("loss.json", "g01-loss.json", "model/model.safetensors", "model-g01/model.safetensors"):
+    for key in ("loss.jsonl", "g01-loss.jsonl", "model/model.safetensors", "model-g01/model.safetensors"):
         flip_bit(grown / key)
     train(settings(place, "grown", steps=20))
-    assert "loss.json is missing or damaged; train with 12 steps makes it again" in caplog.text
-    assert contents(grown)["g01-loss.json"] == before["g01-loss.json"]
+    assert "loss.jsonl is missing or damaged; train with 12 steps makes it again" in caplog.text
+    assert contents(grown)["g01-loss.jsonl"] == before["g01-loss.jsonl"]
     train(settings(place, "grown"))
     assert contents(grown) == before
 
@@ -172,9 +172,9 @@ def test_a_killed_extension_goes_on_to_the_same_bytes(place: Path, grown: Path, 
     folder = place / f"killed-{extend}"
     shutil.copytree(grown, folder)
     shutil.rmtree(folder / "model-g01")
-    for path in [folder / "manifest-g01.json", *folder.glob("manifest/*g01*"), folder / "g01-loss.json"]:
+    for path in [folder / "manifest-g01.json", *folder.glob("manifest/*g01*"), folder / "g01-loss.jsonl"]:
         path.unlink()
-    for key in ("checkpoints/g01-step-00000020.safetensors", "_plain-g01/g01-loss.json.json"):
+    for key in ("checkpoints/g01-step-00000020.safetensors", "_plain-g01/g01-loss.jsonl.json"):
         (folder / key).unlink()
     (folder / "_plain-g01/checkpoints/g01-step-00000020.safetensors.json").unlink()
     with pytest.raises(UserError, match="is being extended to 20 steps: finish that first"):
@@ -196,8 +196,9 @@ def test_an_end_between_two_points_of_the_curve_stays_a_point(place: Path) -> No
     theirs = state_of(place, "odd-whole/checkpoints/step-00000014.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    points = [step for step, _ in json.loads((place / "odd/g01-loss.json").read_text())]
-    assert points == [3, 6, 7, 9, 12, 14]
+    points = read_loss_curve(open_store(str(place / "odd")), 1)
+    assert [point["step"] for point in points] == [3, 6, 7, 9, 12, 14]
+    assert [point["step"] for point in points if "validation_loss" in point] == [6, 7, 12, 14]
     lost_now, kept = contents(lost), contents(place / "odd")
     assert {key for key in kept if lost_now.get(key) != kept[key]} == {
         "checkpoints/step-00000007.safetensors"
@@ -232,7 +233,7 @@ def test_damaged_results_are_made_again_from_the_last_checkpoint(
     run = place / "run"
     assert kinds_of_machines(run) == kinds_of_machines(run / "model") == 1
     before = contents(run)
-    for key in ("model/model.safetensors", "loss.json", "_plain/loss.json.json", "model/manifest.json"):
+    for key in ("model/model.safetensors", "loss.jsonl", "_plain/loss.jsonl.json", "model/manifest.json"):
         flip_bit(run / key)
     (run / "model/README.md").unlink()
     assert train(settings(place, "run")) == trained
@@ -273,7 +274,7 @@ def test_a_training_keeps_to_the_latents_it_has_begun_with(place: Path) -> None:
     assert extended.facts.classes == ("left", "middle", "right", "aaa")
     assert train(settings(place, "before", **known)) == finished
     run = place / "killed"
-    for key in ("manifest.json", "manifest", "model", "loss.json", "_plain/loss.json.json"):
+    for key in ("manifest.json", "manifest", "model", "loss.jsonl", "_plain/loss.jsonl.json"):
         shutil.rmtree(run / key) if (run / key).is_dir() else (run / key).unlink()
     (run / "checkpoints/step-00000004.safetensors").unlink()
     (run / "_plain/checkpoints/step-00000004.safetensors.json").unlink()

@@ -18,6 +18,7 @@ from ray_dit.ledger.job import Job
 from ray_dit.runtime.session import beside_the_driver, check_resources, interrupted_as_ever
 from ray_dit.runtime.training.board import Board, Progress, show_progress
 from ray_dit.runtime.training.parallel import make_parallel
+from ray_dit.runtime.training.speed import Speed
 from ray_dit.runtime.training.task import Task
 from ray_dit.runtime.training.worker import train_worker
 from ray_dit.storage.proven import trust_settings
@@ -57,6 +58,13 @@ def run_training(
         with contextlib.suppress(UserError):  # storage refuses, or stays silent: the training must go on
             run.event("note", cause=note)
 
+    speeds: list[Speed] = []
+
+    def record(speed: Speed) -> None:
+        speeds.append(speed)
+        with contextlib.suppress(UserError):
+            run.event("speed", **speed.facts())
+
     seen = Progress()
 
     def read() -> Progress:
@@ -65,7 +73,7 @@ def run_training(
             seen = ray.get(board.progress.remote())
         return seen
 
-    with show_progress(read, what, config.steps, config.tensorboard, tell):
+    with show_progress(read, what, config.steps, config.tensorboard, tell, record):
         try:
             with interrupted_as_ever():
                 trainer.fit()
@@ -82,6 +90,7 @@ def run_training(
         samples=steps * config.batch_size,
         data_wait_seconds=round(progress.waited, 3),
         checkpoint_stall_seconds=round(progress.stalled, 3),
+        **(speeds[-1].facts() if speeds else {}),
     )
 
 

@@ -5,19 +5,20 @@ Knows nothing of Ray or of what is trained.
 The learning rate, the optimizer and the average are in ``core/train_step.py``.
 """
 
+import math
 from collections.abc import Callable
-
-import torch
 
 from ray_dit.config import TrainingConfig
 from ray_dit.core.train_step import clip_gradients, ema_decay, gradient_norm, learning_rate, update_ema
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.checkpointer import Checkpointer
+from ray_dit.runtime.training.curve import Sums
 from ray_dit.runtime.training.data import DataSource
 from ray_dit.runtime.training.parallel import Parallel
 from ray_dit.runtime.training.state import TrainingState, trained_parameters
 from ray_dit.runtime.training.step import Passes
 from ray_dit.runtime.training.task import Batch, Task
+from ray_dit.runtime.training.validation import validation_loss
 from ray_dit.runtime.training.watch import Watch
 
 
@@ -39,17 +40,16 @@ def train_steps(
     """
     if state.step >= config.steps:
         return
-    passes = Passes(task, state.model, parallel, config)
+    sums = Sums(len(task.t_ranges), state.device)
+    passes = Passes(task, state.model, parallel, config, sums.add_samples)
     passes.settle(lambda: next(iter(data.batches(0, 1)))[0])
     watch = Watch(state.device)
-    # Summed where the losses are: bringing each step's to the CPU would make it wait for the accelerator. The
-    # sum is no part of a checkpoint: checkpoint_every is a multiple of log_every, so it is zero there.
-    loss_sum = torch.zeros((), dtype=torch.float64, device=state.device)
-    summed = 0
+    judged_at_once = config.batch_size // (parallel.world_size * config.batches_per_step)
     for batches in data.batches(state.step, config.steps):
         # Set before each step, a function of it: the optimizer's own state knows nothing of the schedule.
+        rate = learning_rate(task.optimizer, state.step, config.steps)
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(task.optimizer, state.step, config.steps)
+            group["lr"] = rate
         loss = passes.gradients(batches)
         norm = gradient_norm(state.model)  # of the workers' mean, so that all clip by the same
         watch.see(state.step, loss, norm)
@@ -62,16 +62,14 @@ def train_steps(
             update_ema(state.ema, trained_parameters(state.model), ema_decay(state.step, task.ema_decay))
         state.step += 1
 
-        loss_sum += loss.double()
-        summed += 1
+        sums.add_step(loss, norm)
         if state.step % config.log_every == 0 or state.step in (config.steps, *checkpointer.ends):
             # On every worker, as taking the mean needs all; and before the checkpoint, which holds this
             # point. Where a run ended its curve has a point, and so has that of its extension.
-            mean = parallel.mean(loss_sum / summed)
+            mean, mean_norm, by_t = sums.take(parallel)
             watch.check(state.step, mean)
-            state.log.append((float(state.step), mean))
-            loss_sum.zero_()
-            summed = 0
+            judged = math.nan if parallel.rank else validation_loss(state, passes, judged_at_once)
+            state.log.append((float(state.step), mean, mean_norm, rate, judged, *by_t))
         if parallel.rank == 0:
             report(state)
             if checkpointer.is_due(state.step):

@@ -61,6 +61,10 @@ class Parallel(Protocol):
         """The mean of a scalar over the workers."""
         ...
 
+    def means(self, values: torch.Tensor) -> list[float]:
+        """The mean of each of some values [N] over the workers."""
+        ...
+
 
 @dataclass(frozen=True)
 class Alone:
@@ -84,6 +88,9 @@ class Alone:
 
     def mean(self, value: torch.Tensor) -> float:
         return float(value)
+
+    def means(self, values: torch.Tensor) -> list[float]:
+        return values.tolist()
 
 
 @dataclass(frozen=True)
@@ -114,9 +121,12 @@ class DataParallel:
         return int(told)
 
     def mean(self, value: torch.Tensor) -> float:
-        total = value.clone()
+        return self.means(value.reshape(1))[0]
+
+    def means(self, values: torch.Tensor) -> list[float]:
+        total = values.clone()
         torch.distributed.all_reduce(total)
-        return float(total / self.world_size)
+        return (total / self.world_size).tolist()
 
 
 def make_parallel(rank: int, local_rank: int, world_size: int) -> Parallel:

@@ -13,6 +13,7 @@ from torch import nn
 from ray_dit.config import OptimizerConfig
 from ray_dit.core.train_step import make_ema, make_optimizer
 from ray_dit.formats.checkpoint import CheckpointFacts, with_prefix
+from ray_dit.formats.loss_curve import COLUMNS, Point, widened
 
 
 @dataclass
@@ -25,16 +26,22 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     step: int = 0
     """Optimizer steps done."""
-    log: list[tuple[float, float]] = field(default_factory=lambda: [])
-    """The loss curve: (step, mean loss since the point before)."""
+    log: list[Point] = field(default_factory=lambda: [])
+    """The loss curve."""
+    columns: int = len(COLUMNS)
+    """How many numbers a point of it has."""
 
     @classmethod
     def initial(
-        cls, model: nn.Module, optimizer: OptimizerConfig, ema_decay: float | None
+        cls,
+        model: nn.Module,
+        optimizer: OptimizerConfig,
+        ema_decay: float | None,
+        columns: int = len(COLUMNS),
     ) -> "TrainingState":
         """The state before the first step; ``model`` has its initial weights."""
         ema = make_ema(trained_parameters(model)) if ema_decay else None
-        return cls(model, ema, make_optimizer(model, optimizer))
+        return cls(model, ema, make_optimizer(model, optimizer), columns=columns)
 
     @property
     def device(self) -> torch.device:
@@ -42,14 +49,15 @@ class TrainingState:
         return next(self.model.parameters()).device
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors of the state by name (not copies), and the loss curve as float64 [N, 2]."""
+        """The tensors of the state by name (not copies), and the loss curve as float64 [N, columns]."""
         parameters = trained_parameters(self.model)
         tensors = {f"model.{name}": value for name, value in parameters.items()}
         tensors |= {f"ema.{name}": value for name, value in (self.ema or {}).items()}
         for name, parameter in parameters.items():
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{name}.{key}"] = value
-        tensors["log"] = torch.tensor(self.log, dtype=torch.float64).reshape(-1, 2)
+        log = torch.tensor(widened(self.log, self.columns), dtype=torch.float64)
+        tensors["log"] = log.reshape(-1, self.columns)
         return tensors
 
     def facts(self) -> CheckpointFacts:
@@ -67,7 +75,7 @@ class TrainingState:
             target = parameters[parameter]
             # The count of steps too: the fused AdamW reads it where the parameters are.
             self.optimizer.state[target][key] = value.to(target.device)
-        self.log = [(row[0], row[1]) for row in tensors["log"].tolist()]
+        self.log = widened(tensors["log"].tolist(), self.columns)  # earlier versions kept two numbers
         self.step = facts.step
 
     @contextlib.contextmanager

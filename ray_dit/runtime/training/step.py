@@ -26,6 +26,8 @@ class Passes(Generic[Batch]):
     """Its parameters get the gradients."""
     parallel: Parallel
     config: TrainingConfig
+    note: Callable[[torch.Tensor, torch.Tensor], object] = lambda t_range, losses: None
+    """Given of each batch that is trained on the samples' range of t and loss; see ``Task.t_ranges``."""
     _wrapped: nn.Module = field(init=False)
     _called: nn.Module = field(init=False)
 
@@ -40,8 +42,12 @@ class Passes(Generic[Batch]):
 
     def loss(self, batch: Batch) -> torch.Tensor:
         """The mean loss of a batch, float32."""
+        return self.losses(self._called, batch).mean()
+
+    def losses(self, model: nn.Module, batch: Batch) -> torch.Tensor:
+        """The losses [B] of ``model``, float32."""
         with self._autocast():
-            return self.task.losses(self._called, batch).float().mean()
+            return self.task.losses(model, batch).float()
 
     def gradients(self, batches: Sequence[Batch]) -> torch.Tensor:
         """Leaves the mean gradient of all workers' batches in the parameters; the mean loss of this one's."""
@@ -49,9 +55,12 @@ class Passes(Generic[Batch]):
         for number, batch in enumerate(batches, start=1):
             # the workers' gradients become their mean in the backward pass of the last
             with nullcontext() if number == len(batches) else self.parallel.apart(self._wrapped):
-                loss = self.loss(batch)
+                each = self.losses(self._called, batch)
+                loss = each.mean()
                 (loss / len(batches) if len(batches) > 1 else loss).backward()
             losses.append(loss.detach())
+            if self.task.t_ranges:
+                self.note(self.task.t_range(batch), each.detach())
         return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -1,6 +1,6 @@
 """What a training stage hands over; knows nothing of workers, checkpoints or the order of a step."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -21,6 +21,11 @@ class Task(Protocol[Batch]):
     optimizer: OptimizerConfig
     ema_decay: float | None
     """Largest decay of the averaged weights; None trains without them."""
+
+    @property
+    def t_ranges(self) -> tuple[str, ...]:
+        """Names of the ranges of t whose losses the curve shows apart, as "0-99"; none without a t."""
+        ...
 
     def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
         """Opens the data and builds the model on ``device`` with initial weights equal on every worker.
@@ -44,6 +49,21 @@ class Task(Protocol[Batch]):
         """Loss [B] of the samples. ``model`` is called once: it may be wrapped to average gradients."""
         ...
 
+    def t_range(self, batch: Batch) -> torch.Tensor:
+        """Which of ``t_ranges`` each sample falls in, [B] int64; asked for only where there are some."""
+        ...
+
+    def heldout(self, step: int, size: int) -> Iterable[Batch]:
+        """Samples no model trains on, whose mean loss is the validation loss after ``step`` steps.
+
+        Batches of at most ``size``, the same at every step; none where no validation loss is due.
+        """
+        ...
+
+    def flops(self) -> float:
+        """Floating-point operations that a sample's forward and backward pass take."""
+        ...
+
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         """Objects to write beside the checkpoint of ``step`` (sample grids).
 
@@ -52,5 +72,8 @@ class Task(Protocol[Batch]):
         ...
 
     def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
-        """Writes the result; ``model`` has the averaged weights, rows of ``log`` [N, 2] are step and loss."""
+        """Writes the result.
+
+        ``model`` has the averaged weights; rows of ``log`` are points (`formats/loss_curve.py`).
+        """
         ...

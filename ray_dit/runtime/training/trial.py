@@ -6,7 +6,7 @@ nothing of Ray.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,8 +53,12 @@ class TimedTask:
         self._steps: list[float] = []
         self._checkpoint = 0.0
 
-    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+    @property
+    def t_ranges(self) -> tuple[str, ...]:
         """See ``Task``, as for all methods here."""
+        return self.task.t_ranges
+
+    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
         self._device = device
         return self.task.setup(device, is_local_first)
 
@@ -67,6 +71,15 @@ class TimedTask:
 
     def losses(self, model: nn.Module, batch: Any) -> torch.Tensor:
         return self.task.losses(model, batch)
+
+    def t_range(self, batch: Any) -> torch.Tensor:
+        return self.task.t_range(batch)
+
+    def heldout(self, step: int, size: int) -> Iterable[Any]:
+        return ()  # how often they are judged does not change with the steps of a trial
+
+    def flops(self) -> float:
+        return self.task.flops()
 
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         self._checkpoint = self._now()

@@ -4,18 +4,22 @@ Which data source, parallel wrapper and checkpointer a training has is decided h
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 
 from ray_dit.config import TrainingConfig
+from ray_dit.core.flops import peak_flops
 from ray_dit.errors import Damaged, NotFound, UserError
+from ray_dit.formats.loss_curve import width
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.board import Progress, Reporter
 from ray_dit.runtime.training.checkpointer import Checkpointer, JobCheckpointer, Saved
 from ray_dit.runtime.training.data import StepBatches
 from ray_dit.runtime.training.loop import train_steps
 from ray_dit.runtime.training.parallel import Parallel
+from ray_dit.runtime.training.speed import Work
 from ray_dit.runtime.training.state import TrainingState
 from ray_dit.runtime.training.task import Batch, Task
 
@@ -37,13 +41,20 @@ def train_worker(
     and ``tell`` what the user should know. ``ends``: the last steps of the generations that ``job`` extends.
     """
     model = task.setup(device, parallel.is_local_first)
-    state = TrainingState.initial(model, task.optimizer, task.ema_decay)
+    state = TrainingState.initial(model, task.optimizer, task.ema_decay, width(task.t_ranges))
     checkpointer = JobCheckpointer(job, every=config.checkpoint_every, last=config.steps, ends=ends)
     resume(state, checkpointer, parallel, tell)
     data = StepBatches(
         task, config.batch_size, parallel.rank, parallel.world_size, parts=config.batches_per_step
     )
-    report = Reporter(show, begin=state.step, lost=lambda: (data.waited, checkpointer.stalled))
+    report = Reporter(
+        show,
+        begin=state.step,
+        lost=lambda: (data.waited, checkpointer.stalled),
+        t_ranges=task.t_ranges,
+        work=work_of(task, config, device, parallel.world_size) if parallel.rank == 0 else None,
+        told=len(state.log),
+    )
     if parallel.rank == 0:
         report(state, now=True)
     try:
@@ -65,6 +76,13 @@ def train_worker(
         report(state, now=True)
         with state.averaged() as averaged:
             task.finish(averaged, np.array(state.log), job)
+
+
+def work_of(task: Task[Any], config: TrainingConfig, device: torch.device, workers: int) -> Work:
+    """What a step takes; the peak is that of ``workers`` devices like this one."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = peak_flops(name, bfloat16=config.precision == "bfloat16", tf32=config.tf32)
+    return Work(config.batch_size, task.flops(), None if peak is None else peak * workers)
 
 
 def resume(

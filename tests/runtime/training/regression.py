@@ -1,6 +1,6 @@
 """A training small enough to run without Ray in milliseconds, and what the loop reports to."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class Regression:
     seen: list[int] = field(default_factory=lambda: [])
     result: dict[str, torch.Tensor] = field(default_factory=lambda: {})
     log: np.ndarray | None = None
+    t_ranges: tuple[str, ...] = ()
 
     def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
         torch.manual_seed(0)
@@ -46,6 +47,15 @@ class Regression:
 
     def losses(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         return (model(batch) - batch.sum(dim=1, keepdim=True)).square().flatten()
+
+    def t_range(self, batch: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("these samples have no t")
+
+    def heldout(self, step: int, size: int) -> Iterator[torch.Tensor]:
+        yield from ()
+
+    def flops(self) -> float:
+        return 3.0 * 2 * (3 * self.width + self.width)
 
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         return {f"picture-{step}": save({"weight": model[0].weight.detach().clone()})}  # type: ignore[index]
@@ -91,5 +101,5 @@ def same(left: Regression, right: Regression) -> bool:
         all(torch.equal(value, right.result[name]) for name, value in left.result.items())
         and left.log is not None
         and right.log is not None
-        and np.array_equal(left.log, right.log)
+        and np.array_equal(left.log, right.log, equal_nan=True)
     )

@@ -10,6 +10,7 @@ import torch
 from ray_dit.config import OptimizerConfig
 from ray_dit.core.train_step import ema_decay, learning_rate, make_ema, make_optimizer, update_ema
 from ray_dit.folders.checkpoints import read_checkpoint
+from ray_dit.formats.loss_curve import Point
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.checkpointer import Saved
 from ray_dit.runtime.training.data import StepBatches
@@ -75,7 +76,7 @@ class Noted:
 
     folder: Path
     due: set[int]
-    saved: list[tuple[int, list[tuple[float, float]], bool]] = field(default_factory=lambda: [])
+    saved: list[tuple[int, list[Point], bool]] = field(default_factory=lambda: [])
 
     def steps(self) -> list[int]:
         return []
@@ -106,11 +107,11 @@ class Noted:
 class Counted(Alone):
     """One of two workers, the other of which sees the same; counts the means they take together."""
 
-    means: list[float] = field(default_factory=lambda: [])
+    taken: list[list[float]] = field(default_factory=lambda: [])
 
-    def mean(self, value: torch.Tensor) -> float:
-        self.means.append(float(value))
-        return float(value)
+    def means(self, values: torch.Tensor) -> list[float]:
+        self.taken.append(values.tolist())
+        return values.tolist()
 
 
 def steps(folder: Path, rank: int) -> tuple[Noted, Counted, list[int]]:
@@ -130,14 +131,14 @@ def steps(folder: Path, rank: int) -> tuple[Noted, Counted, list[int]]:
 def test_a_checkpoint_comes_after_its_samples_and_its_point_of_the_curve(tmp_path: Path) -> None:
     noted, counted, reported = steps(tmp_path, rank=0)
     assert [(step, len(log), there) for step, log, there in noted.saved] == [(3, 1, True), (8, 4, True)]
-    assert [step for step, _ in noted.saved[-1][1]] == [2, 4, 6, 8]
+    assert [point[0] for point in noted.saved[-1][1]] == [2, 4, 6, 8]
     assert reported == list(range(1, 9))
-    assert len(counted.means) == 4
+    assert len(counted.taken) == 4
 
 
 def test_the_other_workers_take_part_in_the_mean_and_write_nothing(tmp_path: Path) -> None:
     noted, counted, reported = steps(tmp_path, rank=1)
     assert noted.saved == []
     assert reported == []
-    assert len(counted.means) == 4
+    assert len(counted.taken) == 4
     assert not list(tmp_path.glob("picture-*"))

@@ -60,7 +60,7 @@ def made(device: str = "cpu", ema_decay: float | None = 0.9) -> TrainingState:
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
         state.optimizer.step()
-    state.step, state.log = 2, [(1.0, 0.5), (2.0, 0.25)]
+    state.step, state.log = 2, [(1.0, 0.5, 3.0, 0.1, 0.4), (2.0, 0.25, 2.0, 0.1, 0.3)]
     return state
 
 

@@ -53,4 +53,6 @@ def test_the_first_worker_shows_where_it_begins_and_ends(tmp_path: Path) -> None
     log = run(tmp_path, shown=shown).log
     assert log is not None
     assert [(progress.begin, progress.done) for progress in (shown[0], shown[-1])] == [(4, 4), (4, 8)]
-    assert shown[-1].loss == tuple(log[-1])
+    assert shown[-1].loss == tuple(log[-1, :2])
+    steps = [point["step"] for progress in shown for point in progress.points]
+    assert steps == [6, 8]
