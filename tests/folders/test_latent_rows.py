@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -219,6 +220,18 @@ def test_a_copy_that_is_damaged_each_time_is_left(store: LocalStore, opened: Ope
     time.sleep(0.1)
     assert rows.local == 0
     assert all_rows(rows) == wanted(3)
+
+
+def test_a_folder_of_copies_that_is_deleted_while_it_is_used_is_done_without(
+    store: LocalStore, opened: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = write(store, [3] * 9)
+    rows = opened(store, entries)
+    until(lambda: rows.local == 9)
+    shutil.rmtree(opened.folder)
+    for _ in range(3):
+        assert all_rows(rows) == wanted(27)
+    assert caplog.text.count("is damaged or gone") == 5
 
 
 @pytest.mark.parametrize("by_row", [True, False])
