@@ -32,6 +32,8 @@ STALE_SECONDS = 600.0
 """Age at which a temp file is one that a killed process left: longer than any request is waited for."""
 TRIES = 2
 """Copies of a shard that may turn out damaged before it is no longer copied."""
+TOLD = 5
+"""Damaged copies that are told of: all of them may be gone."""
 _log = logging.getLogger(__name__)
 
 
@@ -98,9 +100,13 @@ class LocalCopies:
                 return
             self._there.discard(number)
             self._damaged[number] += 1
+            count = self._damaged.total()
             with suppress(OSError):
                 self._path(number).unlink(missing_ok=True)
-        _log.warning("the local copy of latents %s is damaged or gone: it is made anew", self._path(number))
+        if count <= TOLD:
+            more = ", and more will not be told" if count == TOLD else ""
+            path = self._path(number)
+            _log.warning("the local copy of latents %s is damaged or gone: it is made anew%s", path, more)
         self._wake.set()
 
     def copy(self, number: int) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -221,6 +222,18 @@ def test_a_copy_that_is_damaged_each_time_is_left(store: LocalStore, opened: Ope
     assert all_rows(rows) == wanted(3)
 
 
+def test_a_folder_of_copies_that_is_deleted_while_it_is_used_is_done_without(
+    store: LocalStore, opened: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = write(store, [3] * 9)
+    rows = opened(store, entries)
+    until(lambda: rows.local == 9)
+    shutil.rmtree(opened.folder)
+    for _ in range(3):
+        assert all_rows(rows) == wanted(27)
+    assert caplog.text.count("is damaged or gone") == 5
+
+
 @pytest.mark.parametrize("by_row", [True, False])
 def test_an_index_that_is_damaged_or_gone_is_made_anew(
     store: LocalStore, opened: Opened, by_row: bool
@@ -350,6 +363,50 @@ def test_what_storage_refuses_the_copying_is_raised_where_rows_are_taken(
         return False
 
     until(is_raised)
+
+
+@dataclass(frozen=True)
+class Flipping(LocalStore):
+    """Storage from which some answers, counted by their lengths, come with another last byte."""
+
+    flips: dict[int, int] = field(default_factory=dict[int, int])
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        data = super().get_range(key, start, length)
+        if self.flips.get(length, 0) > 0:
+            self.flips[length] -= 1
+            return data[:-1] + bytes([data[-1] ^ 1])
+        return data
+
+
+def test_a_byte_that_changed_on_its_way_is_read_again(store: LocalStore, opened: Opened) -> None:
+    entries = write(store, [3])
+    spans, whole, row = entries[0].facts.index_spans, entries[0].bytes, 2 * 8 * 2 * 2
+    far = Flipping(store.uri, flips={row: 1, whole: 1, spans[0][1] - spans[0][0]: 1})
+    rows = opened(far, entries, most=0)
+    assert all_rows(rows) == wanted(3)
+    rows.close()
+    rows = opened(far, entries)
+    until(lambda: rows.local == 1)
+    assert set(far.flips.values()) == {0}
+    assert (opened.folder / "000000").read_bytes() == store.get(entries[0].key)
+    assert rows.read == 0
+    assert all_rows(rows) == wanted(3)
+
+
+def test_a_shard_that_is_never_what_was_written_is_not_kept(store: LocalStore, opened: Opened) -> None:
+    entries = write(store, [3])
+    rows = opened(Flipping(store.uri, flips={entries[0].bytes: 2}), entries)
+
+    def is_raised() -> bool:
+        try:
+            all_rows(rows)
+        except Damaged as error:
+            return "latents/0.parquet does not hold what was written there" in str(error)
+        return False
+
+    until(is_raised)
+    assert opened.copies() == []
 
 
 def test_opening_reads_a_small_part_of_what_there_is(store: LocalStore, opened: Opened) -> None:

@@ -17,7 +17,7 @@ from ray_dit.ledger.maintenance import Tally, verify
 from ray_dit.ledger.results import Facts
 from ray_dit.ledger.stored_json import canonical
 from ray_dit.results import LatentsResult
-from ray_dit.stages.fingerprint import STAGE_RULES, comparison, open_job, parts, rules_with_plan
+from ray_dit.stages.fingerprint import ROWS_SINCE, STAGE_RULES, comparison, open_job, parts, rules_with_plan
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
@@ -249,6 +249,11 @@ def test_a_change_of_the_plan_alone_leaves_a_folder_whose_plan_is_stored(
     assert [rules_with_plan("encode", begun) for begun in (1, 2)] == [None, None]
     with pytest.raises(Conflict, match="rules 1 of encode, and this ray-dit has rules 3.* float64"):
         open_as_today(stored("encode-counting-actors", tmp_path), encode_config())
+
+
+def test_a_change_of_the_form_of_shards_leaves_a_folder_that_is_written_in_the_form_before() -> None:
+    assert [rules_with_plan("encode", begun) for begun in (None, 1, 2, 3, 4)] == [None, None, None, 3, None]
+    assert len(STAGE_RULES["encode"]) == ROWS_SINCE
 
 
 def test_every_job_has_rules_with_a_history() -> None:
