@@ -93,6 +93,9 @@ class LatentsTask:
     def flops(self) -> float:
         return 3.0 * dit_flops(self.shape)
 
+    def memory(self, config: TrainingConfig) -> dict[str, int]:
+        raise AssertionError("a benchmark fits")
+
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         return {}
 

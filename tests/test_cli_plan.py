@@ -63,5 +63,26 @@ def test_the_table() -> None:
     assert cells["cost"] == ["48.00"]
 
 
+def test_a_training_shows_its_model_its_memory_and_its_speed() -> None:
+    parts = {"weights": 4_000_000, "averaged weights": 0, "moments": 8_000_000, "activations": 2_000_000_000}
+    training = PLAN.model_copy(
+        update={
+            "counts": {"steps": 1000},
+            "done": {"steps": 200},
+            "seconds": {"starting": 10.0, "steps": 400.0},
+            "memory": parts | {"measured": 2_100_000_000},
+        }
+    )
+    lines = shown(training, PlanOptions(False, None)).splitlines()
+    cells = {line[:22].strip(): line[22:].split() for line in lines[1:-1]}
+    assert cells["parameters"] == ["1,000,000"]
+    memory = "2.0 GB weights 4.0 MB, moments 8.0 MB, activations 2.0 GB"
+    assert cells["memory per worker"] == memory.split()
+    assert cells["measured"] == ["2.1", "GB"]
+    assert cells["steps per second"] == ["2"]
+    names = [line[:22].strip() for line in shown(PLAN, PlanOptions(False, None)).splitlines()]
+    assert not {"parameters", "memory per worker", "steps per second"} & set(names)
+
+
 def test_the_json() -> None:
     assert json.loads(shown(PLAN, PlanOptions(True, 3.0))) == PLAN.priced(3.0).model_dump()

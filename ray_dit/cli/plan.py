@@ -1,6 +1,7 @@
 """``--plan``: what a command would make and take, as a table or as JSON, and its cost."""
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,13 +58,35 @@ def table(plan: Any) -> str:
         ("bytes in", bytes_text(plan.bytes_in), ""),
         ("bytes out", bytes_text(plan.bytes_out), ""),
         ("workers" if "steps" in plan.counts else "actors", f"{plan.workers:,}", ""),
+        *_memory(plan.memory),
         *((name, duration(seconds), "") for name, seconds in plan.seconds.items()),
+        *_speed(plan),
         ("time in all", duration(plan.total_seconds), ""),
     ]
     if plan.cost is not None:
         rows.append(("cost", f"{plan.cost:,.2f}", ""))
     lines = [f"  {name:<20} {value:>14}  {note}".rstrip() for name, value, note in rows]
     return "\n".join([f"plan of {plan.stage} to {plan.output} (nothing was written)", *lines, plan.basis])
+
+
+def _memory(parts: Mapping[str, int]) -> Iterator[tuple[str, str, str]]:
+    """Lines for the model's size, what a worker takes, of which parts, and the most that was measured."""
+    if not parts:
+        return
+    yield "parameters", f"{parts['weights'] // 4:,}", ""
+    counted = {name: size for name, size in parts.items() if name != "measured"}
+    note = ", ".join(f"{name} {bytes_text(size)}" for name, size in counted.items() if size)
+    yield "memory per worker", bytes_text(sum(counted.values())), note
+    if "measured" in parts:
+        yield "  measured", bytes_text(parts["measured"]), ""
+
+
+def _speed(plan: Any) -> Iterator[tuple[str, str, str]]:
+    """A line for the steps per second that the time of a training rests on."""
+    seconds = plan.seconds.get("steps", plan.seconds.get("work", 0.0))
+    left = plan.counts.get("steps", 0) - plan.done.get("steps", 0)
+    if left and seconds:
+        yield "steps per second", f"{left / seconds:,.3g}", ""
 
 
 def _price(word: str) -> float:

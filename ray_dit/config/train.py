@@ -1,13 +1,14 @@
 """Settings of `ray-dit train`."""
 
 from collections.abc import Collection
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ByteSize, Field, model_validator
 
 from ray_dit.config.base import Content, NonNegativeInt, Over, Placement, PositiveInt, Uri
 from ray_dit.config.diffusion import DiffusionConfig
 from ray_dit.config.model import DiTSizeConfig
+from ray_dit.config.recipes import Recipe, under_recipe
 from ray_dit.config.sampler import SamplerConfig
 from ray_dit.config.training import OptimizerConfig, TrainingConfig
 
@@ -20,6 +21,7 @@ class TrainConfig(TrainingConfig):
     cache_size: Placement[ByteSize | None] = None
     """Bytes of latents to copy to RAY_DIT_CACHE on each machine at most, as 200GB; the rest is read from
     storage row by row. By default all that its disk holds, but for a twentieth of it."""
+    recipe: Placement[Recipe] = None
     model_output: Placement[Uri | None] = None
     """Folder the finished model goes to; by default `model` inside output, or `model-g01` of its first
     extension."""
@@ -65,6 +67,11 @@ class TrainConfig(TrainingConfig):
         """
         every = self.checkpoint_every if self.validate_every is None else self.validate_every
         return every > 0 and (step % every == 0 or step in (self.steps, *ends))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _under_recipe(cls, given: Any) -> Any:
+        return under_recipe(given)
 
     @model_validator(mode="after")
     def _has_points(self) -> "TrainConfig":

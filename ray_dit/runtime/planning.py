@@ -69,6 +69,8 @@ class Plan(BaseModel):
     total_seconds: float
     basis: str
     """What times and bytes rest on: a trial, or an assumption."""
+    memory: dict[str, int] = {}
+    """Of a training: bytes that each part takes in a worker, and where that was measured, the most it had."""
     cost: float | None = None
     """For the total time on all workers, in the unit of the price."""
 
@@ -92,6 +94,8 @@ class Known:
     precision: str = "float32"
     left_out: str = ""
     """What these two leave out, or take for granted."""
+    memory: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Of a training: see ``Plan``."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +213,7 @@ def plan_training(
         "network_evaluations": known.network_evaluations,
         "bytes_in": known.bytes_in,
         "workers": config.num_workers,
+        "memory": dict(known.memory),
     }
     if finished:
         return _finished(common, store)
@@ -218,6 +223,7 @@ def plan_training(
         flops_per_step = known.flops / config.steps / config.num_workers
         steps = min(max(round(STEP_SECONDS * CPU_FLOPS * config.threads / flops_per_step), 6), 60)
         times, sizes, start = try_training(ray, config, what, make_task, steps=steps, begun=begun)
+    common["memory"] |= {} if times.memory is None else {"measured": times.memory}
     due = checkpoints - checkpoints_due(config, steps_done)
     seconds = {
         "starting": start,

@@ -49,12 +49,13 @@ from ray_dit.formats.model_folder import MODEL_STAGE, VAE_FOLDER, ModelConfig, m
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import generation_tag, manifest_objects, read_manifest, tied_manifest
 from ray_dit.ledger.results import Facts, Manifest
-from ray_dit.pipeline import Pipeline, check_adaptable, dit_flops, initial_state, meta_dit
+from ray_dit.pipeline import Pipeline, check_adaptable, dit_flops, initial_state
 from ray_dit.results import LatentShardFacts, LatentsResult, ModelResult, TrainingResult
 from ray_dit.runtime.planning import Known, Plan, plan_training
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
 from ray_dit.runtime.training.launch import run_training
+from ray_dit.runtime.training.memory import dit_memory
 from ray_dit.runtime.training.restoring import damaged_results, to_restore
 from ray_dit.stages.extension import totals_of
 from ray_dit.stages.fingerprint import begun_with, open_job, rules_of, rules_with_plan
@@ -99,15 +100,9 @@ def train(config: TrainConfig) -> Manifest[TrainingResult]:
         model_job = replace(model_job, repairing=True)
     check_latents_vae(open_store(config.latents), latents)
     with ray_session(config) as ray:
+        average = config.ema_decay
         task = DiTTask(
-            config,
-            model_config,
-            latents,
-            model_job,
-            config.optimizer,
-            config.ema_decay,
-            prefix=job.prefix,
-            ends=ends,
+            config, model_config, latents, model_job, config.optimizer, average, prefix=job.prefix, ends=ends
         )
         run_training(ray, config, job, task, "train", ends=ends)
     manifest = job.manifest(TrainingResult)
@@ -121,7 +116,7 @@ def plan_train(config: TrainConfig, *, begun: float) -> Plan:
     samples = config.steps * config.batch_size
     sampled = checkpoints_due(config, config.steps) * len(_grid_labels(config, model_config))
     forward = dit_flops(model_config.model)
-    parameters = sum(parameter.numel() for parameter in meta_dit(model_config.model).parameters())
+    memory = dit_memory(config, model_config.model)
 
     def make_task(small: TrainConfig, job: Job) -> DiTTask:
         model_job = Job.open(job.store.child("model"), MODEL_STAGE, {"train": job.fingerprint})
@@ -137,8 +132,9 @@ def plan_train(config: TrainConfig, *, begun: float) -> Plan:
             # the backward pass takes twice the forward pass, and recomputing activations another one
             flops=float(samples * forward * (4 if config.activation_checkpointing else 3)),
             # checkpoints hold weights, their average and two moments; the model the average
-            bytes_out=4 * parameters * (4 * min(KEPT, checkpoints_due(config, config.steps)) + 1),
+            bytes_out=memory["weights"] * (4 * min(KEPT, checkpoints_due(config, config.steps)) + 1),
             left_out="sample grids and writing checkpoints are not counted",
+            memory=memory,
         ),
         begun=begun,
         generation=len(_ends(config)),
@@ -372,6 +368,9 @@ class DiTTask:
 
     def flops(self) -> float:
         return 3.0 * dit_flops(self.model_config.model)  # the backward pass takes twice the forward pass
+
+    def memory(self, config: TrainConfig) -> dict[str, int]:
+        return dit_memory(config, self.model_config.model)
 
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         """A grid of samples, one row per class, from the averaged weights."""

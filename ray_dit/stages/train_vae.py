@@ -17,6 +17,7 @@ from torch import nn
 from ray_dit.config import OptimizerConfig, TrainVaeConfig
 from ray_dit.core.latents import sample_moments, to_float, to_uint8
 from ray_dit.core.media import psnr
+from ray_dit.core.memory import kept_bytes
 from ray_dit.core.order import rows_at, spread
 from ray_dit.core.rng import Stream, normal
 from ray_dit.errors import Damaged, NotFound, UserError
@@ -44,6 +45,7 @@ from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.tasks import in_tasks
 from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
 from ray_dit.runtime.training.launch import run_training
+from ray_dit.runtime.training.memory import worker_memory
 from ray_dit.runtime.training.restoring import damaged_results, to_restore
 from ray_dit.stages.fingerprint import open_job, rules_of, rules_with_plan
 
@@ -94,6 +96,7 @@ def plan_train_vae(config: TrainVaeConfig, *, begun: float) -> Plan:
             flops=samples * training_flops(config),
             bytes_out=4 * parameters * (3 * min(KEPT, checkpoints_due(config, config.steps)) + 1),
             left_out="reading images and writing checkpoints are not counted",
+            memory=training_memory(config),
         ),
         begun=begun,
     )
@@ -105,6 +108,25 @@ def training_flops(config: TrainVaeConfig) -> float:
 
     # decoder and encoder take about the same, and the backward pass twice the forward pass
     return 2.0 * 3.0 * VAE.create(config.vae).encode_flops(config.images.size)
+
+
+def training_memory(config: TrainVaeConfig) -> dict[str, int]:
+    """Bytes that each part takes in a worker."""
+    from ray_dit.vae import VAE
+
+    side = config.images.size
+    small = side // 2 ** (len(config.vae.block_out_channels) - 1)
+
+    def build() -> nn.Module:
+        return VAELoss(VAE.create(config.vae).module.train().requires_grad_(True), config.kl_weight)
+
+    def call(model: nn.Module, samples: int) -> torch.Tensor:
+        noise = torch.empty(samples, config.vae.latent_channels, small, small)
+        return model(torch.empty(samples, 3, side, side), noise)
+
+    kept = kept_bytes(build, call, bfloat16=config.precision == "bfloat16")
+    parameters = sum(parameter.numel() for parameter in VAE.create(config.vae).module.parameters())
+    return worker_memory(config, parameters, kept, average=False)
 
 
 def _inputs(config: TrainVaeConfig) -> ImagePlan:
@@ -277,6 +299,9 @@ class VAETask:
 
     def flops(self) -> float:
         return training_flops(self.config)
+
+    def memory(self, config: TrainVaeConfig) -> dict[str, int]:
+        return training_memory(config)
 
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         return {}

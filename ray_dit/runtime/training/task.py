@@ -64,6 +64,10 @@ class Task(Protocol[Batch]):
         """Floating-point operations that a sample's forward and backward pass take."""
         ...
 
+    def memory(self, config: Any) -> dict[str, int]:
+        """Bytes that each part takes in a worker with these settings, which are of the task's own kind."""
+        ...
+
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         """Objects to write beside the checkpoint of ``step`` (sample grids).
 

@@ -36,6 +36,8 @@ class TrainingTimes:
     """Writing the result, likewise."""
     working: float
     """From the first step after the warm-up to the end; what came before was start-up."""
+    memory: int | None = None
+    """The most bytes that the worker had on its GPU; None without one."""
 
 
 @dataclass
@@ -81,6 +83,9 @@ class TimedTask:
     def flops(self) -> float:
         return self.task.flops()
 
+    def memory(self, config: Any) -> dict[str, int]:
+        return self.task.memory(config)
+
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         self._checkpoint = self._now()
         return self.task.at_checkpoint(model, step)
@@ -96,6 +101,7 @@ class TimedTask:
             checkpoint=begun - self._checkpoint,
             finish=end - begun,
             working=end - marks[0],
+            memory=torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else None,
         )
         assert isinstance(job.store, ScratchStore)
         self.tell(times, job.store.sizes)

@@ -18,12 +18,14 @@ from ray_dit.runtime.training.board import Progress, Reporter
 from ray_dit.runtime.training.checkpointer import Checkpointer, JobCheckpointer, Saved
 from ray_dit.runtime.training.data import StepBatches
 from ray_dit.runtime.training.loop import train_steps
+from ray_dit.runtime.training.memory import explains_memory
 from ray_dit.runtime.training.parallel import Parallel
 from ray_dit.runtime.training.speed import Work
 from ray_dit.runtime.training.state import TrainingState
 from ray_dit.runtime.training.task import Batch, Task
 
 
+@explains_memory
 def train_worker(
     task: Task[Batch],
     config: TrainingConfig,

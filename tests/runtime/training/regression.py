@@ -10,9 +10,11 @@ from safetensors.torch import save
 from torch import nn
 
 from ray_dit.config import OptimizerConfig, TrainingConfig
+from ray_dit.core.memory import Kept
 from ray_dit.folders.checkpoints import checkpoint_key
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.board import Progress
+from ray_dit.runtime.training.memory import worker_memory
 from ray_dit.runtime.training.parallel import Alone, Parallel
 from ray_dit.runtime.training.worker import train_worker
 from ray_dit.storage.open import open_store
@@ -56,6 +58,9 @@ class Regression:
 
     def flops(self) -> float:
         return 3.0 * 2 * (3 * self.width + self.width)
+
+    def memory(self, config: TrainingConfig) -> dict[str, int]:
+        return worker_memory(config, 1000, Kept(0, 1000), average=True)
 
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         return {f"picture-{step}": save({"weight": model[0].weight.detach().clone()})}  # type: ignore[index]
