@@ -173,6 +173,7 @@ def test_streams_keep_their_numbers():
         "INIT": 8,
         "LABELS": 9,
         "EVALUATE": 10,
+        "VALIDATION": 11,
     }
 
 

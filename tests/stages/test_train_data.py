@@ -1,6 +1,5 @@
 """Where the rows of latents are read decides no byte of a training: all local, none, or some."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -60,7 +59,7 @@ def train_tiny(place: Path, output: str, **fields: object) -> Mapping[str, bytes
     names = [
         *folder.glob("checkpoints/*.safetensors"),
         folder / "model/model.safetensors",
-        folder / "loss.json",
+        folder / "loss.jsonl",
     ]
     return {str(path.relative_to(folder)): path.read_bytes() for path in names}
 
@@ -77,7 +76,7 @@ def test_a_training_has_the_same_bytes_whatever_is_local(
 ) -> None:
     cold = train_tiny(place, "cold")
     assert len(cold) == 4
-    assert len(json.loads(cold["loss.json"])) == 12
+    assert len(cold["loss.jsonl"].splitlines()) == 12
     assert train_tiny(place, "warm") == cold
     size = (place / "latents/latents/00000.parquet").stat().st_size
     for number, budget in enumerate((0, size, 3 * size)):
