@@ -31,6 +31,7 @@ from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.diffusion import linear_schedule, q_sample
 from ray_dit.core.dit import DiT
 from ray_dit.core.loss import diffusion_loss
+from ray_dit.formats.worker_history import History
 from ray_dit.ledger.job import Job
 from ray_dit.pipeline import dit_flops
 from ray_dit.runtime.training.checkpointer import JobCheckpointer
@@ -99,7 +100,7 @@ class LatentsTask:
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         return {}
 
-    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
+    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job, history: History) -> None:
         raise AssertionError("a benchmark has no result")
 
 

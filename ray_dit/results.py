@@ -12,10 +12,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from ray_dit.config import SamplerConfig
 from ray_dit.formats.model_folder import MODEL_STAGE
+from ray_dit.formats.worker_history import History
 from ray_dit.ledger.results import Facts, Result
 
 Value = float | int | dict[str, float | None]
@@ -40,7 +41,25 @@ class ShardFacts(Facts):
     """Its number."""
 
 
-class VAEResult(Result):
+class Trained(Result):
+    """What comes of a training."""
+
+    history: History = ()
+    """Which workers trained which steps; none where an earlier version did."""
+
+    def of(self, history: History) -> Self:
+        """This result with the worker history it has."""
+        return self.model_copy(update={"history": history}) if history else self
+
+
+class OfHistory(Facts):
+    """Of an object that a training ends with."""
+
+    history: str = ""
+    """Hash of the worker history that made it."""
+
+
+class VAEResult(Trained):
     """A trained VAE, in diffusers' layout."""
 
     stage_name: ClassVar[str] = "train-vae"
@@ -229,7 +248,7 @@ def conversions_of(shards: Iterable[LatentShardFacts]) -> dict[str, Any]:
     return {"converted": converted, "conversions": dict(sorted(conversions.items()))}
 
 
-class TrainingResult(Result):
+class TrainingResult(Trained):
     """A finished training run; the model lies in a folder of its own."""
 
     stage_name: ClassVar[str] = "train"
@@ -245,7 +264,7 @@ class TrainingResult(Result):
         return {"steps": known["steps"], "samples": math.prod(known.values())} if len(known) == 2 else {}
 
 
-class ModelResult(Result):
+class ModelResult(Trained):
     """A model folder, whose settings are in its config.json."""
 
     stage_name: ClassVar[str] = MODEL_STAGE

@@ -165,6 +165,19 @@ WRONG_OPTIONS = {
         ["train", "--latents", "l", "--output", "o", "--batch-size", "7", "--num-workers", "2"],
         "batch_size 7 is not a multiple of num_workers 2",
     ),
+    "no range of workers": (
+        ["train", "--latents", "l", "--output", "o", "--num-workers", "2.."],
+        "^--num-workers: '2..' is neither a number of workers, from 1 on, nor a range such as 2..8; see",
+    ),
+    "a range that shares no batch": (
+        ["train", "--latents", "l", "--output", "o", "--batch-size", "7", "--num-workers", "2..6"],
+        "batch_size 7 is not a multiple of num_workers 2..6",
+    ),
+    "checkpoints to keep that are not made": (
+        ["train", "--latents", "l", "--output", "o", "--keep-every", "7"],
+        "keep_every 7 is not a multiple of checkpoint_every 5000",
+    ),
+    "no step": (["export-model", "run"], "'run' names no checkpoint: give RUN@STEP, or RUN@last, RUN being"),
     "neither of two": (["generate", "--model", "m", "--output", "o"], "give one of num_images and per_class"),
     "no YAML file": (["encode", "--config"], "--config needs a file"),
 }
@@ -275,6 +288,8 @@ WRONG_PLACES = {
     "nothing to verify": (["verify", "images"], "/images holds no job of ray-dit: check the path"),
     "nothing to clean": (["gc", "missing"], "nothing is at .*/missing: check the path"),
     "latents to export": (["export", "latents", "--output", "out"], "no model at .*/latents.*give the model"),
+    "latents to make a model of": (["export-model", "latents@last"], "/latents holds latents, not a training run"),
+    "a run without checkpoints": (["export-model", "run@7"], "/run has no checkpoint yet: train until there is one"),
     "no checkpoint": (["import-checkpoint", "file", "--output", "out"], "no checkpoint at .*/file: give a .pt"),
     "latents to serve": (["serve", "--model", "latents"], "no model at .*/latents.*give the model"),
     "file for the output": ([*ENCODE, "--output", "file"], "/file cannot be made .File exists.: take another"),

@@ -78,7 +78,7 @@ def test_an_option_that_is_not_there(command: str, written: str, meant: str | No
         ("import", "import-checkpoint"),
         ("train_vae", "train-vae"),
         ("verfiy", "verify"),
-        ("--models", None),
+        ("--models", "export-model"),
         ("run", None),
         ("help", None),
         ("sample", None),

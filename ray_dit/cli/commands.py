@@ -126,6 +126,14 @@ def _export(config: settings.ExportConfig) -> None:
     _said(f"{config.format} checkpoint", export(config), None)
 
 
+def _export_model(config: settings.ExportModelConfig) -> None:
+    from ray_dit.checkpoints.averaged import export_model
+
+    folder, step = export_model(config)
+    next_command = f"ray-dit generate --model {folder} --num-images 1000 --output dataset"
+    _said(f"model after {step} steps", folder, next_command)
+
+
 def _serve(config: settings.ServeConfig) -> None:
     from ray_dit.serving.deployments.launcher import serve
 
@@ -205,6 +213,9 @@ COMMANDS = {
     ),
     "export": Command(
         "a model folder for diffusers or as an official .pt", settings.ExportConfig, _export, "model"
+    ),
+    "export-model": Command(
+        "a training's checkpoint as a model folder", settings.ExportModelConfig, _export_model, "checkpoint"
     ),
     "info": Command("what a folder holds and how far it is", settings.InfoConfig, _info, "uri"),
     "verify": Command("read every object again and compare hashes", settings.VerifyConfig, _verify, "uri"),

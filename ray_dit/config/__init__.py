@@ -25,7 +25,7 @@ from ray_dit.config.base import (
     placement_names,
     section_of,
 )
-from ray_dit.config.checkpoints import ExportConfig, ImportConfig
+from ray_dit.config.checkpoints import ExportConfig, ExportModelConfig, ImportConfig
 from ray_dit.config.diffusion import DiffusionConfig
 from ray_dit.config.encode import EncodeConfig
 from ray_dit.config.evaluate import ClassifierConfig, EvaluateConfig
@@ -46,9 +46,9 @@ from ray_dit.config.training import OptimizerConfig, TrainingConfig
 __all__ = [
     "PRESET_SIZES", "ApiConfig", "ClassifierConfig", "Config", "Content", "ContentConfig", "DiTConfig",
     "DiTSizeConfig", "DiffusionConfig", "EncodeConfig", "EngineConfig", "EvaluateConfig", "ExportConfig",
-    "Fraction", "GcConfig", "GenerateConfig", "ImagesConfig", "ImportConfig", "InfoConfig", "LatentsConfig",
-    "LimitsConfig", "ModelConfig", "NonNegativeInt", "OptimizerConfig", "Over", "Placement", "PositiveInt",
-    "Precision", "ReportConfig", "SamplerConfig", "SamplerName", "Seconds", "Seed", "ServeConfig",
-    "ShardsConfig", "StageConfig", "TrainConfig", "TrainVaeConfig", "TrainingConfig", "Uri", "VAESizeConfig",
-    "VaeSource", "VerifyConfig", "content_defaults", "placement_names", "section_of",
+    "ExportModelConfig", "Fraction", "GcConfig", "GenerateConfig", "ImagesConfig", "ImportConfig",
+    "InfoConfig", "LatentsConfig", "LimitsConfig", "ModelConfig", "NonNegativeInt", "OptimizerConfig", "Over",
+    "Placement", "PositiveInt", "Precision", "ReportConfig", "SamplerConfig", "SamplerName", "Seconds",
+    "Seed", "ServeConfig", "ShardsConfig", "StageConfig", "TrainConfig", "TrainVaeConfig", "TrainingConfig",
+    "Uri", "VAESizeConfig", "VaeSource", "VerifyConfig", "content_defaults", "placement_names", "section_of",
 ]  # fmt: skip

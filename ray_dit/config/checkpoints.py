@@ -1,8 +1,11 @@
-"""Settings of `ray-dit import-checkpoint` and `ray-dit export`."""
+"""Settings of `ray-dit import-checkpoint`, `ray-dit export` and `ray-dit export-model`."""
 
+import re
 from typing import Annotated, Literal
 
-from ray_dit.config.base import Config, Content, Over, Placement, PositiveInt, Uri, VaeSource
+from pydantic import AfterValidator
+
+from ray_dit.config.base import Config, Content, Over, Placement, PositiveInt, Uri, VaeSource, absolute
 from ray_dit.config.diffusion import DiffusionConfig
 
 
@@ -46,3 +49,40 @@ class ExportConfig(Config):
     output: Uri
     """Folder to write (diffusers), or .pt file (official): a path or any fsspec URI."""
     format: Literal["diffusers", "official"] = "diffusers"
+
+
+NEWEST = "last"
+
+
+def _run_and_step(text: str) -> str:
+    run, at, step = text.rpartition("@")
+    if not run or not re.fullmatch(rf"\d{{1,15}}|{NEWEST}", step):
+        raise ValueError(
+            f"{text!r} names no checkpoint: give RUN@STEP, or RUN@{NEWEST}, RUN being the --output of train"
+        )
+    return f"{absolute(run)}{at}{step}"
+
+
+class ExportModelConfig(Config):
+    """`ray-dit export-model`: the averaged weights of a training's checkpoint as a model folder."""
+
+    checkpoint: Annotated[str, AfterValidator(_run_and_step)]
+    """RUN@STEP or RUN@last: the output folder of train, finished or not, and a step that it has a checkpoint
+    of."""
+    output: Uri | None = None
+    """Model folder to write; by default model-step-STEP inside RUN."""
+    latents: Uri | None = None
+    """Folder of the latents that RUN is trained on; by default where its newest start has read them."""
+    init_from: Uri | None = None
+    """Model folder that RUN started from, likewise."""
+
+    @property
+    def run(self) -> str:
+        """The training's folder."""
+        return self.checkpoint.rpartition("@")[0]
+
+    @property
+    def step(self) -> int | None:
+        """The step asked for; None for the newest."""
+        step = self.checkpoint.rpartition("@")[2]
+        return None if step == NEWEST else int(step)

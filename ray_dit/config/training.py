@@ -1,8 +1,9 @@
 """What the two training stages share: data order, workers, checkpoints, the optimizer."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ray_dit.config.base import (
     Content,
@@ -32,6 +33,23 @@ class OptimizerConfig(ContentConfig):
     """Largest norm of the gradient over all parameters; longer ones are scaled down."""
 
 
+def _workers(value: Any) -> Any:
+    """A number from 1 on, or a range as text; ValueError for anything else."""
+    text = str(value).strip()
+    match = re.fullmatch(r"(\d{1,6})(?:\.\.(\d{1,6}))?", text)
+    if isinstance(value, bool) or not match or int(match[1]) < 1:
+        raise ValueError(f"{value!r} is neither a number of workers, from 1 on, nor a range such as 2..8")
+    if match[2] is None:
+        return int(match[1])
+    if int(match[2]) < int(match[1]):
+        raise ValueError(f"{text} is no range: its end is below its beginning")
+    return text
+
+
+Workers = Annotated[int | str, BeforeValidator(_workers)]
+"""How many workers train: a number, or a range such as ``2..8``."""
+
+
 class TrainingConfig(StageConfig):
     """What the two training stages share: data order, workers, checkpoints."""
 
@@ -41,9 +59,10 @@ class TrainingConfig(StageConfig):
     """Optimizer steps in all."""
     batch_size: Content[PositiveInt]
     """Samples per step over all workers; the number of workers must divide it."""
-    num_workers: Content[PositiveInt] = 1
-    """Ray Train workers (DDP); part of what determines bits, not which samples a step sees."""
-    use_gpu: Content[bool] = False
+    num_workers: Placement[Workers] = 1
+    """Ray Train workers (DDP), or a range: 2..8 grows and shrinks with the cluster. The same samples in the
+    same order, with other last bits; may change when a run goes on."""
+    use_gpu: Placement[bool] = False
     """Give each worker a GPU."""
     precision: Content[Precision] = "float32"
     """bfloat16: matrix products round their factors, as autocast does; weights, their average, the optimizer
@@ -59,12 +78,30 @@ class TrainingConfig(StageConfig):
     """Steps between checkpoints."""
     log_every: Content[PositiveInt] = 10
     """Steps between points of the loss curve, each the mean over them; divides checkpoint_every."""
+    keep_last: Placement[PositiveInt] = 2
+    """How many of the newest checkpoints stay; with 1 there is none to go back to should it get damaged."""
+    keep_every: Placement[PositiveInt | None] = None
+    """Checkpoints of multiples of so many steps stay too; a multiple of checkpoint_every."""
     tensorboard: Placement[Uri | None] = None
     """Folder for TensorBoard's event files (needs the extra ray-dit[tensorboard])."""
 
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers; the same number twice where it is fixed."""
+        fewest, _, most = str(self.num_workers).partition("..")
+        return int(fewest), int(most or fewest)
+
+    def working(self, there: int) -> int:
+        """How many of ``there`` workers train, the most that can share the batch; the others are idle."""
+        return next(
+            count for count in range(there, 0, -1) if self.batch_size % (count * self.batches_per_step) == 0
+        )
+
     @model_validator(mode="after")
     def _fits(self) -> "TrainingConfig":
-        if self.batch_size % (self.num_workers * self.batches_per_step):
+        fewest, most = self.worker_range
+        shared = (self.batch_size % (count * self.batches_per_step) for count in range(fewest, most + 1))
+        if all(shared):
             parts = f" times batches_per_step {self.batches_per_step}" if self.batches_per_step > 1 else ""
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of num_workers {self.num_workers}{parts}: "
@@ -73,5 +110,9 @@ class TrainingConfig(StageConfig):
         if self.checkpoint_every % self.log_every:
             raise ValueError(
                 f"checkpoint_every {self.checkpoint_every} is not a multiple of log_every {self.log_every}"
+            )
+        if self.keep_every is not None and self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"keep_every {self.keep_every} is not a multiple of checkpoint_every {self.checkpoint_every}"
             )
         return self

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from ray_dit.formats.worker_history import History
+
 
 class CheckpointFacts(BaseModel):
     """What of a training state is no tensor."""
@@ -21,12 +23,15 @@ class CheckpointFacts(BaseModel):
 
     step: int
     """Optimizer steps that are done."""
+    history: History = ()
+    """Of the workers that did them; none in checkpoints of earlier versions."""
 
 
 def checkpoint_bytes(tensors: Mapping[str, torch.Tensor], facts: CheckpointFacts) -> bytes:
     """safetensors bytes of the state."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return save_tensors(plain, metadata={"facts": json.dumps(facts.model_dump(), sort_keys=True)})
+    told = facts.model_dump(exclude_defaults=True)  # so that of one of an earlier version the same bytes come
+    return save_tensors(plain, metadata={"facts": json.dumps(told, sort_keys=True)})
 
 
 def parse_checkpoint(data: bytes) -> tuple[dict[str, torch.Tensor], CheckpointFacts]:

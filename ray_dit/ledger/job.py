@@ -90,6 +90,8 @@ class Job:
     repairing: bool = False
     """Whether ``put`` and ``put_plain`` put their bytes back where an object with a marker is missing or
     damaged."""
+    way: str = ""
+    """Of several ways to make the objects that come to other bytes, the one taken: a hash."""
 
     @classmethod
     def open(
@@ -364,7 +366,7 @@ class Job:
     @property
     def _writers(self) -> Writers:
         folder = f"{WRITERS}{generation_tag(self.generation)}/"
-        return Writers(self.store, folder, self.accepted or self.fingerprint)
+        return Writers(self.store, folder, self.accepted or self.fingerprint, self.way)
 
     def _marker_key(self, name: str) -> str:
         return f"_markers{generation_tag(self.generation)}/{name}.json"

@@ -67,15 +67,18 @@ class Writers:
     """Of this generation's, with a slash at the end."""
     fingerprint: str
     """Under which this process makes objects: another one is another kind."""
+    way: str = ""
+    """Likewise, see ``Job``."""
 
     def enrol(self) -> str:
         """Writes down, before this process's first object, what kind of machine makes objects here.
 
         Returns the kind's name.
         """
-        who = (self.store.uri, self.folder, machine_kind(), self.fingerprint)
+        who = (self.store.uri, self.folder, machine_kind(), self.fingerprint, self.way)
         if who not in _enrolled:
-            data = canonical({"machine": machine_kind(), "fingerprint": self.fingerprint})
+            way = {"way": self.way} if self.way else {}
+            data = canonical({"machine": machine_kind(), "fingerprint": self.fingerprint, **way})
             self.store.put(f"{self.folder}{kind_name(data)}.json", data)
             _enrolled[who] = kind_name(data)
         return _enrolled[who]
@@ -163,4 +166,4 @@ def kind_name(writer: bytes) -> str:
     return hashlib.sha256(writer).hexdigest()[:16]
 
 
-_enrolled: dict[tuple[str, str, str, str], str] = {}
+_enrolled: dict[tuple[str, str, str, str, str], str] = {}

@@ -19,6 +19,7 @@ from ray_dit import config as settings
 from ray_dit.config import ReportConfig
 from ray_dit.core.media import decode, psnr
 from ray_dit.errors import Conflict, NotFound, UserError
+from ray_dit.folders.checkpoints import RECONSTRUCTIONS
 from ray_dit.folders.dataset import read_shard
 from ray_dit.folders.images import ImagePlan
 from ray_dit.folders.loss_curve import read_loss_curve
@@ -26,6 +27,7 @@ from ray_dit.folders.model import read_model
 from ray_dit.folders.reading import load_images
 from ray_dit.folders.stored_plans import read_plans
 from ray_dit.formats.model_folder import ModelConfig
+from ray_dit.formats.worker_history import History, keyed
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import manifest_objects, read_manifest, tied_manifest
 from ray_dit.ledger.results import Facts, Manifest
@@ -35,6 +37,7 @@ from ray_dit.results import (
     EvaluationResult,
     LatentsResult,
     ModelResult,
+    Trained,
     TrainingResult,
     VAEResult,
 )
@@ -109,7 +112,7 @@ def gather(config: ReportConfig) -> Contents:
     _check_chain(config, results)
     names = results.latents.facts.classes
     shown = spaced(names, MAX_CLASSES)
-    vae = _reconstructions(config)
+    vae = _reconstructions(config, results.vae)
     model = read_model(config.model).config
     steps, denoising = _denoising(config.model, spaced(range(len(names)), DENOISED_CLASSES), names)
     return Contents(
@@ -122,8 +125,8 @@ def gather(config: ReportConfig) -> Contents:
         psnr=psnr(*vae) if vae else None,
         denoising=denoising,
         preview_steps=steps,
-        loss=_losses(open_store(config.run), results.training.generation),
-        vae_loss=_vae_loss(config),
+        loss=_losses(config.run, results.training),
+        vae_loss=_vae_loss(config, results.vae),
         times=[
             time
             for stage, uri in stage_folders(config).items()
@@ -253,30 +256,31 @@ def _readable(rows: Iterable[tuple[ImagePlan, int]]) -> Iterator[Images]:
             continue
 
 
-def _reconstructions(config: ReportConfig) -> tuple[Images, Images] | None:
-    arrays = _npz(config.vae, "reconstructions.npz")
+def _reconstructions(config: ReportConfig, vae: Manifest[VAEResult] | None) -> tuple[Images, Images] | None:
+    arrays = _npz(config.vae, RECONSTRUCTIONS, vae)
     return (arrays["original"], arrays["reconstructed"]) if arrays else None
 
 
-def _losses(store: Store, generation: int = 0) -> list[tuple[float, float]]:
+def _losses(uri: str, training: Manifest[Any]) -> list[tuple[float, float]]:
     """Steps and losses of a training."""
-    return [(point["step"], point["loss"]) for point in read_loss_curve(store, generation)]
+    curve = read_loss_curve(open_store(uri), training.generation, training.facts.history)
+    return [(point["step"], point["loss"]) for point in curve]
 
 
-def _vae_loss(config: ReportConfig) -> list[tuple[float, float]]:
-    if config.vae is None:
+def _vae_loss(config: ReportConfig, vae: Manifest[VAEResult] | None) -> list[tuple[float, float]]:
+    if config.vae is None or vae is None:
         return []
     try:
-        return _losses(open_store(config.vae))
+        return _losses(config.vae, vae)
     except NotFound:
         return []
 
 
-def _npz(uri: str | None, key: str) -> dict[str, NDArray[Any]] | None:
-    if uri is None:
+def _npz(uri: str | None, key: str, vae: Manifest[VAEResult] | None) -> dict[str, NDArray[Any]] | None:
+    if uri is None or vae is None:
         return None
     try:
-        data = open_store(uri).get(key)
+        data = open_store(uri).get(keyed(key, vae.facts.history))
     except NotFound:
         return None
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
@@ -348,7 +352,10 @@ def _stage_time(stage: str, what: str, runs: Sequence[tuple[Any, Any]]) -> Stage
 
 
 def commands(config: ReportConfig, results: Results, model: ModelConfig) -> list[str]:
-    """One command per stage that gives the same result, from the settings stored with it."""
+    """One command per stage that gives the same result, from the settings stored with it.
+
+    (Of a training that others went on with, the workers are those of the end.)
+    """
     manifests: tuple[Manifest[Any] | None, ...] = (
         results.vae, results.latents, results.training, results.dataset, results.evaluation,
     )  # fmt: skip
@@ -367,8 +374,18 @@ def commands(config: ReportConfig, results: Results, model: ModelConfig) -> list
             {**images, "dataset": config.dataset, "output": config.evaluation},
         ),
     }
+    for made in manifests:
+        if made is not None and isinstance(made.facts, Trained):
+            kinds[made.stage][1].update(_workers(made.facts.history, content[made.stage]))
     content["generate"] = _as_asked(content["generate"], results.latents.facts, model)
     return [command(stage, kinds[stage][0], content[stage], kinds[stage][1]) for stage in content]
+
+
+def _workers(history: History, content: dict[str, Any]) -> dict[str, str]:
+    """The workers of a training as placement, taken out of the settings of an earlier version."""
+    before, _ = content.pop("num_workers", 1), content.pop("use_gpu", False)
+    workers = history[-1].workers if history else before
+    return {} if workers == 1 else {"num_workers": str(workers)}
 
 
 def _as_asked(resolved: dict[str, Any], latents: LatentsResult, model: ModelConfig) -> dict[str, Any]:

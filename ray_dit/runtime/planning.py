@@ -23,7 +23,7 @@ from ray_dit.ledger.manifest import generation_prefix
 from ray_dit.runtime.session import cpus_for, ray_session
 from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
 from ray_dit.runtime.shards import Work, make_shards
-from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
+from ray_dit.runtime.training.checkpointer import checkpoints_due, checkpoints_kept
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.runtime.training.task import Task
 from ray_dit.runtime.training.trial import TimedTask, TrainingTimes
@@ -212,15 +212,18 @@ def plan_training(
         },
         "network_evaluations": known.network_evaluations,
         "bytes_in": known.bytes_in,
-        "workers": config.num_workers,
+        "workers": config.working(config.worker_range[1]),
         "memory": dict(known.memory),
     }
     if finished:
         return _finished(common, store)
     with ray_session(config) as ray:
-        if config.use_gpu and _gpus(ray) < config.num_workers:
-            return assumed(common, known, share=left / config.steps, workers=config.num_workers)
-        flops_per_step = known.flops / config.steps / config.num_workers
+        fewest, most = config.worker_range
+        if config.use_gpu and _gpus(ray) < fewest:
+            return assumed(common, known, share=left / config.steps, workers=common["workers"])
+        room = int(_gpus(ray) if config.use_gpu else ray.cluster_resources().get("CPU", 0) // config.threads)
+        common["workers"] = workers = config.working(max(fewest, min(most, room)))
+        flops_per_step = known.flops / config.steps / workers
         steps = min(max(round(STEP_SECONDS * CPU_FLOPS * config.threads / flops_per_step), 6), 60)
         times, sizes, start = try_training(ray, config, what, make_task, steps=steps, begun=begun)
     common["memory"] |= {} if times.memory is None else {"measured": times.memory}
@@ -231,13 +234,13 @@ def plan_training(
         "checkpoints": due * times.checkpoint,
         "finishing": times.finish,
     }
-    kept = {"/checkpoints/": min(KEPT, checkpoints), "/samples/": checkpoints}
+    kept = {"/checkpoints/": checkpoints_kept(config), "/samples/": checkpoints}
     bytes_out = sum(
         size * next((count for part, count in kept.items() if part in key), 1)
         for key, size in sizes.items()
         if "/_" not in key
     )
-    basis = f"measured: {steps} steps, a checkpoint and the end on {config.num_workers} workers here"
+    basis = f"measured: {steps} steps, a checkpoint and the end on {workers} workers here"
     return summed(common, seconds, bytes_out=bytes_out, basis=basis)
 
 

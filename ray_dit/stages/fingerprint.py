@@ -23,7 +23,10 @@ _KINDS = (
     "deep greys are scaled, transparency shows a background, long strips are cropped before they are resized"
 )
 """What changed for every stage that reads images."""
-_CURVE = "a point of the loss curve holds more than the loss, and the curve is loss.jsonl"
+_CURVE = (
+    "a point of the loss curve holds more than the loss, the curve is loss.jsonl, and keys hold the worker "
+    "history"
+)
 """What changed for both stages that train."""
 STAGE_RULES: dict[str, tuple[str, ...]] = {
     "train-vae": ("as first released", _KINDS, _CURVE),

@@ -16,6 +16,7 @@ from ray_dit.folders.checkpoints import checkpoint_steps
 from ray_dit.folders.latent_summary import LatentsSummary, sample_moments, summarize
 from ray_dit.folders.model import read_model
 from ray_dit.formats.model_folder import MODEL_STAGE
+from ray_dit.formats.worker_history import in_words
 from ray_dit.ledger.description import newest_begun
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import jobs
@@ -23,7 +24,7 @@ from ray_dit.ledger.manifest import job_key, last_generation, read_manifest
 from ray_dit.ledger.restore import overwrite
 from ray_dit.ledger.results import Facts, Manifest
 from ray_dit.ledger.stored_json import read_json
-from ray_dit.results import Duplicates, LatentsResult
+from ray_dit.results import Duplicates, LatentsResult, Trained
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
@@ -73,6 +74,8 @@ def _job_lines(folder: Store) -> Iterator[str]:
         tied = {"extends": manifest.extends} if manifest.extends else {}
         accepted = {"accepted": list(manifest.accepted)} if manifest.accepted else {}
         facts = manifest.facts.to_json() | tied | accepted
+        if history := facts.pop("history", None):
+            yield _line("workers", in_words(Trained.model_validate({"history": history}).history))
         for name, value in sorted(facts.items()):
             if not (latents and name in _IN_WORDS):
                 yield _line(name, _short(value))

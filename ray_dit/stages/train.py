@@ -6,7 +6,7 @@ generate and serve need and nothing else.
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -39,21 +39,22 @@ from ray_dit.core.media import grid
 from ray_dit.core.order import rows_at, spread
 from ray_dit.core.settle import evaluations_per_image, settle_sampler
 from ray_dit.errors import Conflict, Damaged, UserError, first_message
-from ray_dit.folders.checkpoints import FOLDER
+from ray_dit.folders.checkpoints import FOLDER, SAMPLES, for_history
 from ray_dit.folders.duplicates import copies_of_heldout
 from ray_dit.folders.latents import LatentRows, cache_folder, open_latent_rows
 from ray_dit.folders.loss_curve import put_curve
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import MODEL_STAGE, VAE_FOLDER, ModelConfig, model_card, model_objects
+from ray_dit.formats.worker_history import History
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import generation_tag, manifest_objects, read_manifest, tied_manifest
-from ray_dit.ledger.results import Facts, Manifest
+from ray_dit.ledger.results import Manifest
 from ray_dit.pipeline import Pipeline, check_adaptable, dit_flops, initial_state
 from ray_dit.results import LatentShardFacts, LatentsResult, ModelResult, TrainingResult
 from ray_dit.runtime.planning import Known, Plan, plan_training
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
+from ray_dit.runtime.training.checkpointer import checkpoints_due, checkpoints_kept
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.runtime.training.memory import dit_memory
 from ray_dit.runtime.training.restoring import damaged_results, to_restore
@@ -64,8 +65,6 @@ from ray_dit.vae import check_latents_vae
 
 STAGE = TrainingResult.stage_name
 SD_SCALING_FACTOR = 0.18215
-SAMPLES = "samples/"
-"""Where a run's sample grids lie."""
 _log = logging.getLogger(__name__)
 
 
@@ -92,6 +91,8 @@ def train(config: TrainConfig) -> Manifest[TrainingResult]:
     manifest, model = job.whole(TrainingResult), model_job.whole(ModelResult)
     # checkpoints and sample grids of a finished training are what nothing needs and nothing makes again
     damage = damaged_results(job, manifest, (f"{FOLDER}/", SAMPLES)) + damaged_results(model_job, model)
+    if manifest is not None and model is not None and model.facts.history != manifest.facts.history:
+        damage.append(model_job.store.uri)  # that of a run which another one has overtaken
     _tell_damage_before(job, ends)
     if manifest is not None and model is not None and not damage:
         return manifest
@@ -104,7 +105,8 @@ def train(config: TrainConfig) -> Manifest[TrainingResult]:
         task = DiTTask(
             config, model_config, latents, model_job, config.optimizer, average, prefix=job.prefix, ends=ends
         )
-        run_training(ray, config, job, task, "train", ends=ends)
+        inputs_at = {"latents": config.latents, "init_from": config.init_from}
+        run_training(ray, config, job, task, "train", ends=ends, facts=inputs_at)
     manifest = job.manifest(TrainingResult)
     assert manifest is not None, "the first worker has written it"
     return manifest
@@ -132,7 +134,7 @@ def plan_train(config: TrainConfig, *, begun: float) -> Plan:
             # the backward pass takes twice the forward pass, and recomputing activations another one
             flops=float(samples * forward * (4 if config.activation_checkpointing else 3)),
             # checkpoints hold weights, their average and two moments; the model the average
-            bytes_out=memory["weights"] * (4 * min(KEPT, checkpoints_due(config, config.steps)) + 1),
+            bytes_out=memory["weights"] * (4 * checkpoints_kept(config) + 1),
             left_out="sample grids and writing checkpoints are not counted",
             memory=memory,
         ),
@@ -296,6 +298,8 @@ class DiTTask:
     def t_ranges(self) -> tuple[str, ...]:
         return t_ranges(self.model_config.diffusion.num_train_timesteps)
 
+    _device: torch.device = field(default=torch.device("cpu"), init=False)
+
     def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
         self._device = device
         self._data = self._open_data()
@@ -386,27 +390,30 @@ class DiTTask:
         key = f"{SAMPLES}{self.prefix}step-{step:08d}.png"
         return {key: grid(pipeline.decode(latents), self.config.grid_per_class)}
 
-    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
+    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job, history: History) -> None:
         """Writes the model folder, then closes the run."""
         self._data.close()
-        labels = self._labels()
+        self.write_model(self.model_job, model, log, history)
+        put_curve(job, log, self.t_ranges, history)
+        result = TrainingResult(
+            steps=self.config.steps,
+            samples=self.config.steps * self.config.batch_size,
+            loss=float(log[-1, 1]),
+        )
+        job.finish(result.of(history))
+
+    def write_model(self, job: Job, model: nn.Module, log: NDArray[np.float64], history: History) -> None:
+        """Writes the model folder of the state that the loss curve ends with, and closes its job."""
+        labels, steps = self._labels(), int(log[-1, 0])
         card = model_card(
             self.model_config, labels, title="A DiT trained with ray-dit", notes=self._notes(log)
         )
         check_latents_vae(open_store(self.config.latents), self.latents)  # its VAE goes into the model
         objects = model_objects(self.model_config, model.state_dict(), labels, self._vae().files(), card)
+        job, facts = for_history(job, history)
         for key, data in objects.items():
-            self.model_job.put(key.replace("/", "-"), key, data, Facts())
-        self.model_job.finish(ModelResult(steps=self.config.steps))
-        put_curve(job, log, self.t_ranges)
-        job.plain.adopt(f"{SAMPLES}{job.prefix}step-")
-        job.finish(
-            TrainingResult(
-                steps=self.config.steps,
-                samples=self.config.steps * self.config.batch_size,
-                loss=float(log[-1, 1]),
-            )
-        )
+            job.put(key.replace("/", "-"), key, data, facts)
+        job.finish(ModelResult(steps=steps).of(history))
 
     def _open_data(self) -> LatentRows:
         store = open_store(self.config.latents)
@@ -425,7 +432,7 @@ class DiTTask:
 
     def _notes(self, log: NDArray[np.float64]) -> str:
         return (
-            f"Averaged over training (EMA). Trained for {self.config.steps} steps of "
+            f"Averaged over training (EMA). Trained for {int(log[-1, 0])} steps of "
             f"{self.config.batch_size} on {self.latents.facts.train_rows} pictures (seed "
             f"{self.config.seed}); last mean loss {log[-1, 1]:.4f}."
         )

@@ -21,7 +21,13 @@ from ray_dit.core.memory import kept_bytes
 from ray_dit.core.order import rows_at, spread
 from ray_dit.core.rng import Stream, normal
 from ray_dit.errors import Damaged, NotFound, UserError
-from ray_dit.folders.checkpoints import FOLDER, checkpoint_steps
+from ray_dit.folders.checkpoints import (
+    FOLDER,
+    RECONSTRUCTIONS,
+    checkpoint_steps,
+    for_history,
+    leave_only_result,
+)
 from ray_dit.folders.images import ImagePlan, plan_images, refuse_output_inside
 from ray_dit.folders.listing import ListedBy
 from ray_dit.folders.loss_curve import put_curve
@@ -35,15 +41,16 @@ from ray_dit.folders.quarantine import (
     read_quarantine,
 )
 from ray_dit.folders.reading import find_bad, load_images
+from ray_dit.formats.worker_history import History, keyed
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
-from ray_dit.ledger.results import Facts, Manifest
+from ray_dit.ledger.results import Manifest
 from ray_dit.results import BadImage, VAEResult
 from ray_dit.runtime.planning import Known, Plan, plan_training
 from ray_dit.runtime.progress import progress
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.tasks import in_tasks
-from ray_dit.runtime.training.checkpointer import KEPT, checkpoints_due
+from ray_dit.runtime.training.checkpointer import checkpoints_kept
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.runtime.training.memory import worker_memory
 from ray_dit.runtime.training.restoring import damaged_results, to_restore
@@ -57,7 +64,7 @@ AT_ONCE = 1 << 18
 MANY = 1000
 """Images from which on it is shown how many have been looked at."""
 SHOWN = 16
-"""Held-out images kept as reconstructions.npz for the report."""
+"""Held-out images kept as reconstructions for the report."""
 
 
 def train_vae(config: TrainVaeConfig) -> Manifest[VAEResult]:
@@ -94,7 +101,7 @@ def plan_train_vae(config: TrainVaeConfig, *, begun: float) -> Plan:
             network_evaluations=samples + judged,
             bytes_in=plan.stored_bytes(),
             flops=samples * training_flops(config),
-            bytes_out=4 * parameters * (3 * min(KEPT, checkpoints_due(config, config.steps)) + 1),
+            bytes_out=4 * parameters * (3 * checkpoints_kept(config) + 1),
             left_out="reading images and writing checkpoints are not counted",
             memory=training_memory(config),
         ),
@@ -197,19 +204,22 @@ def _check_left(config: TrainVaeConfig, plan: ImagePlan, bad_keys: set[str]) -> 
             f"first {plan.keys[judged[0]]!r}: repair them, or hold out others by another --images.heldout"
         )
     train = plan.rows(heldout=False)
-    share = config.batch_size // (config.num_workers * config.batches_per_step)
+    fewest, most = config.worker_range
+    working = {config.working(there) for there in range(fewest, most + 1)}
+    shares = [config.batch_size // (count * config.batches_per_step) for count in sorted(working)]
     samples = config.steps * config.batch_size
     at_once = AT_ONCE // config.batch_size * config.batch_size or config.batch_size
     for first in range(0, samples, at_once):
         at = train[rows_at(config.seed, np.arange(first, min(first + at_once, samples)), len(train))]
-        lost = np.flatnonzero(bad[at].reshape(-1, share).all(axis=1))
-        if len(lost):
-            position = int(lost[0]) * share
-            raise UserError(
-                f"none of the {share} images in {plan.uri} that a worker has at once in step "
-                f"{(first + position) // config.batch_size} can be read, first "
-                f"{plan.keys[at[position]]!r}: repair them or raise --batch-size"
-            )
+        for share in shares:
+            lost = np.flatnonzero(bad[at].reshape(-1, share).all(axis=1))
+            if len(lost):
+                position = int(lost[0]) * share
+                raise UserError(
+                    f"none of the {share} images in {plan.uri} that a worker has at once in step "
+                    f"{(first + position) // config.batch_size} can be read, first "
+                    f"{plan.keys[at[position]]!r}: repair them or raise --batch-size"
+                )
 
 
 def judged_rows(plan: ImagePlan) -> NDArray[np.int64]:
@@ -306,19 +316,22 @@ class VAETask:
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         return {}
 
-    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
+    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job, history: History) -> None:
         from ray_dit.vae import VAE
 
         vae = VAE(model.module)
+        job, facts = for_history(job, history)
         for name, data in vae.files().items():
-            job.put(name, name, data, Facts())
+            job.put(name, name, data, facts)
         decibels, judged, originals, reconstructed = self._judge(vae)
         shown = npz_bytes(original=originals, reconstructed=reconstructed)
-        job.put_plain("reconstructions.npz", shown, computed=True)
-        put_curve(job, log)
-        facts: dict[str, Any] = {"psnr_heldout": decibels, "num_heldout": judged}
-        facts |= {"steps": self.config.steps, "loss": float(log[-1, 1])}
-        job.finish(VAEResult(**facts | ({"bad": len(self.bad)} if self.bad else {})))
+        job.put_plain(keyed(RECONSTRUCTIONS, history), shown, computed=True)
+        leave_only_result(job, RECONSTRUCTIONS, history)
+        put_curve(job, log, history=history)
+        result: dict[str, Any] = {"psnr_heldout": decibels, "num_heldout": judged}
+        result |= {"steps": self.config.steps, "loss": float(log[-1, 1])}
+        result |= {"bad": len(self.bad)} if self.bad else {}
+        job.finish(VAEResult(**result).of(history))
 
     def _latent_size(self) -> int:
         return self.config.images.size // 2 ** (len(self.config.vae.block_out_channels) - 1)

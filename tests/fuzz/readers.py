@@ -26,7 +26,7 @@ from ray_dit.config import DiTConfig, EncodeConfig, ImportConfig
 from ray_dit.core.dit import DiT
 from ray_dit.core.media import UnreadableImage, decode
 from ray_dit.errors import UserError
-from ray_dit.folders.checkpoints import checkpoint_key, read_checkpoint
+from ray_dit.folders.checkpoints import Checkpoint, read_checkpoint
 from ray_dit.folders.dataset import read_shard
 from ray_dit.folders.images import ImagePlan
 from ray_dit.folders.latents import open_latent_rows
@@ -166,8 +166,8 @@ def checkpoints() -> list[bytes]:
 
 
 def read_training_state(data: bytes) -> object:
-    write(f"run/{checkpoint_key(5)}", data)
-    return read_checkpoint(open_store(str(scratch() / "run")), 5)
+    write(f"run/{Checkpoint(5).key()}", data)
+    return read_checkpoint(open_store(str(scratch() / "run")), Checkpoint(5))
 
 
 def torch_files() -> list[bytes]:

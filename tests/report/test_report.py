@@ -35,6 +35,7 @@ from ray_dit.folders.images import plan_images
 from ray_dit.folders.stored_plans import plan_key
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import ModelConfig, model_objects
+from ray_dit.formats.worker_history import Segment
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.results import Facts
 from ray_dit.ledger.stored_json import canonical
@@ -329,6 +330,26 @@ def test_times_add_up_over_runs_and_killed_ones_are_counted(config: ReportConfig
     assert "2.0 images/s" in text
     assert "1 interrupted run" in text
     assert "2 CPUs, a machine" in text
+
+
+def test_a_command_has_the_workers_of_the_end(config: ReportConfig):
+    contents = gather(config)
+    training = contents.results.training
+    two = (Segment(first=0, workers=1, kind="a"), Segment(first=5, workers=2, kind="a"))
+    later = training.facts.of(two)
+    asked = {**training.parts["config"], "num_workers": 3, "use_gpu": False}
+    for facts, settings_then, workers in (
+        (later, training.parts["config"], "2"),
+        (later, asked, "2"),
+        (training.facts, asked, "3"),
+    ):
+        parts = {**training.parts, "config": settings_then}
+        made = training.model_copy(update={"facts": facts, "parts": parts})
+        results = replace(contents.results, training=made)
+        (line,) = (line for line in commands(config, results, contents.model) if "ray-dit train " in line)
+        words = shlex.split(line)
+        assert words[words.index("--num-workers") + 1] == workers
+        assert "--use-gpu" not in words
 
 
 def test_an_evaluation_of_another_dataset_is_not_shown(config: ReportConfig, tmp_path: Path):

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from ray_dit import config
-from ray_dit.config import Placement, PositiveInt
 from ray_dit.errors import Conflict
 from ray_dit.ledger.description import fingerprint_of
 from ray_dit.ledger.job import Job
@@ -26,10 +25,15 @@ FOLDERS = Path(__file__).parents[1] / "golden/folders"
 
 
 class LaterTrainConfig(config.TrainConfig):
-    """As it would be if the number of workers decided no bytes, and there were one setting more."""
+    """As it would be with one setting more."""
 
-    num_workers: Placement[PositiveInt] = 1
     horizontal_shift: config.Content[int] = 0
+
+
+class EarlierTrainConfig(config.TrainConfig):
+    """As it was when the number of workers was thought to decide all bytes."""
+
+    num_workers: config.Content[int] = 1  # type: ignore[assignment]
 
 
 def encode_config(**fields: Any) -> config.EncodeConfig:
@@ -103,6 +107,8 @@ SINCE = {
     "generate-before-precision": ("compile",),
 }
 """Settings that were not there that day."""
+PLACEMENT_SINCE = {"train": {"num_workers": 2, "use_gpu": False}}
+"""Settings that counted as content that day."""
 
 
 @pytest.mark.parametrize("name", TODAY)
@@ -130,6 +136,7 @@ def test_the_same_settings_have_the_fingerprint_of_that_day(name: str, tmp_path:
     for setting in SINCE.get(name, ()):
         section, _, last = setting.rpartition(".")
         del (ours["config"][section] if section else ours["config"])[last]
+    ours["config"] |= PLACEMENT_SINCE.get(name, {})
     Job.open(store, name, ours | {"libraries": that_day["libraries"]})
     assert store.get("_job.json") == there.read_bytes()
 
@@ -147,7 +154,7 @@ def test_a_setting_that_became_placement_may_change_and_a_new_one_may_be_absent(
     later = train_config(LaterTrainConfig, num_workers=4)
     assert open_as_today(store, later).fingerprint == json.loads(store.get("_job.json"))["fingerprint"]
     with pytest.raises(Conflict, match=r"config.num_workers: 2 -> 4\)"):
-        open_as_today(store, train_config(num_workers=4))
+        open_as_today(store, train_config(EarlierTrainConfig, num_workers=4))
 
 
 def test_what_was_settled_without_a_setting_had_its_default(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import torch
 
 from ray_dit.config import TrainConfig
 from ray_dit.core.batch import TrainingBatch
-from ray_dit.folders.checkpoints import checkpoint_key
 from ray_dit.storage.open import open_store
+from tests.runtime.training.regression import key_of
 from tests.support.latents_task import (
     HELD_OUT,
     LatentsTask,
@@ -90,7 +90,8 @@ def test_a_resumed_training_has_the_same_validation_losses(latents: str, tmp_pat
     config = train_config(latents, steps=20, checkpoint_every=10, validate_every=5)
     whole = train_latents(tmp_path / "whole", config)
     train_latents(tmp_path / "half", config)
-    open_store(str(tmp_path / "half")).delete(checkpoint_key(20))
+    store = open_store(str(tmp_path / "half"))
+    store.delete(key_of(store, 20))
     resumed = train_latents(tmp_path / "half", config)
     assert whole.log is not None
     assert resumed.log is not None

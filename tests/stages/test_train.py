@@ -24,6 +24,7 @@ from ray_dit.errors import Conflict, UserError
 from ray_dit.folders.loss_curve import read_loss_curve
 from ray_dit.folders.model import read_model
 from ray_dit.formats.checkpoint import parse_checkpoint
+from ray_dit.formats.worker_history import history_hash
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import verify
 from ray_dit.ledger.manifest import read_manifest
@@ -50,9 +51,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 STEPS = 12
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, one_ray: Any) -> Path:
-    folder = tmp_path_factory.mktemp("train")
+def make_place(folder: Path) -> Path:
+    """A folder with latents to train on."""
     write_vae(folder / "vae")
     write_pictures(folder / "images", {"left": 10, "middle": 10, "right": 10})
     write_pictures(folder / "unlabelled", {"all": 12})
@@ -63,6 +63,11 @@ def place(tmp_path_factory: pytest.TempPathFactory, one_ray: Any) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, one_ray: Any) -> Path:
+    return make_place(tmp_path_factory.mktemp("train"))
+
+
 def settings(place: Path, output: str, **fields: Any) -> TrainConfig:
     known = {"steps": STEPS, "batch_size": 4, "log_every": 1, "checkpoint_every": 6, "grid_per_class": 2}
     known |= {"model": MODEL, "sampler": SAMPLER, "latents": str(place / "latents-images")}
@@ -70,8 +75,27 @@ def settings(place: Path, output: str, **fields: Any) -> TrainConfig:
     return TrainConfig(output=str(place / output), optimizer=optimizer, **(known | fields))
 
 
+def one(folder: Path, name: str) -> Path:
+    """The file of this name; the hash of the worker history, ahead of the suffix, is left out of it."""
+    stem, suffix = name.rsplit(".", 1)
+    (found,) = folder.glob(f"{stem}-????????.{suffix}")
+    return found
+
+
+def marker_of(folder: Path, path: Path) -> Path:
+    """The marker of an object without facts."""
+    number = "-g01" if path.name.startswith("g01-") else ""
+    return folder / f"_plain{number}" / f"{path.relative_to(folder)}.json"
+
+
+def curve_of(run: Path) -> list[dict[str, Any]]:
+    """The loss curve of the newest generation."""
+    manifest = read_manifest(str(run), TrainingResult)
+    return read_loss_curve(open_store(str(run)), manifest.generation, manifest.facts.history)
+
+
 def losses(place: Path, output: str) -> np.ndarray:
-    points = read_loss_curve(open_store(str(place / output)))
+    points = curve_of(place / output)
     assert [point["step"] for point in points] == list(range(1, len(points) + 1))
     return np.array([point["loss"] for point in points])
 
@@ -94,7 +118,8 @@ def test_the_run_and_its_model_folder(place: Path, trained: Manifest[TrainingRes
     assert (trained.facts.steps, trained.facts.samples) == (STEPS, STEPS * 4)
     assert trained.facts.loss == losses(place, "run")[-1]
     pictures = sorted((place / "run/samples").iterdir())
-    assert [path.name for path in pictures] == ["step-00000006.png", "step-00000012.png"]
+    mark = history_hash(trained.facts.history)
+    assert [path.name for path in pictures] == [f"step-{step:08d}-{mark}.png" for step in (6, 12)]
     with Image.open(pictures[-1]) as image:
         assert image.width > 2 * SIZE
         assert image.height > 3 * SIZE
@@ -115,9 +140,9 @@ def test_running_it_again_writes_nothing(place: Path, trained: Manifest[Training
 # Extensions
 
 
-def state_of(place: Path, key: str) -> dict[str, torch.Tensor]:
+def state_of(path: Path) -> dict[str, torch.Tensor]:
     """Weights, average and optimizer of a checkpoint; the loss curve is compared as loss.jsonl."""
-    tensors, _ = parse_checkpoint((place / key).read_bytes())
+    tensors, _ = parse_checkpoint(path.read_bytes())
     return {name: value for name, value in tensors.items() if name != "log"}
 
 
@@ -136,9 +161,9 @@ def test_an_extension_has_the_bits_of_a_run_asked_for_all_steps(place: Path, gro
     for step in (18, 20):
         ours, theirs = f"g01-step-{step:08d}", f"step-{step:08d}"
         for folder, suffix in (("checkpoints", "safetensors"), ("samples", "png")):
-            extended = (grown / folder / f"{ours}.{suffix}").read_bytes()
-            assert extended == (place / "whole" / folder / f"{theirs}.{suffix}").read_bytes()
-    assert (grown / "g01-loss.jsonl").read_bytes() == (place / "whole/loss.jsonl").read_bytes()
+            extended = one(grown / folder, f"{ours}.{suffix}").read_bytes()
+            assert extended == one(place / "whole" / folder, f"{theirs}.{suffix}").read_bytes()
+    assert one(grown, "g01-loss.jsonl").read_bytes() == one(place / "whole", "loss.jsonl").read_bytes()
     ours, theirs = contents(grown / "model-g01"), contents(place / "whole/model")
     assert {key for key in ours if ours[key] != theirs[key]} <= {"_job.json", "manifest.json"}
     assert list(verify(open_store(str(grown)), results=RESULTS)) == []
@@ -158,11 +183,12 @@ def test_each_generation_makes_its_own_damaged_results_again(
     place: Path, grown: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = contents(grown)
-    for key in ("loss.jsonl", "g01-loss.jsonl", "model/model.safetensors", "model-g01/model.safetensors"):
-        flip_bit(grown / key)
+    loss, later = (one(grown, name) for name in ("loss.jsonl", "g01-loss.jsonl"))
+    for path in (loss, later, grown / "model/model.safetensors", grown / "model-g01/model.safetensors"):
+        flip_bit(path)
     train(settings(place, "grown", steps=20))
-    assert "loss.jsonl is missing or damaged; train with 12 steps makes it again" in caplog.text
-    assert contents(grown)["g01-loss.jsonl"] == before["g01-loss.jsonl"]
+    assert f"{loss.name} is missing or damaged; train with 12 steps makes it again" in caplog.text
+    assert contents(grown)[later.name] == before[later.name]
     train(settings(place, "grown"))
     assert contents(grown) == before
 
@@ -172,11 +198,12 @@ def test_a_killed_extension_goes_on_to_the_same_bytes(place: Path, grown: Path, 
     folder = place / f"killed-{extend}"
     shutil.copytree(grown, folder)
     shutil.rmtree(folder / "model-g01")
-    for path in [folder / "manifest-g01.json", *folder.glob("manifest/*g01*"), folder / "g01-loss.jsonl"]:
+    for path in [folder / "manifest-g01.json", *folder.glob("manifest/*g01*")]:
         path.unlink()
-    for key in ("checkpoints/g01-step-00000020.safetensors", "_plain-g01/g01-loss.jsonl.json"):
-        (folder / key).unlink()
-    (folder / "_plain-g01/checkpoints/g01-step-00000020.safetensors.json").unlink()
+    newest = one(folder / "checkpoints", "g01-step-00000020.safetensors")
+    for path in (one(folder, "g01-loss.jsonl"), newest):
+        marker_of(folder, path).unlink()
+        path.unlink()
     with pytest.raises(UserError, match="is being extended to 20 steps: finish that first"):
         train(settings(place, folder.name, steps=24, extend=True))
     train(settings(place, folder.name, steps=20, extend=extend))
@@ -188,21 +215,20 @@ def test_an_end_between_two_points_of_the_curve_stays_a_point(place: Path) -> No
     train(settings(place, "odd", steps=7, **odd))
     lost = place / "odd-lost"  # goes on from step 6, since the end is gone
     shutil.copytree(place / "odd", lost)
-    (lost / "checkpoints/step-00000007.safetensors").unlink()
+    end = one(lost / "checkpoints", "step-00000007.safetensors")
+    end.unlink()
     for folder in ("odd", "odd-lost"):
         train(settings(place, folder, steps=14, extend=True, **odd))
     train(settings(place, "odd-whole", steps=14, **odd))
-    ours = state_of(place, "odd/checkpoints/g01-step-00000014.safetensors")
-    theirs = state_of(place, "odd-whole/checkpoints/step-00000014.safetensors")
+    ours = state_of(one(place / "odd/checkpoints", "g01-step-00000014.safetensors"))
+    theirs = state_of(one(place / "odd-whole/checkpoints", "step-00000014.safetensors"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    points = read_loss_curve(open_store(str(place / "odd")), 1)
+    points = curve_of(place / "odd")
     assert [point["step"] for point in points] == [3, 6, 7, 9, 12, 14]
     assert [point["step"] for point in points if "validation_loss" in point] == [6, 7, 12, 14]
     lost_now, kept = contents(lost), contents(place / "odd")
-    assert {key for key in kept if lost_now.get(key) != kept[key]} == {
-        "checkpoints/step-00000007.safetensors"
-    }
+    assert {key for key in kept if lost_now.get(key) != kept[key]} == {str(end.relative_to(lost))}
 
 
 def test_more_steps_name_the_ways_there_are(place: Path, trained: Manifest[TrainingResult]) -> None:
@@ -274,10 +300,12 @@ def test_a_training_keeps_to_the_latents_it_has_begun_with(place: Path) -> None:
     assert extended.facts.classes == ("left", "middle", "right", "aaa")
     assert train(settings(place, "before", **known)) == finished
     run = place / "killed"
-    for key in ("manifest.json", "manifest", "model", "loss.jsonl", "_plain/loss.jsonl.json"):
-        shutil.rmtree(run / key) if (run / key).is_dir() else (run / key).unlink()
-    (run / "checkpoints/step-00000004.safetensors").unlink()
-    (run / "_plain/checkpoints/step-00000004.safetensors.json").unlink()
+    for path in (one(run, "loss.jsonl"), one(run / "checkpoints", "step-00000004.safetensors")):
+        marker_of(run, path).unlink()
+        path.unlink()
+    (run / "manifest.json").unlink()
+    for folder in ("manifest", "model"):
+        shutil.rmtree(run / folder)
     train(settings(place, "killed", **known))
     assert contents(run) == contents(place / "undisturbed")
     assert read_model(f"{run}/model").labels.names == base.facts.classes

@@ -19,6 +19,7 @@ from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.rng import Stream, normal
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
 from ray_dit.formats.loss_curve import named
+from ray_dit.formats.worker_history import History
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import read_manifest
 from ray_dit.results import LatentsResult
@@ -66,7 +67,7 @@ class LatentsTask(DiTTask):
     log: NDArray[np.float64] | None = None
     result: dict[str, torch.Tensor] = field(default_factory=lambda: {})
 
-    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
+    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job, history: History) -> None:
         self.log = log
         self.result = {name: value.detach().clone() for name, value in model.state_dict().items()}
 

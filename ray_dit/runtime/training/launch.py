@@ -6,7 +6,10 @@ folder, and every start of the workers, Ray's or the user's, goes on from the ne
 
 import contextlib
 import sys
+import time
 import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,15 +18,21 @@ from ray_dit.config import TrainingConfig
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.stored_json import Json
 from ray_dit.runtime.session import beside_the_driver, check_resources, interrupted_as_ever
 from ray_dit.runtime.training.board import Board, Progress, show_progress
-from ray_dit.runtime.training.parallel import make_parallel
+from ray_dit.runtime.training.parallel import Parallel, make_parallel, meeting_at, regroup
 from ray_dit.runtime.training.speed import Speed
 from ray_dit.runtime.training.task import Task
 from ray_dit.runtime.training.worker import train_worker
 from ray_dit.storage.proven import trust_settings
 
 MAX_WORKER_FAILURES = 3
+RESIZE_SECONDS = 60.0
+"""Time between two looks at whether the cluster has room for another number of workers."""
+NOTICE_SECONDS = 5.0
+"""Time between two questions whether a node will soon be gone, each of which all workers wait for; Ray looks
+as often."""
 PERMANENT = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError, ImportError)
 """What code raises about its data. Kills, networks and accelerators raise others, which may pass."""
 
@@ -36,22 +45,26 @@ def run_training(
     what: str,
     *,
     ends: tuple[int, ...] = (),
+    facts: Mapping[str, Json] | None = None,
+    resize_seconds: float = RESIZE_SECONDS,
 ) -> None:
     """Trains ``task`` to ``config.steps`` on Ray Train workers.
 
     It goes on from the newest checkpoint in the job's folder. ``what`` names the training in progress and in
-    the run's record, ``ends`` are the last steps of the generations that ``job`` extends. UserError for what
-    the user must change, RuntimeError when the workers failed too often or met an error that another try
-    would meet again.
+    the run's record, which ``facts`` go into too; ``ends`` are the last steps of the generations that ``job``
+    extends; every ``resize_seconds`` the cluster is looked at where the number of workers is a range.
+    UserError for what the user must change, RuntimeError when the workers failed too often or met an error
+    that another try would meet again.
     """
-    workers = config.num_workers
-    check_resources(ray, config, cpus=workers * config.threads, gpus=workers if config.use_gpu else 0)
+    fewest, _ = config.worker_range
+    check_resources(ray, config, cpus=fewest * config.threads, gpus=fewest if config.use_gpu else 0)
     # Without a CPU of its own: a machine that has just enough for the workers trains. One that is killed
     # begins anew: what was on it is shown again, and an error met again.
     board = beside_the_driver(ray, Board, max_restarts=-1).remote()
-    run = job.run({"what": what, "num_workers": workers, "device": "gpu" if config.use_gpu else "cpu"})
+    device = "gpu" if config.use_gpu else "cpu"
+    run = job.run({"what": what, "num_workers": config.num_workers, "device": device, **(facts or {})})
     arguments = {"config": config, "job": job, "task": task, "board": board, "ends": ends}
-    trainer = _trainer(config, job, run.id, arguments)
+    trainer = _trainer(config, job, run.id, arguments, resize_seconds)
 
     def tell(note: str) -> None:
         print(f"{what}: {note}", file=sys.stderr)
@@ -94,17 +107,23 @@ def run_training(
     )
 
 
-def _trainer(config: TrainingConfig, job: Job, name: str, arguments: dict[str, Any]) -> Any:
+def _trainer(
+    config: TrainingConfig, job: Job, name: str, arguments: dict[str, Any], resize_seconds: float
+) -> Any:
     """Ray Train with the workers of the configuration, each of which is given ``arguments``."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     resources = {"CPU": float(config.threads)} | ({"GPU": 1.0} if config.use_gpu else {})
+    fewest, most = config.worker_range
     return TorchTrainer(
         _worker,
         train_loop_config=arguments,
         scaling_config=ScalingConfig(
-            num_workers=config.num_workers, use_gpu=config.use_gpu, resources_per_worker=resources
+            num_workers=fewest if fewest == most else (fewest, most),
+            use_gpu=config.use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=resize_seconds,
         ),
         run_config=RunConfig(
             name=name,
@@ -130,27 +149,90 @@ def _worker(arguments: dict[str, Any]) -> None:
         return
     trust_settings()
     make_deterministic(config.threads, tf32=config.tf32)
+    rank, there = context.get_world_rank(), context.get_world_size()
+    working = config.working(there)
     try:
+        if working < there:
+            _form_group(rank, working)
+        if rank >= working:
+            keep_company()
+            return
+        device = get_device() if config.use_gpu else torch.device("cpu")
+        parallel = make_parallel(rank, context.get_local_rank(), working)
+        notice = Notice(parallel, device, has_idle=working < there)
         train_worker(
             arguments["task"],
             config,
             arguments["job"],
-            device=get_device() if config.use_gpu else torch.device("cpu"),
-            parallel=make_parallel(
-                context.get_world_rank(), context.get_local_rank(), context.get_world_size()
-            ),
+            device=device,
+            parallel=replace(parallel, notice=notice),
             show=board.show.remote,
             tell=lambda note: ray.get(board.tell.remote(note)),
             ends=arguments["ends"],
         )
+        notice.close()
     except UserError as error:
         ray.get(board.fail.remote(str(error)))
-        if context.get_world_size() > 1:
+        if there > 1:
             raise
     except PERMANENT:
         ray.get(board.crash.remote(traceback.format_exc()))
-        if context.get_world_size() > 1:
+        if there > 1:
             raise
+
+
+def _form_group(rank: int, working: int) -> None:
+    """Joins the workers that train into a group of their own, where the others take part in nothing."""
+    from ray.train.collective import broadcast_from_rank_zero
+    from ray.util import get_node_ip_address
+
+    meeting = broadcast_from_rank_zero(meeting_at(get_node_ip_address()) if rank == 0 else "")
+    regroup(meeting, rank, working)
+
+
+def keep_company() -> None:
+    """What an idle worker does until the others are done: Ray Train's questions are asked by all or by none.
+
+    It waits as long as it takes. Where another one fails, Ray Train ends all.
+    """
+    from ray.train import get_preemption_info
+    from ray.train.collective import broadcast_from_rank_zero
+
+    while broadcast_from_rank_zero(None):
+        get_preemption_info()
+
+
+@dataclass
+class Notice:
+    """Whether a node of the workers will soon be gone, by Ray's word; each asks as often as the others."""
+
+    parallel: Parallel
+    device: torch.device
+    has_idle: bool
+    """Whether there are workers that ``keep_company``."""
+    _asked: float = field(default_factory=time.monotonic)
+    _answer: bool = False
+
+    def __call__(self) -> bool:
+        from ray.train import get_preemption_info
+
+        is_time = time.monotonic() - self._asked > NOTICE_SECONDS
+        # the first worker's clock decides for all
+        if self.parallel.tell("ask" if is_time else "", self.device)[0]:
+            self._asked = time.monotonic()
+            self._call(True)
+            self._answer = get_preemption_info() is not None
+        return self._answer
+
+    def close(self) -> None:
+        """Lets idle workers go."""
+        self._call(False)
+
+    def _call(self, goes_on: bool) -> None:
+        from ray.train.collective import broadcast_from_rank_zero
+
+        if self.has_idle:
+            broadcast_from_rank_zero(goes_on if self.parallel.rank == 0 else None)
 
 
 def _raise_final(ray: Any, board: Any) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ray_dit.config import TrainingConfig
 from ray_dit.core.train_step import clip_gradients, ema_decay, gradient_norm, learning_rate, update_ema
+from ray_dit.formats.worker_history import keyed
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.checkpointer import Checkpointer
 from ray_dit.runtime.training.curve import Sums
@@ -45,6 +46,7 @@ def train_steps(
     passes.settle(lambda: next(iter(data.batches(0, 1)))[0])
     watch = Watch(state.device)
     judged_at_once = config.batch_size // (parallel.world_size * config.batches_per_step)
+    noticed = False
     for batches in data.batches(state.step, config.steps):
         # Set before each step, a function of it: the optimizer's own state knows nothing of the schedule.
         rate = learning_rate(task.optimizer, state.step, config.steps)
@@ -63,6 +65,7 @@ def train_steps(
         state.step += 1
 
         sums.add_step(loss, norm)
+        is_new = False
         if state.step % config.log_every == 0 or state.step in (config.steps, *checkpointer.ends):
             # On every worker, as taking the mean needs all; and before the checkpoint, which holds this
             # point. Where a run ended its curve has a point, and so has that of its extension.
@@ -70,16 +73,21 @@ def train_steps(
             watch.check(state.step, mean)
             judged = math.nan if parallel.rank else validation_loss(state, passes, judged_at_once)
             state.log.append((float(state.step), mean, mean_norm, rate, judged, *by_t))
+            # Here, where the sums are zero, so that the state is whole; once for each notice.
+            before, noticed = noticed, parallel.notice()
+            is_new = noticed and not before
         if parallel.rank == 0:
             report(state)
             if checkpointer.is_due(state.step):
                 # Samples first: a run that goes on from the checkpoint never makes this step's again.
                 write_samples(state, task, job)
                 checkpointer.save(state)
+            elif is_new:
+                checkpointer.save(state, passing=True)
 
 
 def write_samples(state: TrainingState, task: Task[Batch], job: Job) -> None:
     """What the task shows of its model at a checkpoint, made with the averaged weights."""
     with state.averaged() as model:
         for key, data in task.at_checkpoint(model, state.step).items():
-            job.put_plain(key, data, computed=True)
+            job.put_plain(keyed(key, state.history), data, computed=True)

@@ -29,13 +29,13 @@ def worker_memory(config: TrainingConfig, parameters: int, kept: Kept, *, averag
     are averaged.
     """
     weights = 4 * parameters
-    shared = config.num_workers > 1
+    workers = config.working(config.worker_range[0])  # of a range the fewest, which have the largest shares
     return {
         "weights": weights,
         "averaged weights": weights if average else 0,
         "moments": 2 * weights,
-        "gradients": weights * (2 if shared else 1),  # DDP exchanges a copy of them
-        "activations": kept.of(config.batch_size // (config.num_workers * config.batches_per_step)),
+        "gradients": weights * (2 if workers > 1 else 1),  # DDP exchanges a copy of them
+        "activations": kept.of(config.batch_size // (workers * config.batches_per_step)),
     }
 
 
@@ -92,7 +92,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _smaller(config: TrainingConfig) -> Iterator[tuple[str, TrainingConfig]]:
     """Settings that take less memory, as options and as a configuration, the mildest first."""
-    share = config.batch_size // config.num_workers
+    share = config.batch_size // config.working(config.worker_range[0])
     parts = [count for count in range(config.batches_per_step, share + 1) if share % count == 0]
     steps: list[dict[str, Any]] = [{}]
     if getattr(config, "activation_checkpointing", None) is False:

@@ -4,13 +4,22 @@ Knows nothing of samples, checkpoints or Ray: whoever starts the workers has joi
 group.
 """
 
+import socket
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Protocol
 
 import torch
 from torch import nn
+
+from ray_dit.ledger.runs import machine_kind
+
+GROUP_TIMEOUT = timedelta(minutes=30)
+"""As Ray Train's: how long workers wait for one another."""
+LONGEST = 512
+"""Bytes of what one worker tells the others."""
 
 
 class Parallel(Protocol):
@@ -30,6 +39,16 @@ class Parallel(Protocol):
     @property
     def is_local_first(self) -> bool:
         """Whether this is the first worker of its machine."""
+        ...
+
+    @property
+    def kind(self) -> Callable[[], str]:
+        """Tells this worker's kind of machine."""
+        ...
+
+    @property
+    def notice(self) -> Callable[[], bool]:
+        """Tells all workers alike whether one of them will soon be gone; each asks as often as the others."""
         ...
 
     def wrap(self, model: nn.Module) -> nn.Module:
@@ -53,8 +72,8 @@ class Parallel(Protocol):
         """
         ...
 
-    def agree(self, value: int, device: torch.device) -> int:
-        """The value that rank 0 gave."""
+    def tell(self, word: str, device: torch.device) -> list[str]:
+        """What each worker gave, by rank; at most ``LONGEST`` bytes of UTF-8 each."""
         ...
 
     def mean(self, value: torch.Tensor) -> float:
@@ -66,6 +85,11 @@ class Parallel(Protocol):
         ...
 
 
+def nobody_goes() -> bool:
+    """Where no node goes before its time."""
+    return False
+
+
 @dataclass(frozen=True)
 class Alone:
     """One worker; nothing to wrap, nobody to ask. Methods as in ``Parallel``."""
@@ -73,6 +97,8 @@ class Alone:
     rank: int = 0
     world_size: int = 1
     is_local_first: bool = True
+    kind: Callable[[], str] = machine_kind
+    notice: Callable[[], bool] = nobody_goes
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return model
@@ -83,8 +109,8 @@ class Alone:
     def settle(self, wrapped: nn.Module, loss: Callable[[], torch.Tensor]) -> None:
         pass
 
-    def agree(self, value: int, device: torch.device) -> int:
-        return value
+    def tell(self, word: str, device: torch.device) -> list[str]:
+        return [word]
 
     def mean(self, value: torch.Tensor) -> float:
         return float(value)
@@ -100,6 +126,8 @@ class DataParallel:
     rank: int
     world_size: int
     is_local_first: bool
+    kind: Callable[[], str] = machine_kind
+    notice: Callable[[], bool] = nobody_goes
 
     def wrap(self, model: nn.Module) -> nn.Module:
         return nn.parallel.DistributedDataParallel(model)
@@ -115,10 +143,13 @@ class DataParallel:
             loss().backward()
             wrapped.zero_grad(set_to_none=True)
 
-    def agree(self, value: int, device: torch.device) -> int:
-        told = torch.tensor([value], device=device)
-        torch.distributed.broadcast(told, src=0)
-        return int(told)
+    def tell(self, word: str, device: torch.device) -> list[str]:
+        told = torch.frombuffer(bytearray(word.encode().ljust(LONGEST, b"\0")), dtype=torch.uint8).to(device)
+        if len(told) > LONGEST:
+            raise ValueError(f"{word!r} is longer than {LONGEST} bytes")
+        heard = [torch.empty_like(told) for _ in range(self.world_size)]
+        torch.distributed.all_gather(heard, told)
+        return [bytes(each.tolist()).rstrip(b"\0").decode() for each in heard]
 
     def mean(self, value: torch.Tensor) -> float:
         return self.means(value.reshape(1))[0]
@@ -129,6 +160,26 @@ class DataParallel:
         return (total / self.world_size).tolist()
 
 
-def make_parallel(rank: int, local_rank: int, world_size: int) -> Parallel:
+def make_parallel(rank: int, local_rank: int, world_size: int) -> Alone | DataParallel:
     """The way ``world_size`` workers train together; ``local_rank`` counts those of one machine."""
     return DataParallel(rank, world_size, local_rank == 0) if world_size > 1 else Alone()
+
+
+def meeting_at(host: str) -> str:
+    """An address at which workers can meet on this machine, whose name or number is ``host``."""
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return f"tcp://{f'[{host}]' if ':' in host else host}:{free.getsockname()[1]}"
+
+
+def regroup(meeting: str, rank: int, working: int) -> None:
+    """Makes the first ``working`` workers torch's process group; every worker of the one before calls it.
+
+    The others are in none afterwards, and a worker that is alone needs none.
+    """
+    backend = torch.distributed.get_backend()
+    torch.distributed.destroy_process_group()
+    if rank < working and working > 1:
+        torch.distributed.init_process_group(
+            backend, init_method=meeting, rank=rank, world_size=working, timeout=GROUP_TIMEOUT
+        )

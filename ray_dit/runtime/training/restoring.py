@@ -2,15 +2,39 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray_dit.errors import UserError
 from ray_dit.folders.checkpoints import checkpoint_steps
+from ray_dit.formats.worker_history import History
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.manifest import plain_objects
+from ray_dit.ledger.markers import unless_damaged
 from ray_dit.ledger.results import Manifest
+from ray_dit.results import Trained
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a finished training is bound to."""
+
+    history: History
+    """Which workers trained which steps; what is made again must have the same."""
+    keys: frozenset[str] | None
+    """Its objects without facts, checkpoints among them; None where that is not known."""
+
 
 _log = logging.getLogger(__name__)
+
+
+def finished_training(job: Job) -> Finished | None:
+    """What a training is bound to; None while it is unfinished, or where its manifest is damaged."""
+    manifest = unless_damaged(lambda: job.manifest(Trained))
+    if manifest is None:
+        return None
+    listed = unless_damaged(lambda: plain_objects(job.store, manifest))
+    return Finished(manifest.facts.history, frozenset(plain.key for plain in listed) if listed else None)
 
 
 def damaged_results(job: Job, manifest: Manifest[Any] | None, skip: tuple[str, ...] = ()) -> list[str]:

@@ -14,6 +14,7 @@ from ray_dit.config import OptimizerConfig
 from ray_dit.core.train_step import make_ema, make_optimizer
 from ray_dit.formats.checkpoint import CheckpointFacts, with_prefix
 from ray_dit.formats.loss_curve import COLUMNS, Point, widened
+from ray_dit.formats.worker_history import History, until
 
 
 @dataclass
@@ -30,6 +31,8 @@ class TrainingState:
     """The loss curve."""
     columns: int = len(COLUMNS)
     """How many numbers a point of it has."""
+    history: History = ()
+    """Which workers trained which steps."""
 
     @classmethod
     def initial(
@@ -62,7 +65,7 @@ class TrainingState:
 
     def facts(self) -> CheckpointFacts:
         """What of the state is no tensor."""
-        return CheckpointFacts(step=self.step)
+        return CheckpointFacts(step=self.step, history=until(self.history, self.step))
 
     def restore(self, tensors: Mapping[str, torch.Tensor], facts: CheckpointFacts) -> None:
         """Becomes the state that ``tensors`` and ``facts`` were taken from."""
@@ -76,7 +79,7 @@ class TrainingState:
             # The count of steps too: the fused AdamW reads it where the parameters are.
             self.optimizer.state[target][key] = value.to(target.device)
         self.log = widened(tensors["log"].tolist(), self.columns)  # earlier versions kept two numbers
-        self.step = facts.step
+        self.step, self.history = facts.step, facts.history
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[nn.Module]:

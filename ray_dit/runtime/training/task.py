@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ray_dit.config import OptimizerConfig
+from ray_dit.formats.worker_history import History
 from ray_dit.ledger.job import Job
 
 Batch = TypeVar("Batch")
@@ -69,15 +70,16 @@ class Task(Protocol[Batch]):
         ...
 
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
-        """Objects to write beside the checkpoint of ``step`` (sample grids).
+        """Objects to write beside the checkpoint of ``step`` (sample grids), by key.
 
-        ``model`` has the averaged weights.
+        ``model`` has the averaged weights. They are stored at these keys with the hash of the worker history.
         """
         ...
 
-    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
+    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job, history: History) -> None:
         """Writes the result.
 
-        ``model`` has the averaged weights; rows of ``log`` are points (`formats/loss_curve.py`).
+        ``model`` has the averaged weights; rows of ``log`` are points (`formats/loss_curve.py`);
+        ``history``: which workers trained which steps; what another one has left unfinished goes.
         """
         ...

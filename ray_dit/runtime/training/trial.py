@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ray_dit.config import OptimizerConfig
+from ray_dit.formats.worker_history import History
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.task import Task
 from ray_dit.storage.scratch import ScratchStore
@@ -90,9 +91,9 @@ class TimedTask:
         self._checkpoint = self._now()
         return self.task.at_checkpoint(model, step)
 
-    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job) -> None:
+    def finish(self, model: nn.Module, log: NDArray[np.float64], job: Job, history: History) -> None:
         begun = self._now()
-        self.task.finish(model, log, job)
+        self.task.finish(model, log, job, history)
         end = self._now()
         # the step before the checkpoint ended where it began
         marks = [*self._steps[WARM_UP:], self._checkpoint]

@@ -31,7 +31,7 @@ class Blow:
     victim: Victim
     number: signal.Signals
     key: str = ""
-    """Only PUTs of keys that end in it are counted; by default those of all."""
+    """Only PUTs of keys that begin with it are counted; by default those of all."""
 
     def __str__(self) -> str:
         return f"{self.number.name} {self.victim} {'after' if self.after else 'before'} PUT {self.at}"
@@ -87,7 +87,7 @@ class Dealer:
         key = path.removeprefix(self.target)
         if key.startswith("_runs/") or "/_runs/" in key or key.startswith("_check/") or "/_check/" in key:
             return
-        for blow in [blow for blow in self.left if blow.after == seen.forwarded and key.endswith(blow.key)]:
+        for blow in [blow for blow in self.left if blow.after == seen.forwarded and key.startswith(blow.key)]:
             self._counts[blow] += 1
             if self._counts[blow] >= blow.at and self._deal(blow, seen):
                 self.left.remove(blow)

@@ -84,4 +84,4 @@ def check_ids(stage: Stage, output: str) -> None:
         ids = np.concatenate([read_shard(store, info.key).ids for info in store.list("data/")])
         assert ids.tolist() == list(range(IMAGES)), f"{output} holds other images: {ids.tolist()}"
     else:
-        assert store.head("loss.jsonl") is not None, f"{output} has no loss.jsonl"
+        assert any(True for _ in store.list("loss-")), f"{output} has no loss.jsonl"

@@ -271,7 +271,7 @@ def flipped_checkpoint(run: Run) -> None:
     It falls back to the checkpoint before, or names the damaged one; that is then removed.
     """
     commands = [run.command(*run.words(run.uri))]
-    blow = Blow(1, True, "driver", signal.SIGKILL, key="checkpoints/step-00000010.safetensors")
+    blow = Blow(1, True, "driver", signal.SIGKILL, key="checkpoints/step-00000010")
     dealer = deal(run, (blow,), commands)
     await_end(run, commands[0], dealer)
     run.tally.blows.update(dealer.hits)

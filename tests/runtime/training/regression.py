@@ -11,9 +11,18 @@ from torch import nn
 
 from ray_dit.config import OptimizerConfig, TrainingConfig
 from ray_dit.core.memory import Kept
-from ray_dit.folders.checkpoints import checkpoint_key
+from ray_dit.folders.checkpoints import (
+    Checkpoint,
+    checkpoints,
+    for_history,
+    leave_only_result,
+    read_checkpoint,
+)
+from ray_dit.formats.worker_history import History, keyed
 from ray_dit.ledger.job import Job
+from ray_dit.results import Trained
 from ray_dit.runtime.training.board import Progress
+from ray_dit.runtime.training.checkpointer import Saved
 from ray_dit.runtime.training.memory import worker_memory
 from ray_dit.runtime.training.parallel import Alone, Parallel
 from ray_dit.runtime.training.worker import train_worker
@@ -35,6 +44,9 @@ class Regression:
     result: dict[str, torch.Tensor] = field(default_factory=lambda: {})
     log: np.ndarray | None = None
     t_ranges: tuple[str, ...] = ()
+    history: History = ()
+    scale: float = 1.0
+    """Of its inputs; near 1, it is as another kind of machine: the same samples, other last bits."""
 
     def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
         torch.manual_seed(0)
@@ -45,7 +57,7 @@ class Regression:
 
     def batch(self, positions: np.ndarray) -> torch.Tensor:
         self.seen += positions.tolist()
-        return torch.from_numpy(np.sin(np.outer(positions + 1, [1.0, 2.0, 3.0]))).float()
+        return torch.from_numpy(self.scale * np.sin(np.outer(positions + 1, [1.0, 2.0, 3.0]))).float()
 
     def losses(self, model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         return (model(batch) - batch.sum(dim=1, keepdim=True)).square().flatten()
@@ -65,9 +77,24 @@ class Regression:
     def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
         return {f"picture-{step}": save({"weight": model[0].weight.detach().clone()})}  # type: ignore[index]
 
-    def finish(self, model: nn.Module, log: np.ndarray, job: Job) -> None:
+    def finish(self, model: nn.Module, log: np.ndarray, job: Job, history: History) -> None:
         self.result = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        self.log = log
+        self.log, self.history = log, history
+
+
+class Ending(Regression):
+    """Leaves sample grids, weights, a loss curve and a manifest, as the trainings do."""
+
+    def at_checkpoint(self, model: nn.Module, step: int) -> Mapping[str, bytes]:
+        return {f"samples/step-{step:08d}.png": super().at_checkpoint(model, step)[f"picture-{step}"]}
+
+    def finish(self, model: nn.Module, log: np.ndarray, job: Job, history: History) -> None:
+        super().finish(model, log, job, history)
+        job, facts = for_history(job, history)
+        job.put("weights", "weights", save(self.result), facts)
+        job.put_plain(keyed("loss.json", history), str(log.tolist()).encode(), computed=True)
+        leave_only_result(job, "loss.json", history)
+        job.finish(Trained().of(history))
 
 
 def run(
@@ -95,15 +122,43 @@ def at_half(folder: Path) -> Store:
     """A finished run's folder, put back to its checkpoint of step 4."""
     run(folder)
     store = open_store(str(folder))
-    store.delete(checkpoint_key(8))
-    store.delete("picture-8")
+    forget(store, 8)
     return store
+
+
+def saved(store: Store, step: int, prefix: str = "") -> Checkpoint:
+    """The checkpoint of this step, of which there is one."""
+    (found,) = [each for each in checkpoints(store, prefix) if each.step == step]
+    return found
+
+
+def read_step(store: Store, step: int) -> Saved:
+    """What it holds."""
+    return read_checkpoint(store, saved(store, step))
+
+
+def key_of(store: Store, step: int) -> str:
+    """Where it lies."""
+    return saved(store, step).key()
+
+
+def picture_of(store: Store, step: int) -> str:
+    """Where the picture of this step lies."""
+    (info,) = store.list(f"picture-{step}")
+    return info.key
+
+
+def forget(store: Store, step: int) -> None:
+    """Deletes a step's checkpoint and picture."""
+    for key in (key_of(store, step), picture_of(store, step)):
+        store.delete(key)
 
 
 def same(left: Regression, right: Regression) -> bool:
     """Whether two runs ended in the same bits."""
     return (
         all(torch.equal(value, right.result[name]) for name, value in left.result.items())
+        and left.history == right.history
         and left.log is not None
         and right.log is not None
         and np.array_equal(left.log, right.log, equal_nan=True)

@@ -10,7 +10,7 @@ import torch
 
 from ray_dit.config import OptimizerConfig
 from ray_dit.errors import Damaged, UserError
-from ray_dit.folders.checkpoints import checkpoint_key, checkpoint_steps
+from ray_dit.folders.checkpoints import checkpoint_steps
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.checkpointer import JobCheckpointer, checkpoints_due
 from ray_dit.runtime.training.parallel import Alone
@@ -19,7 +19,7 @@ from ray_dit.runtime.training.worker import resume, train_worker
 from ray_dit.storage.local import LocalStore
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
-from tests.runtime.training.regression import CONFIG, CPU, Regression, run, same
+from tests.runtime.training.regression import CONFIG, CPU, Regression, key_of, run, same, saved
 
 
 def checkpointer(folder: Path, *, every: int = 4, last: int = 10, keep: int = 2) -> JobCheckpointer:
@@ -50,14 +50,14 @@ def test_checkpoints_come_every_so_many_steps_and_at_the_end(tmp_path: Path, ste
 
 def test_the_newest_is_restored_and_as_many_as_asked_for_are_kept(tmp_path: Path) -> None:
     some = checkpointer(tmp_path, keep=3)
-    assert some.steps() == []
+    assert some.found() == []
     for step in (2, 4, 6, 8):
         some.save(state(step))
     some.close()
     assert checkpoint_steps(some.job.store) == [4, 6, 8]
-    assert some.steps() == [8, 6, 4]
+    assert [found.step for found in some.found()] == [8, 6, 4]
     other = state(0)
-    other.restore(*some.read(6))
+    other.restore(*some.read(saved(some.job.store, 6)))
     assert other.step == 6
 
 
@@ -66,15 +66,16 @@ def test_what_a_killed_start_did_not_prune_goes_at_the_end(tmp_path: Path) -> No
     for step in (2, 4, 6):
         some.save(state(step))
     some.close()
-    checkpointer(tmp_path).finish()
+    checkpointer(tmp_path).finish(())
     assert checkpoint_steps(some.job.store) == [4, 6]
 
 
 def damage(store: Store, step: int) -> None:
     """Flips the lowest bit of the last byte: of a number, which no parser would notice."""
-    data = store.get(checkpoint_key(step))
-    store.delete(checkpoint_key(step))
-    store.put(checkpoint_key(step), data[:-1] + bytes([data[-1] ^ 1]))
+    key = key_of(store, step)
+    data = store.get(key)
+    store.delete(key)
+    store.put(key, flipped(data))
 
 
 CONSTANT = OptimizerConfig(learning_rate=0.01)
@@ -123,7 +124,7 @@ def test_an_extension_whose_start_is_damaged_goes_on_from_before(tmp_path: Path,
     for info in [*store.list("checkpoints/g01"), *store.list("_plain-g01/")]:
         store.delete(info.key)
     if harm == "gone":
-        store.delete(checkpoint_key(7))
+        store.delete(key_of(store, 7))
     else:
         damage(store, 7)
     if harm == "both flipped":
@@ -154,22 +155,24 @@ def test_from_a_damaged_checkpoint_the_run_falls_back_and_says_so(tmp_path: Path
     if whole:
         damage(store, 8)
     else:  # cut short
-        store.delete(checkpoint_key(8))
-        store.put(checkpoint_key(8), b"rubbish")
+        key = key_of(store, 8)
+        store.delete(key)
+        store.put(key, b"rubbish")
     notes: list[str] = []
     resumed = run(tmp_path / "run", told=notes)
     assert notes == ["the checkpoint of step 8 was damaged and is made anew, from that of step 4 on"]
     assert resumed.seen == list(range(4 * 4, 8 * 4))
     assert same(undisturbed, resumed)
-    assert store.get(checkpoint_key(8)) == open_store(str(tmp_path / "whole")).get(checkpoint_key(8))
+    assert store.get(key_of(store, 8)) == open_store(str(tmp_path / "whole")).get(key_of(store, 8))
 
 
 def test_of_an_earlier_version_only_what_can_not_be_parsed_is_known_as_damaged(tmp_path: Path) -> None:
     run(tmp_path)
     store = open_store(str(tmp_path))
-    for key in (checkpoint_key(8), f"_plain/{checkpoint_key(8)}.json"):
-        store.delete(key)
-    store.put(checkpoint_key(8), b"rubbish")
+    key = key_of(store, 8)
+    for each in (key, f"_plain/{key}.json"):
+        store.delete(each)
+    store.put(key, b"rubbish")
     notes: list[str] = []
     run(tmp_path, told=notes)
     assert len(notes) == 1
@@ -234,8 +237,8 @@ def test_training_goes_on_while_a_checkpoint_is_written_but_not_past_the_next(tm
     assert checkpoint_steps(store)[0] == 2, "the one before is written first"
     some.close()
     assert some.stalled == 2
-    saved, _ = some.read(2)
-    assert all(torch.equal(saved[name], value) for name, value in wanted.items())
+    read, _ = some.read(saved(store, 2))
+    assert all(torch.equal(read[name], value) for name, value in wanted.items())
 
 
 def test_no_checkpoint_is_pruned_for_one_that_storage_has_changed(tmp_path: Path) -> None:
@@ -248,5 +251,5 @@ def test_no_checkpoint_is_pruned_for_one_that_storage_has_changed(tmp_path: Path
     store.changes.set()
     some.save(state(6))
     with pytest.raises(Damaged, match="step-00000006.safetensors is not what was written a moment ago"):
-        some.finish()
+        some.finish(())
     assert checkpoint_steps(store) == [2, 4, 6]

@@ -12,12 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ray_dit.config import OptimizerConfig
 from ray_dit.core.train_step import gradient_norm
-from ray_dit.folders.checkpoints import checkpoint_key, read_checkpoint
+from ray_dit.folders.checkpoints import checkpoint_key
 from ray_dit.formats.checkpoint import CheckpointFacts, checkpoint_bytes
 from ray_dit.runtime.training.curve import Sums
 from ray_dit.runtime.training.parallel import Alone
 from ray_dit.storage.open import open_store
-from tests.runtime.training.regression import CONFIG, CPU, Regression, at_half, run, same
+from tests.runtime.training.regression import CONFIG, CPU, Regression, at_half, forget, read_step, run, same
 
 
 @dataclass
@@ -76,7 +76,7 @@ def test_the_validation_loss_is_that_of_the_averaged_weights(tmp_path: Path) -> 
     assert isinstance(task, Ranged)
     assert task.judged == [4, 8]
     assert task.log is not None
-    tensors, _ = read_checkpoint(open_store(str(tmp_path)), 8)
+    tensors, _ = read_step(open_store(str(tmp_path)), 8)
     model = task.setup(CPU, True)
     batch = next(task.heldout(8, 5))
     for kind, same_loss in (("ema", True), ("model", False)):
@@ -94,8 +94,7 @@ def test_it_changes_nothing_of_the_training_and_a_resumed_run_has_the_same_point
     assert all(torch.equal(value, plain.result[name]) for name, value in whole.result.items())
     run(tmp_path / "half", task=Ranged())
     store = open_store(str(tmp_path / "half"))
-    store.delete(checkpoint_key(8))
-    store.delete("picture-8")
+    forget(store, 8)
     resumed = run(tmp_path / "half", task=Ranged())
     assert isinstance(resumed, Ranged)
     assert resumed.judged == [8]
@@ -143,20 +142,16 @@ def test_workers_take_the_mean_over_the_samples_of_all() -> None:
 
 def test_a_checkpoint_of_before_goes_on_with_what_it_has(tmp_path: Path) -> None:
     store = at_half(tmp_path)
-    tensors, facts = read_checkpoint(store, 4)
-    assert facts == CheckpointFacts(step=4)
+    tensors, _ = read_step(store, 4)
     tensors["log"] = tensors["log"][:, :2].contiguous()
-    store.delete(checkpoint_key(4))
-    for key in [info.key for info in store.list("_runs/made/")]:
-        store.delete(key)
-    for step in (4, 8):
-        store.delete(f"_plain/{checkpoint_key(step)}.json")
-    store.put(checkpoint_key(4), checkpoint_bytes(tensors, facts))
+    for info in [*store.list("checkpoints/"), *store.list("_plain/"), *store.list("_runs/made/")]:
+        store.delete(info.key)
+    store.put(checkpoint_key(4), checkpoint_bytes(tensors, CheckpointFacts(step=4)))
     resumed, whole = run(tmp_path), run(tmp_path.parent / "whole")
     assert resumed.log is not None
     assert whole.log is not None
     np.testing.assert_array_equal(resumed.log[:, :2], whole.log[:, :2])
     assert np.isnan(resumed.log[:2, 2:]).all()
     np.testing.assert_array_equal(resumed.log[2:], whole.log[2:])
-    again = read_checkpoint(store, CONFIG.steps)[0]["log"]
+    again = read_step(store, CONFIG.steps)[0]["log"]
     assert again.shape == (4, 5)

@@ -12,12 +12,11 @@ from torch import nn
 
 from ray_dit.config import TrainingConfig
 from ray_dit.errors import UserError
-from ray_dit.folders.checkpoints import checkpoint_key
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.storage.open import open_store
 from tests.runtime.training import regression
-from tests.runtime.training.regression import CONFIG, Regression, run
+from tests.runtime.training.regression import CONFIG, Regression, picture_of, read_step, run
 
 pytestmark = pytest.mark.ray
 
@@ -75,8 +74,11 @@ def test_workers_that_die_are_started_again_and_go_on_from_the_checkpoint(ray: A
     train(ray, tmp_path / "dying", Dying(folder=tmp_path))
     assert len(list(tmp_path.glob("start-*"))) == 2
     run(tmp_path / "whole")
-    for key in (checkpoint_key(4), checkpoint_key(8), "picture-4", "picture-8"):
-        assert open_store(str(tmp_path / "dying")).get(key) == open_store(str(tmp_path / "whole")).get(key)
+    dying, whole = (open_store(str(tmp_path / name)) for name in ("dying", "whole"))
+    for step in (4, 8):
+        ours, theirs = (read_step(store, step)[0] for store in (dying, whole))
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+        assert dying.get(picture_of(dying, step)) == whole.get(picture_of(whole, step))
 
 
 def test_what_the_user_must_change_is_said_and_not_tried_again(ray: Any, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import torch
 
 from ray_dit.config import OptimizerConfig
 from ray_dit.core.train_step import ema_decay, learning_rate, make_ema, make_optimizer, update_ema
-from ray_dit.folders.checkpoints import read_checkpoint
+from ray_dit.folders.checkpoints import Checkpoint
 from ray_dit.formats.loss_curve import Point
+from ray_dit.formats.worker_history import History
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.checkpointer import Saved
 from ray_dit.runtime.training.data import StepBatches
@@ -18,7 +19,7 @@ from ray_dit.runtime.training.loop import train_steps
 from ray_dit.runtime.training.parallel import Alone
 from ray_dit.runtime.training.state import TrainingState
 from ray_dit.storage.open import open_store
-from tests.runtime.training.regression import CONFIG, CPU, Regression, run
+from tests.runtime.training.regression import CONFIG, CPU, Regression, read_step, run
 
 
 def test_the_loop_is_these_lines_with_checkpoints_around_them(tmp_path: Path) -> None:
@@ -34,7 +35,7 @@ def test_the_loop_is_these_lines_with_checkpoints_around_them(tmp_path: Path) ->
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
         optimizer.step()
         update_ema(ema, dict(model.named_parameters()), ema_decay(step, 0.9))
-    trained = read_checkpoint(open_store(str(tmp_path)), CONFIG.steps)[0]
+    trained = read_step(open_store(str(tmp_path)), CONFIG.steps)[0]
     for name, value in model.named_parameters():
         assert torch.equal(value, trained[f"model.{name}"])
         assert torch.equal(ema[name], result[name])
@@ -46,7 +47,7 @@ def test_gradients_longer_than_asked_for_are_scaled_down(
 ) -> None:
     once = CONFIG.model_copy(update={"steps": 1})
     run(tmp_path, once, Regression(OptimizerConfig(grad_clip=grad_clip)))
-    tensors, _ = read_checkpoint(open_store(str(tmp_path)), 1)
+    tensors, _ = read_step(open_store(str(tmp_path)), 1)
     averages = [value.flatten() for name, value in tensors.items() if name.endswith(".exp_avg")]
     norm = torch.cat(averages).norm().item() / (1 - OptimizerConfig().betas[0])
     assert norm == pytest.approx(1e-3, rel=1e-2) if shorter else norm > 0.1
@@ -78,13 +79,13 @@ class Noted:
     due: set[int]
     saved: list[tuple[int, list[Point], bool]] = field(default_factory=lambda: [])
 
-    def steps(self) -> list[int]:
+    def found(self) -> list[Checkpoint]:
         return []
 
-    def read(self, step: int) -> Saved:
+    def read(self, checkpoint: Checkpoint) -> Saved:
         raise AssertionError("there is nothing to read")
 
-    def drop(self, step: int) -> bool:
+    def drop(self, checkpoint: Checkpoint) -> bool:
         raise AssertionError("nothing is damaged")
 
     way_out, ends = "", ()
@@ -92,14 +93,15 @@ class Noted:
     def is_due(self, step: int) -> bool:
         return step in self.due
 
-    def save(self, state: TrainingState) -> None:
+    def save(self, state: TrainingState, *, passing: bool = False) -> None:
+        assert not passing
         assert state.model.training
         self.saved.append((state.step, list(state.log), (self.folder / f"picture-{state.step}").exists()))
 
     def close(self) -> None:
         pass
 
-    def finish(self) -> None:
+    def finish(self, history: History, listed: frozenset[str] | None = None) -> None:
         pass
 
 

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ray_dit.folders.checkpoints import checkpoint_key, read_checkpoint
 from ray_dit.runtime.training.parallel import Alone, DataParallel, make_parallel
 from ray_dit.storage.open import open_store
-from tests.runtime.training.regression import CONFIG, CPU, Regression, run
+from tests.runtime.training.regression import CONFIG, CPU, Regression, forget, key_of, read_step, run
 
 THREE = CONFIG.model_copy(update={"batch_size": 6, "steps": 8})
 
@@ -32,10 +31,8 @@ def work(rank: int, world_size: int, folder: Path) -> None:
     for name in ("whole", "half"):
         run(folder / name, THREE, Regression(width=1000), parallel=parallel)
     if rank == 0:
-        store = open_store(str(folder / "half"))
-        store.delete(checkpoint_key(8))
-        store.delete("picture-8")
-    parallel.agree(0, CPU)  # waits for rank 0
+        forget(open_store(str(folder / "half")), 8)
+    parallel.tell("", CPU)  # waits for rank 0
     run(folder / "half", THREE, Regression(width=1000), parallel=parallel)
 
 
@@ -43,7 +40,9 @@ def agree_and_average(parallel: DataParallel) -> None:
     mine = torch.tensor(float(parallel.rank + 1), dtype=torch.float64)
     assert parallel.mean(mine) == 2.0
     assert float(mine) == parallel.rank + 1
-    assert parallel.agree(7 + parallel.rank, CPU) == 7
+    assert parallel.tell(f"·{parallel.rank}" * parallel.rank, CPU) == ["", "·1", "·2·2"]
+    with pytest.raises(ValueError, match="longer than 512 bytes"):
+        parallel.tell("x" * 513, CPU)
     model = torch.nn.Linear(1, 1, bias=False)
     wrapped = parallel.wrap(model)
     (wrapped(torch.ones(1, 1)) * (parallel.rank + 1)).sum().backward()
@@ -62,7 +61,7 @@ def test_three_workers_resume_in_the_same_bits_and_see_the_samples_of_one(tmp_pa
     assert [process.exitcode for process in processes] == [0, 0, 0]
     whole, half = (open_store(str(tmp_path / name)) for name in ("whole", "half"))
     for step in (4, 8):
-        assert whole.get(checkpoint_key(step)) == half.get(checkpoint_key(step))
+        assert whole.get(key_of(whole, step)) == half.get(key_of(whole, step))
     alone = run(tmp_path / "alone", THREE, Regression(width=1000)).log
     assert alone is not None
-    assert read_checkpoint(whole, 8)[0]["log"].numpy() == pytest.approx(alone, abs=1e-5, nan_ok=True)
+    assert read_step(whole, 8)[0]["log"].numpy() == pytest.approx(alone, abs=1e-5, nan_ok=True)

@@ -2,35 +2,19 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.torch import save
-from torch import nn
 
 from ray_dit.errors import UserError
-from ray_dit.folders.checkpoints import checkpoint_key, checkpoint_steps
+from ray_dit.folders.checkpoints import checkpoint_steps
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import verify
-from ray_dit.ledger.results import Facts, Result
+from ray_dit.ledger.results import Result
 from ray_dit.runtime.training.parallel import Alone
 from ray_dit.runtime.training.restoring import damaged_results, to_restore
 from ray_dit.runtime.training.worker import train_worker
 from ray_dit.storage.open import open_store
-from tests.runtime.training.regression import CONFIG, CPU, Regression
+from tests.runtime.training.regression import CONFIG, CPU, Ending, key_of
 from tests.support.tiny import contents, flip_bit
-
-RESULTS = ("weights", "loss.json")
-
-
-class Ending(Regression):
-    """Leaves weights, a loss curve and a manifest, as the trainings do."""
-
-    def finish(self, model: nn.Module, log: np.ndarray, job: Job) -> None:
-        super().finish(model, log, job)
-        job.put("weights", "weights", save(self.result), Facts())
-        job.put_plain("loss.json", str(log.tolist()).encode(), computed=True)
-        job.plain.adopt("picture-")
-        job.finish(Result())
 
 
 def train(job: Job) -> Ending:
@@ -50,10 +34,11 @@ def job(tmp_path: Path) -> Job:
 def test_what_is_damaged_or_missing_is_put_back(job: Job, tmp_path: Path) -> None:
     before = contents(tmp_path)
     flip_bit(tmp_path / "weights")
-    (tmp_path / "loss.json").unlink()
-    flip_bit(tmp_path / "_plain/loss.json.json")
+    (loss,) = tmp_path.glob("loss-*.json")
+    loss.unlink()
+    flip_bit(tmp_path / f"_plain/{loss.name}.json")
     damage = damaged_results(job, job.whole(Result), ("checkpoints/",))
-    assert damage == [f"{tmp_path}/{key}" for key in RESULTS]
+    assert damage == [f"{tmp_path}/{key}" for key in ("weights", loss.name)]
     assert train(to_restore(job, damage)).seen == []
     assert contents(tmp_path) == before
 
@@ -70,7 +55,7 @@ def test_so_are_a_manifest_and_listings(job: Job, tmp_path: Path) -> None:
 
 def test_a_damaged_last_checkpoint_is_trained_again(job: Job, tmp_path: Path) -> None:
     before = contents(tmp_path)
-    flip_bit(tmp_path / checkpoint_key(8))
+    flip_bit(tmp_path / key_of(job.store, 8))
     flip_bit(tmp_path / "weights")
     assert len(train(to_restore(job, ["weights"])).seen) == 4 * 4
     assert contents(tmp_path) == before
@@ -78,7 +63,7 @@ def test_a_damaged_last_checkpoint_is_trained_again(job: Job, tmp_path: Path) ->
 
 def test_without_checkpoints_nothing_is_trained_anew(job: Job, tmp_path: Path) -> None:
     for step in checkpoint_steps(job.store):
-        job.store.delete(checkpoint_key(step))
+        job.store.delete(key_of(job.store, step))
     with pytest.raises(UserError, match="weights is missing or damaged, though .* no checkpoint is left"):
         to_restore(job, [f"{tmp_path}/weights"])
 

@@ -1,6 +1,7 @@
 """What a checkpoint must hold for a resumed run to end in the same bits, and the averaged weights."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,35 +9,54 @@ from safetensors.torch import load
 from torch import nn
 
 from ray_dit.config import OptimizerConfig
-from ray_dit.folders.checkpoints import checkpoint_key, read_checkpoint
 from ray_dit.formats.checkpoint import CheckpointFacts, checkpoint_bytes
 from ray_dit.ledger.writers import HashAlarm
 from ray_dit.runtime.training.state import TrainingState
 from ray_dit.storage.open import open_store
-from tests.runtime.training.regression import CPU, Regression, at_half, run, same
+from tests.runtime.training.regression import (
+    CPU,
+    Regression,
+    at_half,
+    key_of,
+    picture_of,
+    read_step,
+    run,
+    same,
+)
 
-FIELDS = ("model.", "ema.", ".exp_avg", ".exp_avg_sq", ".step", "log", "step")
+TENSORS = ("model.", "ema.", ".exp_avg", ".exp_avg_sq", ".step", "log")
+FACTS: dict[str, Any] = {"step": 0, "history": ()}
+"""With what they are at the start."""
 
 
-@pytest.mark.parametrize("left_out", FIELDS)
+def is_of(name: str, field: str) -> bool:
+    """Whether a tensor is one of these."""
+    return name == field or (field != "log" and (name.startswith(field) or name.endswith(field)))
+
+
+def test_these_are_all_fields_of_the_state(tmp_path: Path) -> None:
+    tensors, facts = read_step(at_half(tmp_path), 4)
+    assert all(sum(is_of(name, field) for field in TENSORS) == 1 for name in tensors)
+    assert set(type(facts).model_fields) == set(FACTS)
+
+
+@pytest.mark.parametrize("left_out", [*TENSORS, *FACTS])
 def test_every_field_of_the_state_is_needed(tmp_path: Path, left_out: str) -> None:
     """With any one field as it was at the start, the resumed run ends elsewhere (or cannot start)."""
     whole = run(tmp_path / "whole")
     store = at_half(tmp_path / "half")
-    tensors, facts = read_checkpoint(store, 4)
+    tensors, facts = read_step(store, 4)
     changed = dict(tensors)
     for name in tensors:
-        if left_out in ("log", "step"):
-            hit = name == left_out
-        else:
-            hit = name.startswith(left_out) or name.endswith(left_out)
-        if hit:
+        if is_of(name, left_out):
             changed[name] = initial(name, tensors[name])
-    assert left_out == "step" or any(not torch.equal(tensors[n], changed[n]) for n in tensors)
-    for key in (checkpoint_key(4), f"_plain/{checkpoint_key(4)}.json"):  # else it would be known as damaged
-        store.delete(key)
-    facts = facts.model_copy(update={"step": 0}) if left_out == "step" else facts
-    store.put(checkpoint_key(4), checkpoint_bytes(changed, facts))
+    assert left_out in FACTS or any(not torch.equal(tensors[n], changed[n]) for n in tensors)
+    key = key_of(store, 4)
+    for each in (key, f"_plain/{key}.json"):  # else it would be known as damaged
+        store.delete(each)
+    if left_out in FACTS:
+        facts = facts.model_copy(update={left_out: FACTS[left_out]})
+    store.put(key, checkpoint_bytes(changed, facts))
     try:
         resumed = run(tmp_path / "half")
     except HashAlarm:  # an object came out otherwise than before: seen as well
@@ -85,8 +105,9 @@ def test_a_restored_optimizer_is_where_the_parameters_are() -> None:
 
 def test_pictures_are_of_the_averaged_weights_and_training_goes_on_without_them(tmp_path: Path) -> None:
     whole = run(tmp_path)
-    picture = load(open_store(str(tmp_path)).get("picture-8"))["weight"]
-    state, _ = read_checkpoint(open_store(str(tmp_path)), 8)
+    store = open_store(str(tmp_path))
+    picture = load(store.get(picture_of(store, 8)))["weight"]
+    state, _ = read_step(store, 8)
     assert torch.equal(picture, state["ema.0.weight"])
     assert torch.equal(picture, whole.result["0.weight"])
     assert not torch.equal(picture, state["model.0.weight"])

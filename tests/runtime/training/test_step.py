@@ -13,11 +13,10 @@ import torch
 from ray_dit.config import DiTConfig, OptimizerConfig, TrainingConfig
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.dit import DiT
-from ray_dit.folders.checkpoints import checkpoint_key, read_checkpoint
 from ray_dit.runtime.training.parallel import Alone
 from ray_dit.runtime.training.step import Passes
 from ray_dit.storage.open import open_store
-from tests.runtime.training.regression import CONFIG, CPU, Regression, run
+from tests.runtime.training.regression import CONFIG, CPU, Regression, key_of, read_step, run
 
 SHAPE = DiTConfig(
     input_size=4, patch_size=2, in_channels=2, hidden_size=16, depth=2, num_heads=2, num_classes=3
@@ -123,7 +122,8 @@ def compiled_run(folder: Path) -> str:
     """Trains compiled, in bfloat16, on from what is there; the hash of the last checkpoint."""
     make_deterministic(1)
     run(folder, COMPILED, Denoising())
-    return hashlib.sha256(open_store(str(folder)).get(checkpoint_key(8))).hexdigest()
+    store = open_store(str(folder))
+    return hashlib.sha256(store.get(key_of(store, 8))).hexdigest()
 
 
 def in_a_process(folder: Path, cache: Path) -> str:
@@ -141,8 +141,8 @@ def test_compiled_trainings_give_equal_bits_in_processes_of_empty_caches(tmp_pat
     first = in_a_process(tmp_path / "first", tmp_path / "a-cache")
     assert in_a_process(tmp_path / "second", tmp_path / "another-cache") == first
     store = open_store(str(tmp_path / "second"))
-    store.delete(checkpoint_key(8))
+    store.delete(key_of(store, 8))
     assert in_a_process(tmp_path / "second", tmp_path / "a-cache") == first, "resumed in other bits"
     near = run(tmp_path / "near", COMPILED.model_copy(update={"compile": False}), Denoising()).log
     assert near is not None
-    np.testing.assert_allclose(read_checkpoint(store, 8)[0]["log"].numpy(), near, rtol=0.02)
+    np.testing.assert_allclose(read_step(store, 8)[0]["log"].numpy(), near, rtol=0.02)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 
-from ray_dit.folders.checkpoints import checkpoint_key
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.training.board import Progress
 from ray_dit.runtime.training.checkpointer import JobCheckpointer
@@ -12,7 +11,7 @@ from ray_dit.runtime.training.parallel import Alone
 from ray_dit.runtime.training.state import TrainingState
 from ray_dit.runtime.training.worker import resume
 from ray_dit.storage.open import open_store
-from tests.runtime.training.regression import CPU, Regression, at_half, run, same
+from tests.runtime.training.regression import CPU, Regression, at_half, key_of, picture_of, run, same, saved
 
 
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
@@ -21,8 +20,9 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
     resumed = run(tmp_path / "half")
     assert resumed.seen == list(range(4 * 4, 8 * 4))
     assert same(whole, resumed)
-    for key in (checkpoint_key(4), checkpoint_key(8), "picture-8"):
-        assert open_store(str(tmp_path / "whole")).get(key) == open_store(str(tmp_path / "half")).get(key)
+    ours, theirs = (open_store(str(tmp_path / name)) for name in ("half", "whole"))
+    for key in (key_of(theirs, 4), key_of(theirs, 8), picture_of(theirs, 8)):
+        assert ours.get(key) == theirs.get(key)
 
 
 def test_a_finished_run_only_finishes_again(tmp_path: Path) -> None:
@@ -34,16 +34,16 @@ def test_a_finished_run_only_finishes_again(tmp_path: Path) -> None:
 
 def test_all_workers_resume_from_the_checkpoint_that_rank_0_names(tmp_path: Path) -> None:
     class Told(Alone):
-        def agree(self, value: int, device: torch.device) -> int:
-            assert value == 0  # not what this worker finds
-            return 4
+        def tell(self, word: str, device: torch.device) -> list[str]:
+            assert not word  # not what this worker finds
+            return [saved(open_store(str(tmp_path)), 4).name, word]
 
     run(tmp_path)
     checkpointer = JobCheckpointer(Job.open(open_store(str(tmp_path)), "train", {"test": True}), 4, 8)
     task = Regression()
     state = TrainingState.initial(task.setup(CPU, False), task.optimizer, task.ema_decay)
     resume(state, checkpointer, Told(rank=1, world_size=2))
-    assert checkpointer.steps()[0] == 8
+    assert checkpointer.found()[0].step == 8
     assert state.step == 4
 
 

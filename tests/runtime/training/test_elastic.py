@@ -1,0 +1,89 @@
+"""A range of workers on a cluster that grows and shrinks while a training is under way."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ray_dit.config import StageConfig
+from ray_dit.folders.checkpoints import checkpoint_steps
+from ray_dit.ledger.job import Job
+from ray_dit.runtime.session import ray_session
+from ray_dit.runtime.training.launch import run_training
+from ray_dit.storage.open import open_store
+from tests.runtime.training import regression
+from tests.runtime.training.regression import CONFIG, Ending, read_step, run
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+GROWS, SHRINKS, STEPS = 8, 16, 24
+ELASTIC = CONFIG.model_copy(update={"steps": STEPS, "num_workers": "1..2", "batch_size": 4})
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """One node with room for one worker."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    with ray_session(StageConfig(output="unused", address=cluster.address)) as ray:
+        for module in (regression, sys.modules[__name__]):
+            ray.cloudpickle.register_pickle_by_value(module)
+        yield cluster
+    cluster.shutdown()
+
+
+@dataclass
+class Waiting(Ending):
+    """Waits in the step from which on there shall be two workers, and in that from which on one again."""
+
+    folder: Path = Path()
+
+    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+        self.workers = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+        if self.workers == 2:
+            (self.folder / "grown").touch()
+        return super().setup(device, is_local_first)
+
+    def batch(self, positions: np.ndarray) -> torch.Tensor:
+        step = int(positions[0]) // ELASTIC.batch_size
+        while step >= SHRINKS and self.workers == 2:
+            time.sleep(0.05)
+        while step >= GROWS and not (self.folder / "grown").exists():
+            time.sleep(0.05)
+        return super().batch(positions)
+
+
+def test_it_grows_and_shrinks_with_the_cluster(cluster: Any, tmp_path: Path) -> None:
+    import ray
+
+    store = open_store(str(tmp_path / "run"))
+
+    def await_checkpoint(step: int) -> None:
+        while step not in checkpoint_steps(store):
+            time.sleep(0.05)
+
+    def resize() -> None:
+        await_checkpoint(GROWS)
+        node = cluster.add_node(num_cpus=1)
+        await_checkpoint(SHRINKS)
+        cluster.remove_node(node, allow_graceful=False)
+
+    threading.Thread(target=resize, daemon=True).start()
+    job = Job.open(store, "train", {"test": True})
+    run_training(ray, ELASTIC, job, Waiting(folder=tmp_path), "train", resize_seconds=1.0)
+    tensors, facts = read_step(store, STEPS)
+    assert [(each.first, each.workers) for each in facts.history] == [(0, 1), (GROWS, 2), (SHRINKS, 1)]
+    alone = run(tmp_path / "alone", ELASTIC).log
+    assert alone is not None
+    np.testing.assert_allclose(tensors["log"].numpy()[:, :2], alone[:, :2], rtol=1e-5)
