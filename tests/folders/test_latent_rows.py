@@ -19,6 +19,7 @@ from ray_dit.folders.latent_copies import locked
 from ray_dit.folders.latents import LatentRows, cache_folder, open_latent_rows
 from ray_dit.formats.latent_layout import index_facts
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
+from ray_dit.ledger.restore import overwrite
 from ray_dit.ledger.results import Marker
 from ray_dit.results import LatentShardFacts
 from ray_dit.storage.local import LocalStore
@@ -26,6 +27,10 @@ from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 from tests.support.disks import NoDisk, SmallDisk
 from tests.support.results import latent_facts
+from tests.support.stores import s3_environment
+from tests.support.stores import store as any_store
+
+__all__ = ["any_store", "s3_environment"]
 
 Markers = list[Marker[LatentShardFacts]]
 SHAPE = (8, 2, 2)
@@ -125,6 +130,20 @@ def test_rows_are_the_same_whatever_is_local(store: LocalStore, opened: Opened) 
         assert rows.read == 2 * sum([3, 4, 1][local:])
         rows.close()
         assert len(opened.copies()) == local
+
+
+def test_rows_come_from_any_kind_of_storage(any_store: Store, opened: Opened) -> None:
+    entries = write(any_store, [3, 0, 4])
+    rows = opened(any_store, entries, most=0)
+    assert all_rows(rows) == wanted(7)
+    rows.close()
+    rows = opened(any_store, entries)
+    until(lambda: rows.local == 3)
+    assert all_rows(rows) == wanted(7)
+    overwrite(any_store, entries[2].key, b"short")  # as ranges that lie outside of what is there now
+    shutil.rmtree(opened.folder)
+    with pytest.raises(Damaged, match="latents/2.parquet does not hold what was written there"):
+        all_rows(rows)
 
 
 def test_held_out_copies_are_held_out_by_their_keys(store: LocalStore, tmp_path: Path) -> None:
@@ -464,6 +483,7 @@ def test_where_the_one_that_copies_is_gone_another_copies(store: LocalStore, ope
 COPIER = """
 import pathlib, sys, time
 from ray_dit.folders.latents import open_latent_rows
+from ray_dit.ledger.restore import overwrite
 from ray_dit.ledger.results import Marker
 from ray_dit.results import LatentShardFacts
 from ray_dit.storage.local import LocalStore
