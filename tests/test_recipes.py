@@ -6,7 +6,7 @@ import pytest
 
 from ray_dit.cli.main import parse
 from ray_dit.config import OptimizerConfig, TrainConfig
-from ray_dit.config.recipes import RECIPES
+from ray_dit.config.recipes import RECIPES, under_recipe
 from ray_dit.errors import UserError
 
 PLACES = ["--latents", "latents", "--output", "run"]
@@ -68,3 +68,17 @@ def test_a_recipe_is_nothing_but_the_settings_it_names() -> None:
 def test_an_unknown_one_is_answered_with_the_list(name: str) -> None:
     with pytest.raises(UserError, match=f"--recipe: there is no recipe '{name}': take one of dit-paper"):
         asked("--recipe", name)
+
+
+def test_sections_are_laid_over_setting_by_setting() -> None:
+    """Of a recipe that is nobody's default."""
+    recipes = {"odd": {"steps": 3, "optimizer": {"learning_rate": 0.5, "weight_decay": 0.25}}}
+    assert under_recipe({"recipe": "odd", "optimizer": {"learning_rate": 1.0}}, recipes) == {
+        "recipe": "odd",
+        "steps": 3,
+        "optimizer": {"learning_rate": 1.0, "weight_decay": 0.25},
+    }
+    made = under_recipe({"recipe": "odd", "optimizer": OptimizerConfig(weight_decay=0.5)}, recipes)
+    assert made["optimizer"] == {"learning_rate": 0.5, "weight_decay": 0.5}
+    assert under_recipe({"recipe": "even", "steps": 1}, recipes) == {"recipe": "even", "steps": 1}
+    assert under_recipe({"steps": 1}, recipes) == {"steps": 1}

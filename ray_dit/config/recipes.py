@@ -48,13 +48,13 @@ _HELP = f"A published training's settings, under those that are given: {', '.joi
 Recipe = Annotated[str | None, AfterValidator(known_recipe), Field(description=_HELP)]
 
 
-def under_recipe(given: Any) -> Any:
+def under_recipe(given: Any, recipes: Mapping[str, Settings] = RECIPES) -> Any:
     """The settings given, nested, over those of the recipe that they name."""
     if not isinstance(given, Mapping):
         return given
     settings = cast("Settings", given)
     name = settings.get("recipe")
-    return _over(RECIPES[name], settings) if isinstance(name, str) and name in RECIPES else settings
+    return _over(recipes[name], settings) if isinstance(name, str) and name in recipes else settings
 
 
 def _over(base: Settings, given: Settings) -> dict[str, Any]:

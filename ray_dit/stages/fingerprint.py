@@ -116,6 +116,20 @@ def begun_with(output: str, name: str) -> str | None:
     return there["parts"].get("inputs", {}).get(name) if there else None
 
 
+def check_begun_with(output: str, name: str, sha256: str, place: str) -> None:
+    """Conflict where the job in ``output`` was begun with another input of that name than this.
+
+    ``sha256`` is that of the manifest in ``place``.
+    """
+    begun = begun_with(output, name)
+    if begun not in (None, sha256):
+        raise Conflict(
+            f"{output} was begun with other {name}: with those whose manifest has the sha256 {begun[:12]}, "
+            f"and {place} holds {sha256[:12]}: give the folder that it was begun with, restore that from a "
+            "copy if it was changed, or take another output folder"
+        )
+
+
 def rules_of(output: str) -> int | None:
     """The number of rules that the job in a folder was begun under; None where there is none."""
     store = open_output(output)

@@ -59,7 +59,7 @@ from ray_dit.runtime.training.launch import run_training
 from ray_dit.runtime.training.memory import dit_memory
 from ray_dit.runtime.training.restoring import damaged_results, to_restore
 from ray_dit.stages.extension import totals_of
-from ray_dit.stages.fingerprint import begun_with, open_job, rules_of, rules_with_plan
+from ray_dit.stages.fingerprint import begun_with, check_begun_with, open_job, rules_of, rules_with_plan
 from ray_dit.storage.open import open_store
 from ray_dit.vae import check_latents_vae
 
@@ -187,6 +187,7 @@ def _settled(config: TrainConfig) -> tuple[Manifest[LatentsResult], ModelConfig]
     A training keeps to the latents it has begun with, though they were extended since.
     """
     latents = tied_manifest(config.latents, LatentsResult, begun_with(config.output, "latents"))
+    check_begun_with(config.output, "latents", latents.sha256, config.latents)
     source = None
     if config.init_from is not None:
         read_manifest(config.init_from, ModelResult)  # says best what lies there if it is no model

@@ -47,5 +47,6 @@ def test_a_held_out_row_has_the_same_noise_in_whatever_batch_it_is() -> None:
     assert torch.equal(part.y, labels[2:4])
     other = validation_batch(4, rows, t, moments, labels, shift=0.0, scale=1.0)
     assert not torch.equal(other.noise, whole.noise)
-    assert not torch.equal(whole.noise, (whole.x_start + 1) / np.exp(-0.5))  # of the latents: other noise
+    of_latents = (whole.x_start + 1) / np.exp(-0.5)
+    assert (whole.noise - of_latents).abs().mean() > 0.1, "the latents' own noise is the diffusion's"
     assert len({row.sum().item() for row in whole.noise}) == 6

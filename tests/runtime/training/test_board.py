@@ -51,6 +51,8 @@ def test_it_is_written_on_seldom_or_when_it_matters() -> None:
         {"step": 3, "loss": 0.5, "gradient_norm": 2.0, "learning_rate": 0.1, "validation_loss": 0.4},
     )
     assert again.points == first.points
+    often(state, now=True)
+    assert said[-1].points == (), "each point is told once"
 
 
 def test_people_see_the_last_thing_written(capsys: pytest.CaptureFixture[str]) -> None:
