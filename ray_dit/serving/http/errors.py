@@ -1,11 +1,12 @@
 """Errors as answers, in the shape OpenAI's clients read. They carry neither tracebacks nor paths."""
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.types import Send
 
@@ -26,6 +27,17 @@ REFUSED_STATUS = {
     "internal": 500,
     "lost": 503,
 }
+
+M = TypeVar("M", bound=BaseModel)
+NO_OBJECT = "the body must be a JSON object"
+WORDS = {
+    "missing": "is missing",
+    "extra_forbidden": "there is no such field",
+    "dict_type": NO_OBJECT,
+    "model_type": NO_OBJECT,
+    "model_attributes_type": NO_OBJECT,
+}
+"""What pydantic says in Python's terms, in HTTP's."""
 
 
 class ClientGone(Exception):
@@ -108,16 +120,37 @@ def add_error_handlers(app: FastAPI) -> None:
         return await api_error(request, ApiError(error.status_code, message, headers=error.headers))
 
     async def wrong_input(request: Request, error: Any) -> Response:
-        first = error.errors()[0]
-        if first["type"].startswith("json"):
+        if error.errors()[0]["type"].startswith("json"):
             return await api_error(request, ApiError(400, "the body is not valid JSON", code="invalid_json"))
-        where = ".".join(str(part) for part in first["loc"][1:] if isinstance(part, str | int))
-        message = f"{where or 'body'}: {first['msg']}"
-        return await api_error(request, invalid(where or "body", message))
+        return await api_error(request, _wrong_input(error.errors()))
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, wrong_input)
+
+
+def checked(model: type[M], fields: Mapping[str, Any]) -> M:
+    """The fields of a body as this model; RequestValidationError, answered as 400, where they are wrong."""
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        wrong = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
+        raise RequestValidationError(wrong) from None
+
+
+def _wrong_input(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first place at which the input is wrong, and all that is said of it: a value may have two forms."""
+    where = _place(errors[0]["loc"])
+    said = dict.fromkeys(
+        str(WORDS.get(error["type"], error["msg"])) for error in errors if _place(error["loc"]) == where
+    )
+    return invalid(where or "body", f"{where or 'body'}: {', or: '.join(said)}")
+
+
+def _place(loc: Sequence[str | int]) -> str:
+    """The field, and its place in a list: what comes after is pydantic's own name for a form of the value."""
+    name = str(loc[1])[:100] if len(loc) > 1 else ""
+    return f"{name}.{loc[2]}" if len(loc) > 2 and isinstance(loc[2], int) else name
 
 
 def _encoded(error: ApiError) -> bytes:
