@@ -46,6 +46,8 @@ class LimitsConfig(Config):
     """Previews per image; OpenAI's clients know up to 3."""
     max_body_bytes: PositiveInt = 64 * 1024
     """Length of a request's body."""
+    max_header_bytes: Annotated[int, Field(ge=1000)] = 32 * 1024
+    """Length of a request's target and headers."""
     body_seconds: Seconds = 10.0
     """Time for a body to arrive."""
     request_seconds: Seconds = 300.0

@@ -14,6 +14,7 @@ from ray_dit.serving.http.middleware.answer_errors import AnswerErrors
 from ray_dit.serving.http.middleware.body import ReadBody
 from ray_dit.serving.http.middleware.edits import RefuseEdits
 from ray_dit.serving.http.middleware.head import AnswerHead
+from ray_dit.serving.http.middleware.headers import CheckHeaders
 from ray_dit.serving.http.middleware.host import CheckHost
 from ray_dit.serving.http.middleware.key import CheckKey
 from ray_dit.serving.http.middleware.log import LogRequests
@@ -72,6 +73,7 @@ def _middleware(
         Middleware(AddSecurityHeaders),
         Middleware(AnswerHead),
         Middleware(AnswerErrors),
+        Middleware(CheckHeaders, most=config.limits.max_header_bytes),
         Middleware(CheckHost, allowed=config.allowed_hosts),
         Middleware(CheckKey, keys=keys, open_paths=open_paths),
         Middleware(CheckPath),

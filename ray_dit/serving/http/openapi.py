@@ -18,6 +18,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         408: "The body came too slowly.",
         413: "The body is too long.",
         415: "The body is not application/json, or is compressed.",
+        431: "The headers are too long.",
         429: "Too many requests; come again after `Retry-After` seconds.",
         500: "A defect here.",
         503: "Not ready, or shutting down.",
@@ -43,7 +44,7 @@ def images(*, warns: bool) -> dict[int | str, dict[str, Any]]:
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What a route may answer beside 200: these, and what any route may."""
-    return {status: ERRORS[status] for status in (400, 401, *statuses, 500, 503)}
+    return {status: ERRORS[status] for status in (400, 401, *statuses, 431, 500, 503)}
 
 
 def describe(app: FastAPI, config: ApiConfig) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class CheckKey:
         self.app, self._keys, self._open_paths = app, keys, frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and len(self._keys) and route_path(scope) not in self._open_paths:
+        if scope["type"] == "http" and self._keys.wanted and route_path(scope) not in self._open_paths:
             given = headers_of(scope).get(b"authorization", [])
             owner = self._keys.owner(given[0].decode("latin-1")) if len(given) == 1 else None
             if owner is None:
