@@ -54,12 +54,12 @@ class Answer:
             "index": message.index,
         }
 
-    async def collect(self, messages: AsyncIterator[Message]) -> dict[str, Any]:
+    async def collect(self, messages: AsyncIterator[Message], request_id: str) -> dict[str, Any]:
         """The answer without streaming, when the last message is here. ApiError where it is a refusal."""
         images: dict[int, dict[str, Any]] = {}
         async for message in messages:
             if isinstance(message, Refused):
-                raise refusal(message)
+                raise refusal(message, request_id)
             if isinstance(message, Complete):
                 images[message.index] = self.image(message, self.forms)
         return {

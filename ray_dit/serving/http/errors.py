@@ -1,6 +1,8 @@
 """Errors as answers, in the shape OpenAI's clients read. They carry neither tracebacks nor paths."""
 
+import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -39,6 +41,9 @@ WORDS = {
 }
 """What pydantic says in Python's terms, in HTTP's."""
 
+MIN_RETRY, MAX_RETRY = 1.0, 120.0
+"""Seconds."""
+
 
 class ClientGone(Exception):
     """The client closed the connection."""
@@ -76,10 +81,21 @@ def nothing_there() -> ApiError:
     return ApiError(404, "there is nothing at this address", code="not_found")
 
 
-def too_many(message: str, code: str, retry_after: float) -> ApiError:
+def too_many(message: str, code: str, retry_after: float, request_id: str) -> ApiError:
     """429 with the time after which to come again."""
-    seconds = max(1, min(120, round(retry_after + 0.5)))
-    return ApiError(429, message, code=code, headers={"Retry-After": str(seconds)})
+    return ApiError(429, message, code=code, headers=retry_headers(retry_after, request_id))
+
+
+def retry_headers(seconds: float, request_id: str) -> dict[str, str]:
+    """When to come again: after these seconds, at least 1, or up to twice as many (at least 2 more).
+
+    Where in that window is a function of the request's id: of many who are refused at once not all come
+    back at once. OpenAI's clients read the milliseconds, and give up beyond two minutes.
+    """
+    part = int.from_bytes(hashlib.sha256(request_id.encode()).digest()[:4], "big") / 2**32
+    least = max(seconds, MIN_RETRY)
+    chosen = min(least + part * max(least, 2.0), MAX_RETRY)
+    return {"Retry-After": str(math.ceil(chosen)), "retry-after-ms": str(math.ceil(1000 * chosen))}
 
 
 def not_ready(message: str) -> ApiError:
@@ -87,15 +103,15 @@ def not_ready(message: str) -> ApiError:
     return ApiError(503, message, code="not_ready", headers={"Retry-After": "2"})
 
 
-def refusal(refused: Refused) -> ApiError:
+def refusal(refused: Refused, request_id: str = "") -> ApiError:
     """A backend's refusal."""
     status = REFUSED_STATUS[refused.reason]
     if status == 429:
-        return too_many(refused.message, refused.reason, refused.retry_after or 1)
+        return too_many(refused.message, refused.reason, refused.retry_after or MIN_RETRY, request_id)
     # A request that took all its time would take it again: clients should not try on their own.
     headers = {"x-should-retry": "false"} if refused.reason == "deadline" else {}
     if status == 503:
-        headers["Retry-After"] = "1"
+        headers |= retry_headers(refused.retry_after or MIN_RETRY, request_id)
     return ApiError(status, refused.message, code=refused.reason, headers=headers)
 
 

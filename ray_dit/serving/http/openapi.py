@@ -26,6 +26,15 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
+RATE_HEADERS = {
+    f"x-ratelimit-{what}-requests": {"description": text, "schema": {"type": "string"}}
+    for what, text in {
+        "limit": "Requests that this key may send at once.",
+        "remaining": "How many of them are left now.",
+        "reset": "Seconds until all are, such as `1.500s`.",
+    }.items()
+}
+
 
 def images(*, warns: bool) -> dict[int | str, dict[str, Any]]:
     """What a request for images is answered with; ``warns``: with a header for what had no effect."""
@@ -33,11 +42,12 @@ def images(*, warns: bool) -> dict[int | str, dict[str, Any]]:
         "description": "What was asked for and had no effect; left out where there is nothing to say.",
         "schema": {"type": "string"},
     }
+    headers = {WARNING_HEADER: told} if warns else {}
     return {
         200: {
             "content": {"text/event-stream": {"schema": {"type": "string"}}},
             "description": "The images; with `stream`, events.",
-            **({"headers": {WARNING_HEADER: told}} if warns else {}),
+            "headers": RATE_HEADERS | headers,
         }
     }
 

@@ -111,9 +111,12 @@ class Routes:
         messages = self._limited(record, backend.generate(spec), spec.seconds)
         # The first message is awaited before the answer begins: a refusal still has its own status.
         first = await until_gone(request, anext(messages))
+        limits = self.limiter.headers(record.owner)
         if isinstance(first, Refused):
             await messages.aclose()
-            raise refusal(first)
+            error = refusal(first, record.request_id)
+            error.headers |= limits
+            raise error
         assert isinstance(first, Accepted)
         answer = Answer(info, spec, first.sampler, shape.forms)
         record.details |= answer.settled
@@ -121,11 +124,11 @@ class Routes:
             return StreamingResponse(
                 server_sent_events(answer, messages),
                 media_type="text/event-stream",
-                headers={"X-Accel-Buffering": "no", **shape.headers},
+                headers={"X-Accel-Buffering": "no", **limits, **shape.headers},
             )
         try:
-            body = await until_gone(request, answer.collect(messages))
-            return JSONResponse(body, headers=shape.headers)
+            body = await until_gone(request, answer.collect(messages, record.request_id))
+            return JSONResponse(body, headers={**limits, **shape.headers})
         finally:
             await messages.aclose()
 
@@ -189,7 +192,7 @@ class Routes:
         """The messages, within the key's limits and the deadline, noted in the record."""
         started = time.perf_counter()
         latest = None if seconds is None else started + seconds + GRACE_SECONDS
-        with self.limiter.enter(record.owner):
+        with self.limiter.enter(record.owner, record.request_id):
             async with aclosing(until_late(messages, latest)) as open_messages:
                 async for message in open_messages:
                     if isinstance(message, Partial | Complete):

@@ -180,7 +180,7 @@ def test_a_full_queue_is_retried_after_the_time_told():
             backend.refusals = [Refused("queue_full", "full", 3)]
             with pytest.raises(openai.RateLimitError) as caught:
                 client.images.generate(prompt="0")
-    assert caught.value.response.headers["retry-after"] in ("3", "4")
+    assert 3 <= int(caught.value.response.headers["retry-after"]) <= 6
 
 
 def test_a_deadline_is_not_retried_and_a_late_failure_ends_the_stream():
