@@ -4,6 +4,8 @@ Each limit says what it counts: a replica of the API, a replica of a model's eng
 makes no job: nothing of it is in a fingerprint.
 """
 
+import re
+from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
@@ -44,6 +46,8 @@ class LimitsConfig(Config):
     """Previews per image; OpenAI's clients know up to 3."""
     max_body_bytes: PositiveInt = 64 * 1024
     """Length of a request's body."""
+    max_header_bytes: Annotated[int, Field(ge=1000)] = 32 * 1024
+    """Length of a request's target and headers."""
     body_seconds: Seconds = 10.0
     """Time for a body to arrive."""
     request_seconds: Seconds = 300.0
@@ -57,12 +61,34 @@ class LimitsConfig(Config):
 class ApiConfig(Config):
     """The HTTP side: who may ask, for what, under which names of the host."""
 
+    compatibility: Literal["openai", "strict"] = "openai"
+    """openai: what OpenAI's clients send is read as they mean it, and what has no meaning here is named in a
+    header; strict: every field must be exactly right."""
+    aliases: tuple[str, ...] = ()
+    """Other names of served models, each ALIAS=MODEL, such as dall-e-3=digits."""
+    ready_without_key: bool = False
+    """Answer /ready without a key too, for load balancers that can't send one."""
     limits: LimitsConfig = LimitsConfig()
     keys_file: Uri | None = None
     """File of API keys, one line `name:sha256-of-the-key` per key; the variable RAY_DIT_API_KEYS may hold
     such lines too. Without any key everyone who reaches the port may ask."""
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
     """Host names a request may be addressed to (against DNS rebinding); * allows any."""
+
+    def models_by_alias(self, models: Collection[str]) -> dict[str, str]:
+        """The served model behind each alias; ValueError where an alias leads nowhere or hides a model."""
+        found: dict[str, str] = {}
+        for text in self.aliases:
+            alias, equals, model = text.partition("=")
+            if not (equals and alias and model):
+                raise ValueError(f"alias {text!r} is not ALIAS=MODEL, such as dall-e-3=digits")
+            if model not in models:
+                raise ValueError(f"alias {text!r}: no model {model!r} is served, only {', '.join(models)}")
+            if alias in models:
+                raise ValueError(f"alias {text!r} would hide the model of that name; choose another alias")
+            if found.setdefault(alias, model) != model:
+                raise ValueError(f"alias {alias!r} is given twice, for {found[alias]!r} and {model!r}")
+        return found
 
 
 class ServeConfig(Config):
@@ -114,10 +140,14 @@ class ServeConfig(Config):
             raise ValueError("give at least one model")
         if len(set(names)) < len(names):
             raise ValueError(f"two models have the same name ({', '.join(names)}); name them: NAME=URI")
+        self.api.models_by_alias(names)
         return self
 
     def models(self) -> list[tuple[str, str]]:
-        """Name and URI of each model; a URI without a name is called by its last part."""
+        """Name and URI of each model.
+
+        A URI without a name is called by its last part, or by the one before where that is only `model`.
+        """
         return [_named(model) for model in self.model]
 
 
@@ -125,4 +155,9 @@ def _named(model: str) -> tuple[str, str]:
     name, equals, uri = model.partition("=")
     if equals and "/" not in name and ":" not in name:
         return name, uri
-    return PurePosixPath(model.split("?")[0].rstrip("/")).name or model, model
+    parts = PurePosixPath(re.sub(r"^\w+:/*", "", model.split("?")[0])).parts
+    if not parts:
+        return model, model
+    # Training writes RUN/model: it is RUN that tells one model from another.
+    by_parent = parts[-1] == "model" and len(parts) > 1 and parts[-2] not in ("/", "..", "~")
+    return parts[-2 if by_parent else -1], model

@@ -22,6 +22,9 @@ served; with ever more, the shortest first and the longest perhaps never."""
 ENOUGH = 0.97
 """A call is large enough when it reaches this part of the best throughput measured."""
 
+MAX_RETRY = 60.0
+"""Longest time, in seconds, after which a refused ticket is told to come again."""
+
 
 class StepCurve:
     """Seconds of a step by the rows of its call: measured points, rising, straight lines between them."""
@@ -115,13 +118,19 @@ class Schedule:
         return [*self.running, *self.waiting]
 
     def enter(self, ticket: Ticket) -> None:
-        """Says when it is due, and lets it wait for its turn; QueueFull where too many do."""
+        """Says when it is due, and lets it wait for its turn.
+
+        QueueFull where too many do, or where the work due before it leaves it no chance to meet its deadline.
+        """
         # Those for whom there are slots wait for the end of a step only.
         if len(self.waiting) >= self.max_queued + max(self._free_slots(), 0):
             raise QueueFull(self._retry_after())
         ticket.due = ticket.submitted + patience(
             ticket.demand, ticket.num_steps, self.curve, self.max_step_rows
         )
+        late = self._lateness(ticket)
+        if late > 0:
+            raise QueueFull(min(max(late, 1.0), MAX_RETRY))
         bisect.insort(self.waiting, ticket, key=_turn)
         self.changed = True
 
@@ -207,12 +216,29 @@ class Schedule:
         """Places for images; a running ticket none of whose images has begun keeps one for itself."""
         return self.slots - sum(max(ticket.resident, 1) for ticket in self.running)
 
+    def _lateness(self, ticket: Ticket) -> float:
+        """Seconds by which it will miss its deadline at best, by the work due before it; else 0 or less.
+
+        One that would be too late even alone is let in: the step times measured may be too long, and coming
+        again would not help it.
+        """
+        if ticket.work.seconds is None:
+            return 0.0
+        alone = patience(ticket.demand, ticket.num_steps, self.curve, self.max_step_rows) / PATIENCE
+        if alone > ticket.work.seconds:
+            return 0.0
+        before = [other for other in self.tickets if _turn(other) < _turn(ticket)]
+        row_steps = sum(other.row_steps for other in [*before, ticket])
+        # No call does more rows per second than this: the most that pay, short of it by ENOUGH.
+        fastest = ENOUGH * self.curve.seconds(self.max_step_rows) / self.max_step_rows
+        return row_steps * fastest - ticket.work.seconds
+
     def _retry_after(self) -> float:
         """About how many seconds the network needs for a ticket's share of what is here."""
         row_steps = sum(ticket.demand * ticket.num_steps for ticket in self.tickets)
         rows = self.max_step_rows
         seconds = row_steps / rows * self.curve.seconds(rows)
-        return min(max(seconds / max(len(self.tickets), 1) * 2, 1.0), 60.0)
+        return min(max(seconds / max(len(self.tickets), 1) * 2, 1.0), MAX_RETRY)
 
 
 def _turn(ticket: Ticket) -> tuple[float, int]:

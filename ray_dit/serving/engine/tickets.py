@@ -119,6 +119,9 @@ class Ticket:
     ) -> None:
         self.work, self.table, self.guided = work, table, guided
         self._width = 2 if any(guided) else 1
+        costs = [2 if one else 1 for one in guided]
+        self._rows_left = [*itertools.accumulate(reversed(costs), initial=0)][::-1]
+        """Rows that an image has yet to take, by the steps it has done."""
         self.number = next(Ticket._numbers)
         self.submitted = time.monotonic()
         self.deadline = None if work.seconds is None else self.submitted + work.seconds
@@ -145,6 +148,11 @@ class Ticket:
     def demand(self) -> int:
         """Rows of the network's call that all its images would take at once."""
         return max(len(self.rows), 1) * self._width
+
+    @property
+    def row_steps(self) -> int:
+        """Rows of calls that its images have yet to take, over all their steps."""
+        return sum(self._rows_left[row.step] for row in self.rows)
 
     @property
     def resident(self) -> int:

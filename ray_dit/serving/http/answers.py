@@ -3,7 +3,7 @@
 import base64
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 from ray_dit.config import SamplerConfig
 from ray_dit.serving.backend import Complete, ImageSpec, Message, ModelInfo, Partial, Refused
@@ -11,12 +11,25 @@ from ray_dit.serving.http.errors import refusal
 from ray_dit.serving.http.schemas import usage
 from ray_dit.serving.http.spec import size
 
+Form = Literal["b64_json", "url"]
+BOTH: tuple[Form, ...] = ("b64_json", "url")
+"""Clients that do not say which form they want read one of them, by the model they think they ask."""
+
 
 class Answer:
-    """What every form of answer says about a spec and the sampler it was settled to."""
+    """What every form of answer says about a spec and the sampler it was settled to.
 
-    def __init__(self, info: ModelInfo, spec: ImageSpec, sampler: SamplerConfig) -> None:
-        self.info, self.spec = info, spec
+    ``forms`` are those of each image in an answer without streaming; events hold base64 only, as OpenAI's do.
+    """
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        spec: ImageSpec,
+        sampler: SamplerConfig,
+        forms: tuple[Form, ...] = ("b64_json",),
+    ) -> None:
+        self.info, self.spec, self.forms = info, spec, forms
         self.created = int(time.time())
         self.steps = sampler.num_steps
         self.settled = {
@@ -25,25 +38,30 @@ class Answer:
             "sampler": sampler.name,
         }
 
-    def image(self, message: Partial | Complete) -> dict[str, Any]:
+    def image(self, message: Partial | Complete, forms: tuple[Form, ...] = ("b64_json",)) -> dict[str, Any]:
         """The image, and which one of the request's it is."""
+        base64_text = base64.b64encode(message.data).decode()
+        written: dict[Form, str] = {
+            "b64_json": base64_text,
+            "url": f"data:image/{self.spec.output_format};base64,{base64_text}",
+        }
         names = self.info.labels.names
         label = self.spec.labels[message.index] if names else None
         return {
-            "b64_json": base64.b64encode(message.data).decode(),
+            **{form: written[form] for form in forms},
             "revised_prompt": None if label is None else names[label],
             "label": label,
             "index": message.index,
         }
 
-    async def collect(self, messages: AsyncIterator[Message]) -> dict[str, Any]:
+    async def collect(self, messages: AsyncIterator[Message], request_id: str) -> dict[str, Any]:
         """The answer without streaming, when the last message is here. ApiError where it is a refusal."""
         images: dict[int, dict[str, Any]] = {}
         async for message in messages:
             if isinstance(message, Refused):
-                raise refusal(message)
+                raise refusal(message, request_id)
             if isinstance(message, Complete):
-                images[message.index] = self.image(message)
+                images[message.index] = self.image(message, self.forms)
         return {
             "created": self.created,
             "data": [images[index] for index in sorted(images)],

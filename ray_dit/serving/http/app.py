@@ -12,6 +12,9 @@ from ray_dit.serving.http.errors import add_error_handlers
 from ray_dit.serving.http.keys import Keys
 from ray_dit.serving.http.middleware.answer_errors import AnswerErrors
 from ray_dit.serving.http.middleware.body import ReadBody
+from ray_dit.serving.http.middleware.edits import RefuseEdits
+from ray_dit.serving.http.middleware.head import AnswerHead
+from ray_dit.serving.http.middleware.headers import CheckHeaders
 from ray_dit.serving.http.middleware.host import CheckHost
 from ray_dit.serving.http.middleware.key import CheckKey
 from ray_dit.serving.http.middleware.log import LogRequests
@@ -35,7 +38,7 @@ def create_app(
     """The application over these models, the first of them the default.
 
     ``own_request_id``: answer with X-Request-Id; off behind a proxy that does. ``observe`` gets every
-    request. UserError for unreadable keys.
+    request. UserError for unreadable keys, ValueError for a wrong alias.
     """
     keys = Keys.load(config.keys_file)
     app = FastAPI(
@@ -49,7 +52,7 @@ def create_app(
     add_error_handlers(app)
     Routes(backends, config).add_to(app)
     add_pages(app)
-    app.openapi = lambda: describe(app)
+    app.openapi = lambda: describe(app, config)
     return app
 
 
@@ -62,14 +65,18 @@ def _middleware(
     them. The checks go from cheap to dear: a body is read only for those who may send one.
     """
     answers = [Middleware(AnswerRequestId)] if own_request_id else []
+    open_paths = {"/health"} | ({"/ready"} if config.ready_without_key else set())
     return [
         Middleware(OnlyHttp),
         Middleware(LogRequests, observe=observe),
         *answers,
         Middleware(AddSecurityHeaders),
+        Middleware(AnswerHead),
         Middleware(AnswerErrors),
+        Middleware(CheckHeaders, most=config.limits.max_header_bytes),
         Middleware(CheckHost, allowed=config.allowed_hosts),
-        Middleware(CheckKey, keys=keys),
+        Middleware(CheckKey, keys=keys, open_paths=open_paths),
         Middleware(CheckPath),
+        Middleware(RefuseEdits, seconds=config.limits.body_seconds),
         Middleware(ReadBody, limits=config.limits),
     ]

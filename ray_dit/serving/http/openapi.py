@@ -5,7 +5,9 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from ray_dit.config.serve import ApiConfig
 from ray_dit.serving.http import schemas
+from ray_dit.serving.http.compatibility import WARNING_HEADER, loosen
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.ErrorBody, "description": text}
@@ -15,28 +17,48 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         404: "There is no such model.",
         408: "The body came too slowly.",
         413: "The body is too long.",
-        415: "The body is not application/json.",
+        415: "The body is not application/json, or is compressed.",
+        431: "The headers are too long.",
         429: "Too many requests; come again after `Retry-After` seconds.",
         500: "A defect here.",
         503: "Not ready, or shutting down.",
         504: "Not done within the time a request may take.",
     }.items()
 }
-IMAGES: dict[int | str, dict[str, Any]] = {
-    200: {
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
-        "description": "The images; with `stream`, events.",
-    }
+
+RATE_HEADERS = {
+    f"x-ratelimit-{what}-requests": {"description": text, "schema": {"type": "string"}}
+    for what, text in {
+        "limit": "Requests that this key may send at once.",
+        "remaining": "How many of them are left now.",
+        "reset": "Seconds until all are, such as `1.500s`.",
+    }.items()
 }
+
+
+def images(*, warns: bool) -> dict[int | str, dict[str, Any]]:
+    """What a request for images is answered with; ``warns``: with a header for what had no effect."""
+    told = {
+        "description": "What was asked for and had no effect; left out where there is nothing to say.",
+        "schema": {"type": "string"},
+    }
+    headers = {WARNING_HEADER: told} if warns else {}
+    return {
+        200: {
+            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "description": "The images; with `stream`, events.",
+            "headers": RATE_HEADERS | headers,
+        }
+    }
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What a route may answer beside 200: these, and what any route may."""
-    return {status: ERRORS[status] for status in (400, 401, *statuses, 500, 503)}
+    return {status: ERRORS[status] for status in (400, 401, *statuses, 431, 500, 503)}
 
 
-def describe(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's document, with 400 where it would say 422, and the key."""
+def describe(app: FastAPI, config: ApiConfig) -> dict[str, Any]:
+    """FastAPI's document with the key, 400 where it would say 422, and bodies as mode and operator allow."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
         for methods in document["paths"].values():
@@ -46,6 +68,36 @@ def describe(app: FastAPI) -> dict[str, Any]:
             document["components"]["schemas"].pop(name, None)
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}, {}]
-        document["paths"]["/health"]["get"]["security"] = []
+        for path in ("/health", *(["/ready"] if config.ready_without_key else [])):
+            document["paths"][path]["get"]["security"] = []
+        # From pydantic itself: FastAPI makes floats of bounds, and 2^63 - 1 is none.
+        document["components"]["schemas"]["ImageRequest"] = _request_schema(config)
+        body = document["paths"]["/v1/images/generations"]["post"]["requestBody"]
+        body["content"]["application/json"]["schema"] = {"$ref": "#/components/schemas/ImageRequest"}
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _request_schema(config: ApiConfig) -> dict[str, Any]:
+    """The body of a request for images, within the operator's limits."""
+    if config.compatibility == "openai":
+        schema = loosen(schemas.OpenAIImageRequest.model_json_schema())
+    else:
+        schema = schemas.ImageRequest.model_json_schema()
+    limits, fields = config.limits, schema["properties"]
+    for name, most in (
+        ("n", limits.max_images),
+        ("num_inference_steps", limits.max_inference_steps),
+        ("partial_images", limits.max_partial_images),
+    ):
+        _form(fields[name], "integer")["maximum"] = most
+    _form(fields["class_labels"], "array")["maxItems"] = limits.max_images
+    fields["num_inference_steps"]["description"] += (
+        f" Images times steps are at most {limits.max_total_steps} per request."
+    )
+    return schema | {"title": "ImageRequest"}
+
+
+def _form(field: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The form of a field's value that has this type."""
+    return next(form for form in field["anyOf"] if form.get("type") == kind)

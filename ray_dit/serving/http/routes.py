@@ -4,18 +4,30 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import Body, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from ray_dit.config.serve import ApiConfig
-from ray_dit.serving.backend import Accepted, Backend, Complete, Ended, Message, ModelInfo, Partial, Refused
+from ray_dit.serving.backend import (
+    Accepted,
+    Backend,
+    Complete,
+    Ended,
+    ImageSpec,
+    Message,
+    ModelInfo,
+    Partial,
+    Refused,
+)
 from ray_dit.serving.http import schemas
-from ray_dit.serving.http.answers import Answer
-from ray_dit.serving.http.errors import ApiError, not_ready, refusal
+from ray_dit.serving.http.answers import BOTH, Answer, Form
+from ray_dit.serving.http.compatibility import fit, relax, warning_header
+from ray_dit.serving.http.errors import ApiError, checked, not_ready, refusal
 from ray_dit.serving.http.limiter import Limiter
-from ray_dit.serving.http.openapi import IMAGES, errors
+from ray_dit.serving.http.openapi import errors, images
 from ray_dit.serving.http.record import RequestRecord, record_of
 from ray_dit.serving.http.spec import read_spec, size
 from ray_dit.serving.http.streaming import server_sent_events, until_gone, until_late
@@ -27,21 +39,33 @@ GRACE_SECONDS = 5.0
 late."""
 
 
+@dataclass(frozen=True)
+class _Shape:
+    """How images are answered: as events or whole, in which forms, under which headers."""
+
+    stream: bool
+    forms: tuple[Form, ...]
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
 class Routes:
-    """The API over these backends, the first of them the default."""
+    """The API over these backends, the first of them the default. ValueError for a wrong alias."""
 
     def __init__(self, backends: Mapping[str, Backend], config: ApiConfig) -> None:
         self.backends, self.config = dict(backends), config
+        self.aliases = config.models_by_alias(self.backends)
         self.limiter = Limiter(config.limits)
 
     def add_to(self, app: FastAPI) -> None:
         """Adds the routes."""
+        openai = self.config.compatibility == "openai"
         app.post(
             "/v1/images/generations",
-            response_model=schemas.ImagesResponse,
-            responses=IMAGES | errors(404, 408, 413, 415, 429, 504),
+            response_model=schemas.OpenAIImagesResponse if openai else schemas.ImagesResponse,
+            responses=images(warns=openai) | errors(404, 408, 413, 415, 429, 504),
             summary="Make images",
-        )(self.generate)
+            operation_id="generate",
+        )(self.generate_as_openai if openai else self.generate)
         for path, route, model, answers, summary in (
             ("/v1/models", self.models, schemas.ModelList, errors(), "List models"),
             ("/v1/models/{model}", self.model, schemas.ModelData, errors(404), "One model"),
@@ -52,35 +76,59 @@ class Routes:
             app.get(path, response_model=model, responses=answers, summary=summary)(route)
 
     async def generate(self, body: schemas.ImageRequest, request: Request) -> Any:
-        """Makes images of a class, or of one class each; compatible with OpenAI's clients."""
-        record = record_of(request.scope)
+        """Makes images of a class, or of one class each."""
         backend = self._backend(body.model)
         info = await _info(backend)
         spec = read_spec(body, info, self.config.limits)
+        return await self._make(request, backend, info, spec, _Shape(bool(body.stream), ("b64_json",)))
+
+    async def generate_as_openai(self, body: Annotated[dict[str, Any], Body()], request: Request) -> Any:
+        """Makes images of a class, or of one class each; compatible with OpenAI's clients."""
+        fields, ignored = relax(body)
+        asked = checked(schemas.OpenAIImageRequest, fields)
+        backend = self._backend(asked.model)
+        info = await _info(backend)
+        fitted, changed = fit(asked, info)
+        spec = read_spec(fitted, info, self.config.limits)
+        warnings = [*ignored, *changed]
+        if warnings:
+            record_of(request.scope).details["warnings"] = warnings
+        forms = BOTH if asked.response_format is None else (asked.response_format,)
+        shape = _Shape(bool(asked.stream), forms, warning_header(warnings))
+        return await self._make(request, backend, info, spec, shape)
+
+    async def _make(
+        self, request: Request, backend: Backend, info: ModelInfo, spec: ImageSpec, shape: "_Shape"
+    ) -> Any:
+        record = record_of(request.scope)
         record.details |= {
             "model": info.name,
             "n": len(spec.labels),
             "seed": spec.seed,
-            "stream": bool(body.stream),
+            "stream": shape.stream,
         }
         # One generator for limiter, backend and their ends, so that closing it undoes all of it.
         messages = self._limited(record, backend.generate(spec), spec.seconds)
         # The first message is awaited before the answer begins: a refusal still has its own status.
         first = await until_gone(request, anext(messages))
+        limits = self.limiter.headers(record.owner)
         if isinstance(first, Refused):
             await messages.aclose()
-            raise refusal(first)
+            error = refusal(first, record.request_id)
+            error.headers |= limits
+            raise error
         assert isinstance(first, Accepted)
-        answer = Answer(info, spec, first.sampler)
+        answer = Answer(info, spec, first.sampler, shape.forms)
         record.details |= answer.settled
-        if body.stream:
+        if shape.stream:
             return StreamingResponse(
                 server_sent_events(answer, messages),
                 media_type="text/event-stream",
-                headers={"X-Accel-Buffering": "no"},
+                headers={"X-Accel-Buffering": "no", **limits, **shape.headers},
             )
         try:
-            return JSONResponse(await until_gone(request, answer.collect(messages)))
+            body = await until_gone(request, answer.collect(messages, record.request_id))
+            return JSONResponse(body, headers={**limits, **shape.headers})
         finally:
             await messages.aclose()
 
@@ -90,7 +138,7 @@ class Routes:
         return {"object": "list", "data": [_model_data(info) for info in infos]}
 
     async def model(self, model: str) -> Any:
-        """One model by name."""
+        """One model by name or alias."""
         return _model_data(await _info(self._backend(model)))
 
     async def labels(
@@ -130,12 +178,13 @@ class Routes:
     def _backend(self, name: str | None) -> Backend:
         if name is None:
             return next(iter(self.backends.values()))
-        if name not in self.backends:
-            known = ", ".join(self.backends)
+        backend = self.backends.get(self.aliases.get(name, name))
+        if backend is None:
+            known = ", ".join([*self.backends, *self.aliases])
             raise ApiError(
                 404, f"there is no such model; there are: {known}", param="model", code="model_not_found"
             )
-        return self.backends[name]
+        return backend
 
     async def _limited(
         self, record: RequestRecord, messages: AsyncIterator[Message], seconds: float | None
@@ -143,7 +192,7 @@ class Routes:
         """The messages, within the key's limits and the deadline, noted in the record."""
         started = time.perf_counter()
         latest = None if seconds is None else started + seconds + GRACE_SECONDS
-        with self.limiter.enter(record.owner):
+        with self.limiter.enter(record.owner, record.request_id):
             async with aclosing(until_late(messages, latest)) as open_messages:
                 async for message in open_messages:
                     if isinstance(message, Partial | Complete):

@@ -1,4 +1,9 @@
-"""What travels over HTTP, as OpenAI's images API has it; our additions are marked."""
+"""What travels over HTTP, as OpenAI's images API has it; our additions are marked.
+
+`ImageRequest` and `ImagesResponse` are those of `api.compatibility: strict`; `OpenAIImageRequest` and
+`OpenAIImagesResponse` are what the mode `openai` reads and answers. Bounds that the operator sets are not
+here: `spec.read_spec` checks them, and `openapi.describe` puts them into the document.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -7,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray_dit.config import SamplerName
 
 Label = Annotated[int, Field(ge=0, lt=2**31)] | Annotated[str, Field(max_length=400)]
+MAX_SEED = 2**63 - 1
+MAX_PROMPT = 32_000
+"""Characters of a prompt that OpenAI takes at most."""
 
 
 class ImageRequest(BaseModel):
@@ -19,7 +27,7 @@ class ImageRequest(BaseModel):
     classes."""
     model: Annotated[str, Field(max_length=200)] | None = None
     """Name of a model from `/v1/models`; the first of them by default."""
-    n: Annotated[int, Field(ge=1, le=10)] | None = None
+    n: Annotated[int, Field(ge=1)] | None = None
     """Number of images; 1 by default. With several `class_labels` it is their number."""
     size: Annotated[str, Field(pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")] | None = None
     """`auto`, or the size the model makes, such as `256x256`; another size is refused."""
@@ -31,18 +39,18 @@ class ImageRequest(BaseModel):
     """Quality of jpeg and webp, 100 by default."""
     stream: bool | None = None
     """Answer with server-sent events: previews, then each image."""
-    partial_images: Annotated[int, Field(ge=0, le=50)] | None = None
+    partial_images: Annotated[int, Field(ge=0)] | None = None
     """Previews per image, for streams; 0 by default. OpenAI allows 3."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     """Ours: the same seed, settings and model make the same images; by default random, and reported."""
-    num_inference_steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1)] | None = None
     """Ours: denoising steps; the model's default if left out."""
     guidance_scale: Annotated[float, Field(ge=0, le=20)] | None = None
     """Ours: how strongly images follow their class; 1 is off. The model's default if left out."""
     sampler: SamplerName | None = None
     """Ours: the model's default if left out."""
-    class_labels: Annotated[list[Label], Field(min_length=1, max_length=10)] | None = None
-    """Ours: one class per image, by number or name, instead of `prompt`."""
+    class_labels: Annotated[list[Label], Field(min_length=1)] | None = None
+    """Ours: one class per image, by number or name, instead of `prompt`; not beside one."""
     quality: Annotated[str, Field(max_length=20)] | None = None
     """Taken for compatibility; has no effect."""
     style: Annotated[str, Field(max_length=20)] | None = None
@@ -55,6 +63,35 @@ class ImageRequest(BaseModel):
     """Taken for compatibility; has no effect."""
 
 
+class OpenAIImageRequest(ImageRequest):
+    """Which images to make.
+
+    Fields without the word "ours" are OpenAI's. Whole numbers may be written as 2, 2.0 or "2"; an empty
+    string is a field left out; fields not listed are ignored, and named in the header `x-ray-dit-warning`.
+    """
+
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT)] | None = None
+    """The class: its name or number, or a text in which one class is named. Needed unless `class_labels` says
+    it, or the model has no classes."""
+    size: Any = None
+    """Anything; images have the size that the model makes, which the answer tells."""
+    response_format: Literal["b64_json", "url"] | None = None
+    """`b64_json`, or `url` for a `data:` URL that holds the image; both by default."""
+    seed: Annotated[int, Field(ge=-1, le=MAX_SEED)] | None = None
+    """Ours: the same seed, settings and model make the same images; by default, and for -1, random, and
+    reported."""
+    quality: Any = None
+    """Has no effect."""
+    style: Any = None
+    """Has no effect."""
+    background: Any = None
+    """Has no effect: images are opaque."""
+    moderation: Any = None
+    """Has no effect."""
+    user: Any = None
+    """Has no effect."""
+
+
 class ImageData(BaseModel):
     """One image."""
 
@@ -62,6 +99,16 @@ class ImageData(BaseModel):
     revised_prompt: str | None = Field(description="Name of the class.")
     label: int | None = Field(description="Ours: number of the class.")
     index: int = Field(description="Ours: its place in the request; part, with the seed, of what decides it.")
+
+
+class OpenAIImageData(ImageData):
+    """One image, in the form asked for; in both if none was."""
+
+    b64_json: str = Field(default="", description="The file in base64; left out for `response_format: url`.")
+    url: str = Field(
+        default="",
+        description="The file as a `data:` URL; left out for `response_format: b64_json`.",
+    )
 
 
 class InputTokensDetails(BaseModel):
@@ -94,6 +141,12 @@ class ImagesResponse(BaseModel):
     num_inference_steps: int = Field(description="Ours.")
     guidance_scale: float = Field(description="Ours.")
     sampler: str = Field(description="Ours.")
+
+
+class OpenAIImagesResponse(ImagesResponse):
+    """The images of one request, and the settings that made them."""
+
+    data: list[OpenAIImageData]  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class ModelData(BaseModel):

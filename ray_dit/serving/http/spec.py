@@ -5,12 +5,14 @@ import secrets
 from ray_dit.config.serve import LimitsConfig
 from ray_dit.errors import UserError
 from ray_dit.serving.backend import ImageSpec, ModelInfo
-from ray_dit.serving.http.errors import invalid
+from ray_dit.serving.http.errors import ApiError, invalid
 from ray_dit.serving.http.schemas import ImageRequest
 
 
 def read_spec(body: ImageRequest, info: ModelInfo, limits: LimitsConfig) -> ImageSpec:
     """What the body asks of this model; ApiError 400, with the parameter, where model or limits say no."""
+    if body.n is not None and body.n > limits.max_images:
+        raise _too_many_images(limits)
     labels = _labels(body, info)
     steps = body.num_inference_steps
     total = len(labels) * (steps or info.sampler.num_steps)
@@ -19,7 +21,7 @@ def read_spec(body: ImageRequest, info: ModelInfo, limits: LimitsConfig) -> Imag
     if body.size not in (None, "auto", size(info)):
         raise invalid("size", f"model {info.name!r} makes images of {size(info)}")
     if len(labels) > limits.max_images:
-        raise invalid("n", f"at most {limits.max_images} images per request")
+        raise _too_many_images(limits)
     if steps is not None and steps > limits.max_inference_steps:
         raise invalid("num_inference_steps", f"at most {limits.max_inference_steps} steps")
     if total > limits.max_total_steps:
@@ -40,6 +42,10 @@ def read_spec(body: ImageRequest, info: ModelInfo, limits: LimitsConfig) -> Imag
     )
 
 
+def _too_many_images(limits: LimitsConfig) -> ApiError:
+    return invalid("n", f"at most {limits.max_images} images per request")
+
+
 def size(info: ModelInfo) -> str:
     """Of the model's images, as OpenAI's API writes it."""
     return f"{info.image_size}x{info.image_size}"
@@ -51,6 +57,8 @@ def _labels(body: ImageRequest, info: ModelInfo) -> tuple[int, ...]:
         if body.class_labels is not None:
             raise invalid("class_labels", f"model {info.name!r} has no classes: leave class_labels out")
         return (0,) * (body.n or 1)
+    if body.class_labels is not None and body.prompt:
+        raise invalid("prompt", "prompt and class_labels both say the class: leave one of them out")
     if body.class_labels is not None:
         param, asked = "class_labels", body.class_labels
     elif body.prompt:

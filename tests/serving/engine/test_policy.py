@@ -1,6 +1,7 @@
 """The rules alone, without threads, clock or network: sizes of calls, who is let in, who takes a step."""
 
 import random
+import time
 
 import pytest
 
@@ -85,8 +86,8 @@ def test_a_ticket_is_due_by_its_work():
     assert patience(128, 10, FLAT, 64) == PATIENCE * 20  # two calls for each of its steps
     short, long = ticket(steps=5), ticket(images=3, steps=50)
     schedule(short, long, curve=LINEAR)
-    assert short.due - short.submitted == PATIENCE * 5
-    assert long.due - long.submitted == PATIENCE * 150
+    assert short.due - short.submitted == pytest.approx(PATIENCE * 5)
+    assert long.due - long.submitted == pytest.approx(PATIENCE * 150)
 
 
 def test_a_call_grows_until_a_ticket_would_be_below_its_share():
@@ -206,3 +207,83 @@ def test_in_any_mixture_all_are_done_within_the_bounds(curve: StepCurve, seed: i
         steps += 1
         assert steps < 20_000
     assert all(one.undelivered == 0 and one.begun == len(one.work.labels) for one in everyone)
+
+
+def run_until(made: Schedule, begun: float, curve: StepCurve) -> dict[Ticket, float]:
+    """Seconds after which each ticket is out, each call taking what the curve says."""
+    taken, out = 0.0, {}
+    while made.tickets:
+        made.admit()
+        there = made.tickets
+        taken += curve.seconds(count_rows(made.choose()))
+        step(made)
+        out |= {one: begun + taken - one.submitted for one in there if one not in made}
+    return out
+
+
+def test_what_the_work_before_it_makes_too_late_is_refused_at_once():
+    made = schedule(curve=LINEAR, rows=1)
+    begun = time.monotonic()
+    taken, waits = [], []
+    for _ in range(9):  # of 10 s of work each, all of them due in 25 s
+        try:
+            made.enter(one := ticket(steps=10, seconds=25))
+            taken.append(one)
+        except QueueFull as refused:
+            waits.append(refused.retry_after)
+    assert len(taken) == 2
+    assert all(4 < wait <= 5 for wait in waits)  # then the first will be out, and another fits
+    out = run_until(made, begun, LINEAR)
+    assert all(out[one] <= 25 for one in taken)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_none_is_refused_that_could_have_been_done(seed):
+    """Tickets that come together, with a deadline or two: the best any order could do is the bound."""
+    rng = random.Random(seed)
+    curve = rng.choice([FLAT, LINEAR, StepCurve([1, 8, 64], [1.0, 2.0, 9.0])])
+    made = schedule(curve=curve, rows=curve.best_rows(), slots=1000, queued=1000)
+    taken: list[Ticket] = []
+    for _ in range(40):
+        steps = rng.randint(1, 50)
+        one = ticket(rng.randint(1, 4), steps, guided=rng.randint(0, steps), seconds=rng.uniform(50, 900))
+        try:
+            made.enter(one)
+            taken.append(one)
+        except QueueFull:
+            before = [other for other in taken if (other.due, other.number) < (one.due, one.number)]
+            rows = sum(other.row_steps for other in [*before, one])
+            best = max(count / curve.seconds(count) for count in curve.rows)
+            assert rows / best > one.work.seconds * 0.97
+    out = run_until(made, taken[0].submitted, curve)
+    assert set(out) == set(taken)
+
+
+def test_work_that_is_due_later_or_done_makes_nobody_late():
+    long = ticket(images=4, steps=250)
+    made = schedule(long, curve=LINEAR, rows=1)
+    made.enter(ticket(steps=10, seconds=11))  # passes the long one
+    for _ in range(200):
+        step(made)
+    assert long.row_steps < 1000
+    late = ticket(images=4, steps=250, seconds=1700)
+    with pytest.raises(QueueFull) as caught:
+        made.enter(late)
+    assert caught.value.retry_after == min(max(0.97 * (long.row_steps + 1010) - 1700, 1), 60)
+
+
+def test_one_that_is_too_late_even_alone_is_let_in():
+    made = schedule(curve=LINEAR, rows=1)
+    made.enter(ticket(steps=10, seconds=5))
+    assert len(made.waiting) == 1
+
+
+def test_rows_left_count_guidance_and_steps_taken():
+    one = ticket(images=3, steps=10, guided=4)
+    made = schedule(one)
+    assert one.row_steps == 3 * 14
+    step(made)
+    assert one.row_steps == 3 * 12
+    for _ in range(9):
+        step(made)
+    assert one.row_steps == 0

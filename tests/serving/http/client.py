@@ -10,6 +10,7 @@ from ray_dit.serving.http.app import create_app
 from tests.support.fakes import FakeBackend
 
 GENERATE = "/v1/images/generations"
+STRICT = ApiConfig(compatibility="strict")
 
 
 def app_client(backend=None, config: ApiConfig | None = None, **options) -> httpx.AsyncClient:

@@ -1,20 +1,21 @@
-"""The OpenAPI document against the server, by schemathesis: no 5xx, no undocumented answer."""
+"""The OpenAPI document: by itself, and against the server by schemathesis: no 5xx, no undocumented answer."""
 
 import contextlib
 
 import pytest
 
 from ray_dit.config.serve import ApiConfig, LimitsConfig
+from tests.serving.http.client import ask
 from tests.support.fakes import FakeBackend
 from tests.support.serving import serving
 
-schemathesis = pytest.importorskip("schemathesis")
-
-OPEN = ApiConfig(limits=LimitsConfig(requests_per_minute=10**6, max_concurrent=10**6))
+LIMITS = LimitsConfig(requests_per_minute=10**6, max_concurrent=10**6)
 
 
 @pytest.mark.slow
-def test_every_answer_is_as_documented():
+@pytest.mark.parametrize("mode", ["openai", "strict"])
+def test_every_answer_is_as_documented(mode):
+    schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis.errors import Unsatisfiable
     from schemathesis import checks
@@ -28,7 +29,7 @@ def test_every_answer_is_as_documented():
         openapi.response_schema_conformance,
         openapi.unsupported_method,
     ]
-    with serving({"fake": FakeBackend()}, OPEN) as url:
+    with serving({"fake": FakeBackend()}, ApiConfig(limits=LIMITS, compatibility=mode)) as url:
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
         operations = [result.ok() for result in schema.get_all_operations()]
         assert len(operations) == 6
@@ -50,3 +51,49 @@ def test_every_answer_is_as_documented():
                 with contextlib.suppress(Unsatisfiable):  # a route without input takes no wrong one
                     answers_as_documented()
         assert {200, 400, 404} <= seen
+
+
+def request_schema(config: ApiConfig) -> dict:
+    document = ask(config=config, method="GET", path="/openapi.json").json()
+    body = document["paths"]["/v1/images/generations"]["post"]["requestBody"]["content"]["application/json"]
+    assert body["schema"] == {"$ref": "#/components/schemas/ImageRequest"}
+    return document["components"]["schemas"]["ImageRequest"]
+
+
+def integer(schema: dict, field: str) -> dict:
+    return next(form for form in schema["properties"][field]["anyOf"] if form.get("type") == "integer")
+
+
+@pytest.mark.parametrize("mode", ["openai", "strict"])
+def test_the_document_shows_the_operators_limits_and_exact_bounds(mode):
+    limits = LimitsConfig(max_images=4, max_inference_steps=30, max_total_steps=77, max_partial_images=2)
+    schema = request_schema(ApiConfig(limits=limits, compatibility=mode))
+    most = [integer(schema, name)["maximum"] for name in ("n", "num_inference_steps", "partial_images")]
+    assert most == [4, 30, 2]
+    lists = next(form for form in schema["properties"]["class_labels"]["anyOf"] if form["type"] == "array")
+    assert lists["maxItems"] == 4
+    assert "at most 77 per request" in schema["properties"]["num_inference_steps"]["description"]
+    bound = integer(schema, "seed")["maximum"]
+    assert bound == 9223372036854775807
+    assert isinstance(bound, int)
+    assert integer(schema, "seed")["minimum"] == (-1 if mode == "openai" else 0)
+    assert schema["additionalProperties"] is (mode == "openai")
+    for name, value, said in (
+        ("n", 5, "at most 4 images"),
+        ("num_inference_steps", 31, "at most 30 steps"),
+        ("partial_images", 3, "at most 2 previews"),
+    ):
+        body = {"prompt": "1", "stream": True, name: value}
+        error = ask(config=ApiConfig(limits=limits, compatibility=mode), json=body).json()["error"]
+        assert error["param"] == name
+        assert said in error["message"]
+
+
+@pytest.mark.parametrize("mode", ["openai", "strict"])
+def test_the_document_knows_how_images_are_answered(mode):
+    config = ApiConfig(compatibility=mode)
+    document = ask(config=config, method="GET", path="/openapi.json").json()
+    answers = document["paths"]["/v1/images/generations"]["post"]["responses"]["200"]
+    assert ("x-ray-dit-warning" in answers.get("headers", {})) is (mode == "openai")
+    name = answers["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    assert name == ("OpenAIImagesResponse" if mode == "openai" else "ImagesResponse")

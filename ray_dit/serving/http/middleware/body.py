@@ -1,4 +1,4 @@
-"""Bodies: bounded in length and in the time they take to arrive, and said to be JSON."""
+"""Bodies: bounded in length and in the time they take to arrive, said to be JSON, and not compressed."""
 
 import asyncio
 
@@ -10,6 +10,11 @@ from ray_dit.serving.http.middleware.scope import headers_of
 
 CLOSE = {"Connection": "close"}
 """The rest of a body that was not read would be taken for the next request."""
+
+LOST = (
+    "the body was lost: the request asks to change the protocol (Upgrade), which this server does not do; "
+    "let the client speak HTTP/1.1 (in Java: HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1))"
+)
 
 
 class ReadBody:
@@ -36,13 +41,17 @@ class ReadBody:
         if content_type != b"application/json":
             # Also keeps out what a page of another origin may send without asking.
             raise ApiError(415, "send the body as application/json", code="unsupported_media_type")
+        if any(value.strip().lower() != b"identity" for value in headers.get(b"content-encoding", [])):
+            raise ApiError(415, "send the body as it is, not compressed", code="unsupported_encoding")
         try:
             async with asyncio.timeout(self._limits.body_seconds):
                 body = await _read(receive, most)
         except TimeoutError:
-            raise ApiError(
-                408, "the body did not arrive in time", code="body_timeout", headers=CLOSE
-            ) from None
+            message = f"the body did not arrive within {self._limits.body_seconds:g} s"
+            raise ApiError(408, message, code="body_timeout", headers=CLOSE) from None
+        if not body and b"upgrade" in headers:
+            # HTTP servers in front of us end such a request with its headers.
+            raise ApiError(400, LOST, code="upgrade_not_supported", headers=CLOSE)
         return _replay(body, receive)
 
 

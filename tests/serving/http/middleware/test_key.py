@@ -38,6 +38,15 @@ def test_no_route_but_health_answers_without_a_key(keyed):
             assert raw(url, "GET", path, {"Authorization": f"Bearer {key}"}) in (400, 404), path
 
 
+def test_ready_is_open_where_it_is_set(keyed):
+    config, _ = keyed
+    assert ask(config=config, method="GET", path="/ready").status_code == 401
+    open_ready = config.model_copy(update={"ready_without_key": True})
+    assert ask(config=open_ready, method="GET", path="/ready").status_code == 200
+    assert ask(config=open_ready, method="GET", path="/ready/").status_code == 401
+    assert ask(config=open_ready, method="GET", path="/v1/models").status_code == 401
+
+
 def test_keys_open_by_bearer_and_by_password_only(keyed):
     config, key = keyed
 
