@@ -161,7 +161,10 @@ WRONG_OPTIONS = {
         ["train", "--latents", "l", "--output", "o", "--batch-size", "7", "--num-workers", "2"],
         "batch_size 7 is not a multiple of num_workers 2",
     ),
-    "neither of two": (["generate", "--model", "m", "--output", "o"], "give one of num_images and per_class"),
+    "neither of two": (
+        ["generate", "--model", "m", "--output", "o"],
+        "give one of num_images, per_class and requests",
+    ),
     "no YAML file": (["encode", "--config"], "--config needs a file"),
 }
 

@@ -40,6 +40,8 @@ class Stream(IntEnum):
     INIT = 8
     LABELS = 9
     EVALUATE = 10
+    DATASET_LABELS = 11
+    DATASET_SCALES = 12
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

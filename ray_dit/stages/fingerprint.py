@@ -31,7 +31,11 @@ STAGE_RULES: dict[str, tuple[str, ...]] = {
         _KINDS,
     ),
     "train": ("as first released",),
-    "generate": ("as first released",),
+    "generate": (
+        "as first released",
+        "Parquet shards have row groups of a hundred images, names of classes that repeat are told apart, "
+        "and images without classes have no labels",
+    ),
     "evaluate": ("as first released", _KINDS),
     "model": ("as first released",),  # import-checkpoint; a trained model's job rests on its training's
 }
@@ -40,14 +44,15 @@ settings adds a line that says what changed, as a user should read it: who has a
 number before is told it."""
 
 
-PLAN_RULES = {"encode": frozenset({2})}
-"""Numbers of rules that changed nothing but a stage's plan."""
+PLAN_RULES = {"encode": frozenset({2}), "generate": frozenset({2})}
+"""Numbers of rules that leave what was begun before them as it is: those that changed nothing but a plan,
+which is stored, or a layout, of which the one before is still known."""
 
 
 def rules_with_plan(stage: str, begun: int | None) -> int | None:
     """The number of rules that a job goes on under whose plan is stored; None for those of today.
 
-    ``begun``: those it was begun under, which still hold where later ones changed the plan alone.
+    ``begun``: those it was begun under, which still hold where later ones are among ``PLAN_RULES``.
     """
     later = range((begun or 0) + 1, len(STAGE_RULES[stage]) + 1)
     return begun if begun and later and PLAN_RULES.get(stage, frozenset()).issuperset(later) else None

@@ -173,6 +173,8 @@ def test_streams_keep_their_numbers():
         "INIT": 8,
         "LABELS": 9,
         "EVALUATE": 10,
+        "DATASET_LABELS": 11,
+        "DATASET_SCALES": 12,
     }
 
 

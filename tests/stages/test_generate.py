@@ -13,12 +13,14 @@ from ray_dit.core.media import decode
 from ray_dit.errors import Conflict, Damaged, NotFound, UserError
 from ray_dit.folders.dataset import read_shard
 from ray_dit.folders.images import plan_images
+from ray_dit.formats.dataset_card import size_category
 from ray_dit.formats.labels import Labels
 from ray_dit.ledger.maintenance import verify
 from ray_dit.ledger.manifest import last_generation, manifest_objects, read_manifest
 from ray_dit.results import RESULTS, DatasetResult, ImageShardFacts
+from ray_dit.stages.dataset_plan import DatasetPlan
 from ray_dit.stages.evaluation_data import EvaluationData
-from ray_dit.stages.generate import DatasetPlan, generate, plan_dataset, size_category
+from ray_dit.stages.generate import generate, plan_dataset
 from ray_dit.storage.open import open_store
 from tests.support.tiny import (
     SAMPLER,
