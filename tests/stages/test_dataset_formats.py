@@ -14,15 +14,17 @@ import pytest
 
 from ray_dit.config import GenerateConfig
 from ray_dit.core.media import decode
-from ray_dit.errors import UserError
+from ray_dit.errors import Conflict, UserError
 from ray_dit.folders.dataset import read_shard
 from ray_dit.formats.image_format import ImageShard
 from ray_dit.formats.labels import Labels
+from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import repair, verify
 from ray_dit.ledger.manifest import manifest_objects, read_manifest
 from ray_dit.results import RESULTS, DatasetResult, ImageShardFacts
 from ray_dit.runtime.shard_maker import make_shard
 from ray_dit.stages import generate as stage
+from ray_dit.stages.fingerprint import parts
 from ray_dit.stages.painter import Painter
 from ray_dit.storage.open import open_store
 from tests.support.made_datasets import dataset_config, make_dataset
@@ -347,6 +349,38 @@ def test_an_extension_has_the_images_of_a_dataset_made_in_one_go(
     assert replaced <= {"README.md", "data/index.json", "train/metadata.parquet"}
     if name != "npz":
         assert len(load(tmp_path / "d")) == COUNT
+
+
+def begun_by_the_first_version(config: GenerateConfig) -> None:
+    """A folder as the first version began it: under no rules and without the settings of today."""
+    settled = stage.settle(config)
+    resolved = {"sampler": settled.sampler, "classes": list(settled.plan.classes), "num_images": 6}
+    today = parts(config, "generate", dict(settled.inputs), resolved=resolved, rules=1)
+    for name in ("labels", "guidance_scales", "format", "image_format", "png_level", "quality"):
+        del today["config"][name]
+    Job.open(open_store(config.output), "generate", today)
+
+
+def test_what_the_first_version_began_goes_on_in_its_layout(model: Path, tmp_path: Path, load: Any) -> None:
+    folder = tmp_path / "d"
+    config = dataset_config(model, folder, num_images=6)
+    begun_by_the_first_version(config)
+    job = (folder / "_job.json").read_bytes()
+    facts = make_dataset(config).facts.to_json()
+    assert not facts.keys() & {"stored_as", "label_rule", "sampler_tables_sha256"}
+    assert (folder / "_job.json").read_bytes() == job
+    assert "num_examples: 6" in (folder / "README.md").read_text()
+    more = dataset_config(model, folder, num_images=COUNT, extend=True)
+    assert make_dataset(more).facts.rows == COUNT
+    for path in (folder / "data").iterdir():
+        column = pq.ParquetFile(path).metadata.row_group(0).column(3)
+        assert (column.path_in_schema, column.is_stats_set) == ("id", False)
+    assert list(verify(open_store(str(folder)), results=RESULTS)) == []
+    make_dataset(dataset_config(model, tmp_path / "new", num_images=COUNT))
+    ours, theirs = images(folder), images(tmp_path / "new")
+    assert all(np.array_equal(ours[number], theirs[number]) for number in range(COUNT))
+    with pytest.raises(Conflict, match="config.format: parquet -> folder"):
+        make_dataset(dataset_config(model, folder, num_images=COUNT, format="folder"))
 
 
 @pytest.mark.parametrize(
