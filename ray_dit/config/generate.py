@@ -1,8 +1,8 @@
 """Settings of `ray-dit generate`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ray_dit.config.base import (
     Content,
@@ -22,6 +22,13 @@ DatasetFormatName = Literal["parquet", "webdataset", "folder", "npz"]
 Scale = Annotated[float, Field(ge=0.0, le=100.0)]
 
 
+def _without_commas(value: Any) -> Any:
+    """A list whose items may hold several, with commas between, as people write numbers."""
+    items: list[Any] = [value] if isinstance(value, str) else list(value) if isinstance(value, list) else []
+    words = [word for item in items for word in (item.split(",") if isinstance(item, str) else [item])]
+    return [word for word in words if word != ""] or value
+
+
 class GenerateConfig(ShardsConfig):
     """`ray-dit generate`: as many labelled images as asked for, in shards."""
 
@@ -38,7 +45,7 @@ class GenerateConfig(ShardsConfig):
     """Classes by name or number; all by default."""
     labels: Content[Literal["balanced", "random"]] = "balanced"
     """balanced: the classes in turn; random: each image's class is drawn by the seed and its number."""
-    guidance_scales: Content[tuple[Scale, ...] | None] = None
+    guidance_scales: Content[Annotated[tuple[Scale, ...] | None, BeforeValidator(_without_commas)]] = None
     """Scales of which each image is given one, drawn by the seed and its number; in place of
     sampler.guidance_scale."""
     format: Content[DatasetFormatName] = "parquet"
@@ -68,7 +75,7 @@ class GenerateConfig(ShardsConfig):
     repair: Placement[bool] = False
     """First read all that is there again, and make damaged or missing shards anew."""
 
-    only: Placement[tuple[NonNegativeInt, ...] | None] = None
+    only: Placement[Annotated[tuple[NonNegativeInt, ...] | None, BeforeValidator(_without_commas)]] = None
     """Make only the images of these numbers of the dataset in output, whose settings are taken from there;
     they go to only_output."""
     only_output: Placement[Uri | None] = None

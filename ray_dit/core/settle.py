@@ -95,7 +95,7 @@ def _check_table(sampler: SamplerConfig, diffusion: DiffusionConfig, learn_sigma
     schedule = linear_schedule(diffusion)
     first = float(make_table(sampler, schedule, learn_sigma=learn_sigma).timesteps[0])
     signal = float(np.interp(first, np.arange(schedule.num_timesteps), schedule.alphas_cumprod))
-    if signal > MOST_SIGNAL and first < schedule.num_timesteps - 1:
+    if signal > MOST_SIGNAL >= schedule.alphas_cumprod[-1]:
         raise ValueError(
             f"the first time step visited is {first:g}, where images are hardly noisy any more, so the noise "
             f"would come back as the image: begin near {schedule.num_timesteps - 1}"

@@ -7,8 +7,9 @@ Everything is streamed: memory is bounded by the objects in flight, whatever the
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 
-from ray_dit.errors import NotFound, UserError
+from ray_dit.errors import Damaged, NotFound, UserError
 from ray_dit.ledger.description import newest_begun
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import generation_tag, job_key, last_generation
@@ -108,28 +109,41 @@ def repair(
 ) -> Iterator[Problem]:
     """Makes what ``verify`` complains of anew and puts it in place; yields each as it is done.
 
-    ``rebuild(folder, marker)`` returns what a marker stands for, ``plain`` the bytes of plain objects by key,
-    which come first, since makers of the others read them. Both are pure functions of the job, so the bytes
-    must have the hash the marker promises. A damaged object is replaced only if it is still the one that was
-    looked at.
-    A damaged manifest or marker that nothing repeats is removed, and listings are left, for the stage to make
-    again. UserError at the end if something can't be made again.
+    ``rebuild(folder, marker)`` returns what a marker stands for, ``plain`` the bytes of plain objects by key.
+    Those come first, since makers of the others read them, and once more last, where they are made of others.
+    Both are pure functions of the job, so the bytes must have the hash the marker promises. A damaged object
+    is replaced only if it is still the one that was looked at. A damaged manifest or marker that nothing
+    repeats is removed, and listings are left, for the stage to make again. UserError at the end if something
+    can't be made again.
     """
-    for generation in {last_generation(store), newest_begun(store)}:
-        for key in Job(store, "", "", generation).restore_plain(plain or {}):
-            yield Problem(store, key, "damaged")
+    made_again = plain or {}
+    with suppress(Damaged, NotFound):  # of what a plain object is made of, which is put right below
+        yield from _restore_plain(store, made_again)
     lost: list[str] = []
     whole: Marker[Facts] | None = None  # what it lists is put right together
     for problem in verify(store, results=results, threads=threads):
+        if problem.store.uri == store.uri and problem.key in made_again:
+            continue
         try:
             if (problem.marker is not None and problem.marker == whole) or _put_right(problem, rebuild):
                 whole = problem.marker
                 yield problem
         except UserError as error:
             lost.append(str(error))
+    try:
+        yield from _restore_plain(store, made_again)
+    except UserError as error:
+        lost.append(str(error))
     if lost:
         more = f" (and {len(lost) - 1} objects more)" if len(lost) > 1 else ""
         raise UserError(f"{lost[0]}{more}")
+
+
+def _restore_plain(store: Store, made_again: MadeAgain) -> Iterator[Problem]:
+    """Puts back those plain objects that are missing or damaged and can be made again."""
+    for generation in {last_generation(store), newest_begun(store)}:
+        for key in Job(store, "", "", generation).restore_plain(made_again):
+            yield Problem(store, key, "damaged")
 
 
 def _put_right(problem: Problem, rebuild: Rebuild) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from ray_dit.cli.options import parse
 from ray_dit.config import GenerateConfig
 from ray_dit.core.media import decode
 from ray_dit.errors import Conflict, UserError
@@ -132,16 +133,20 @@ def test_any_damaged_object_is_found_and_repaired(dataset: Path, model: Path, tm
     painter, plain = Painter(config, settled.plan), stage._at_the_end(config, settled, job, settled.plan)
     own = [key for key in before if not key.startswith(("_", "manifest"))]
     assert len(own) >= 4
+
+    def rebuild(_: object, marker: Any) -> dict[str, bytes]:
+        made = make_shard(painter, marker.facts.to_json()["shard"])
+        return {made.key: made.data, **made.files}
+
     for key in own:
         flip_bit(folder / key)
         assert [problem.key for problem in verify(store)] == [key]
-
-        def rebuild(_: object, marker: Any) -> dict[str, bytes]:
-            made = make_shard(painter, marker.facts.to_json()["shard"])
-            return {made.key: made.data, **made.files}
-
         list(repair(store, rebuild, plain))
         assert contents(folder) == before
+    for key in own:
+        (folder / key).unlink()
+    list(repair(store, rebuild, plain))
+    assert contents(folder) == before, "all of it at once, what is made of shards after these"
 
 
 def test_datasets_loads_images_classes_and_settings(every: dict[str, Path], load: Any) -> None:
@@ -430,3 +435,13 @@ def test_the_shard_size_that_is_said_to_fit_fits(model: Path, tmp_path: Path) ->
 def test_settings_that_do_not_fit_together(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GenerateConfig(model="m", output="o", **({"num_images": 4} | fields))
+
+
+@pytest.mark.parametrize(
+    "words", [["1.0,1.5,4.0"], ["1.0", "1.5", "4.0"], ["1.0,1.5", "4.0"], ["1,", "1.5,", "4"]]
+)
+def test_lists_of_numbers_may_have_commas(words: list[str]) -> None:
+    given = ["--model", "m", "--output", "o", "--num-images", "1", "--guidance-scales", *words]
+    assert parse("generate", GenerateConfig, given, []).guidance_scales == (1.0, 1.5, 4.0)
+    with pytest.raises(UserError, match="--guidance-scales: 'x' is not a number"):
+        parse("generate", GenerateConfig, [*given, "x"], [])
