@@ -1,6 +1,6 @@
 """Settings of `ray-dit generate`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -24,9 +24,11 @@ Scale = Annotated[float, Field(ge=0.0, le=100.0)]
 
 def _without_commas(value: Any) -> Any:
     """A list whose items may hold several, with commas between, as people write numbers."""
-    items: list[Any] = [value] if isinstance(value, str) else list(value) if isinstance(value, list) else []
+    if not isinstance(value, str | list):
+        return value
+    items = [value] if isinstance(value, str) else cast("list[Any]", value)
     words = [word for item in items for word in (item.split(",") if isinstance(item, str) else [item])]
-    return [word for word in words if word != ""] or value
+    return [word for word in words if word != ""]
 
 
 class GenerateConfig(ShardsConfig):
