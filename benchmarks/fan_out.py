@@ -185,14 +185,13 @@ def plain(config: GenerateConfig, processes: int) -> float:
 def plain_worker(config: GenerateConfig, first: int, step: int) -> None:
     """Makes shards ``first``, ``first + step``, ... as an actor would, where the environment says."""
     from ray_dit.core.determinism import make_deterministic
-    from ray_dit.folders.model import read_model
     from ray_dit.runtime.shard_maker import make_shard, shard_name
-    from ray_dit.stages.generate import Painter, plan_dataset
+    from ray_dit.stages.generate import settle
+    from ray_dit.stages.painter import Painter
 
     make_deterministic(config.threads)
-    folder = read_model(config.model)
-    plan = plan_dataset(config, folder.labels)
-    painter = Painter(config, plan, folder.config.sampler)
+    plan = settle(config).plan
+    painter = Painter(config, plan)
     job = Job.open(open_store(os.environ["BENCH_OUT"]), "generate", {"made": "by a benchmark"})
     for shard in plan.work.numbers[first::step]:
         made = make_shard(painter, shard)

@@ -55,7 +55,7 @@ def images_of(dataset: str) -> Iterator[NDArray[np.uint8]]:
     """Every image of a generated dataset, uint8 [H, W, 3], in order; one shard in memory."""
     store = open_store(dataset)
     for marker in manifest_objects(store, read_manifest(dataset, DatasetResult), Facts):
-        for data in read_shard(store, marker.key).images:
+        for data in read_shard(store, marker.key, marker.sha256).images:
             yield decode(data)
 
 

@@ -205,27 +205,32 @@ class Pipeline:
         labels: Sequence[int],
         *,
         sample_ids: Sequence[int],
-        seed: int,
-        sampler: SamplerConfig,
+        seed: int | Sequence[int],
+        sampler: SamplerConfig | Sequence[SamplerConfig],
         pad_to: int | Sequence[int] | None = None,
         callback: Callable[[Tensor, object, Tensor], None] | None = None,
     ) -> Float[Tensor, "B C H W"]:
         """Latents of these classes as the model sees them (normalised), float32, on the model's device.
 
         Row i is a function of (seed, sample_ids[i], label, sampler), to the last bits that the size of the
-        batch decides; ``pad_to`` and ``callback`` are core.sampling.sample's. A compiled network is called
-        with as many rows as there are labels, or twice as many, unless told otherwise. A model without a null
-        class is sampled unguided.
+        batch decides; a sequence gives each row a seed or a sampler of its own. ``pad_to`` and ``callback``
+        are core.sampling.sample's. A compiled network is called with as many rows as there are labels, or
+        twice as many, unless told otherwise. A model without a null class is sampled unguided.
         """
+        samplers = [sampler] * len(labels) if isinstance(sampler, SamplerConfig) else [*sampler]
+        # The scale is each row's own: samplers that differ in nothing else share a table.
+        bare = [each.model_copy(update={"guidance_scale": 1.0}) for each in samplers]
+        tables = {each: number for number, each in enumerate(dict.fromkeys(bare))}
         rows = init_rows(
             self.latent_shape,
             labels=torch.tensor(labels, dtype=torch.int64),
             sample_id=torch.tensor(sample_ids, dtype=torch.int64),
-            seed=seed,
-            guidance_scale=sampler.guidance_scale,
+            seed=seed if isinstance(seed, int) else torch.tensor(seed, dtype=torch.int64),
+            guidance_scale=torch.tensor([each.guidance_scale for each in samplers], dtype=torch.float32),
+            table=torch.tensor([tables[each] for each in bare], dtype=torch.int64),
             device=self.device,
         )
-        bank = TableBank([self.table(sampler)])
+        bank = TableBank([self.table(each) for each in tables])
         if pad_to is None and self.compile:
             pad_to = (len(labels), 2 * len(labels))
         return sample(self.guided_model, rows, bank, pad_to=pad_to, callback=callback)

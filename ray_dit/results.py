@@ -314,6 +314,17 @@ class DatasetResult(Result):
     sampler: UsedSampler
     pixels_sha256: str
     """Of the shards' hashes of their pixels."""
+    wordnet_ids: tuple[str, ...] = ()
+    """Of all classes; none where they are not known, or were not written down yet."""
+    stored_as: str = "parquet"
+    """The format of its shards, as `--format` names it."""
+    label_rule: str = "balanced"
+    """How each image came by its class: balanced, random, or requests."""
+    guidance_scales: tuple[float, ...] = ()
+    """Those that were drawn from; none where each image has its sampler's, or its request's."""
+    sampler_tables_sha256: tuple[str, ...] = ()
+    """Of the coefficients of each sampler that was used, the job's own first; none where it was not written
+    down yet."""
 
     def expected(self, parts: Mapping[str, Any], objects: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         rows, pixels = 0, hashlib.sha256()

@@ -178,7 +178,10 @@ WRONG_OPTIONS = {
         "keep_every 7 is not a multiple of checkpoint_every 5000",
     ),
     "no step": (["export-model", "run"], "'run' names no checkpoint: give RUN@STEP, or RUN@last, RUN being"),
-    "neither of two": (["generate", "--model", "m", "--output", "o"], "give one of num_images and per_class"),
+    "neither of two": (
+        ["generate", "--model", "m", "--output", "o"],
+        "give one of num_images, per_class and requests",
+    ),
     "no YAML file": (["encode", "--config"], "--config needs a file"),
 }
 

@@ -80,6 +80,9 @@ def _train(config: settings.TrainConfig) -> None:
 
 
 def _generate(config: settings.GenerateConfig) -> None:
+    if config.only is not None:
+        _make_single_images(config)
+        return
     from ray_dit.stages.generate import generate
 
     result = generate(config).facts
@@ -94,6 +97,13 @@ def _generate(config: settings.GenerateConfig) -> None:
         config.output,
         judged if labelled else None,
     )
+
+
+def _make_single_images(config: settings.GenerateConfig) -> None:
+    from ray_dit.stages.single_images import make_single_images
+
+    made = make_single_images(config)
+    _said(f"{len(made)} images of {config.output} again", str(config.only_output), None)
 
 
 def _evaluate(config: settings.EvaluateConfig) -> None:

@@ -9,7 +9,7 @@ opacity.
 import contextlib
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -20,6 +20,12 @@ from ray_dit.core.to_rgb import Decoding, Seen, UnreadableImage, to_rgb
 
 CODECS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 """What Pillow may decode, whatever a file's name claims."""
+Encoding = Literal["png", "jpeg", "webp", "bmp"]
+"""How one image is stored; bmp is plain pixels with a head."""
+SUFFIX_OF: dict[str, str] = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "bmp": ".bmp"}
+"""What the names of such files end in."""
+PNG_LEVEL, QUALITY = 6, 95
+"""Of zlib, 0 (none) to 9, and of JPEG and WebP, 1 to 100, where nothing else was asked for."""
 PLAIN = Decoding()
 """The way to decode where nothing else was asked for."""
 STRIP = 16
@@ -47,8 +53,28 @@ class DecodedImage:
 
 def png(image: UInt8[np.ndarray, "H W channels"]) -> bytes:
     """PNG bytes of one image, RGB or RGBA; the same bytes for the same pixels, without clock or text."""
+    return encode(image)
+
+
+def encode(
+    image: UInt8[np.ndarray, "H W channels"],
+    encoding: Encoding = "png",
+    *,
+    png_level: int = PNG_LEVEL,
+    quality: int = QUALITY,
+) -> bytes:
+    """One image as a file; the same bytes for the same pixels and settings, with one version of Pillow.
+
+    Of the settings only the one that belongs to the encoding counts: see ``PNG_LEVEL`` and ``QUALITY``.
+    """
+    settings: dict[str, dict[str, int]] = {
+        "png": {"compress_level": png_level},
+        "jpeg": {"quality": quality},
+        "webp": {"quality": quality},
+        "bmp": {},
+    }
     sink = io.BytesIO()
-    PIL.Image.fromarray(image).save(sink, format="PNG")
+    PIL.Image.fromarray(image).save(sink, format=encoding.upper(), **settings[encoding])
     return sink.getvalue()
 
 

@@ -42,6 +42,8 @@ class Stream(IntEnum):
     EVALUATE = 10
     VALIDATION = 11
     """Of a held-out row: its noise (step 0) and that of its latents (step 1)."""
+    DATASET_LABELS = 12
+    DATASET_SCALES = 13
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -6,13 +6,19 @@ Knows settings only: no weights, no place, no request. `generate`, the pipeline,
 ask here.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
+
+import numpy as np
 
 from ray_dit.config import DiffusionConfig, ModelConfig, SamplerConfig
 from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.dit import null_label
 from ray_dit.core.samplers import check_settings, make_table
 from ray_dit.errors import UserError, first_message
+
+MOST_SIGNAL = 0.5
+"""Share of the signal's variance (ᾱ) at the first step, at most: pure noise is taken for such an image."""
 
 
 def is_guidable(model: ModelConfig) -> bool:
@@ -63,14 +69,34 @@ def settle_sampler(
     if is_guidable(model):
         return sampler
     if "guidance_scale" in asked.model_fields_set and asked.guidance_scale != 1:
-        raise UserError(
-            f"{where} was trained without labels or without dropping them, so it can't be guided: leave "
-            f"{scale_setting} out, or at 1"
-        )
+        raise _not_guidable(where, scale_setting)
     return sampler.model_copy(update={"guidance_scale": 1.0})
+
+
+def check_scales(scales: Iterable[float], model: ModelConfig, *, where: str, setting: str) -> None:
+    """UserError for a guidance scale other than 1 that a model cannot follow; it stands in ``setting``."""
+    if not is_guidable(model) and any(scale != 1 for scale in scales):
+        raise _not_guidable(where, setting)
+
+
+def _not_guidable(where: str, setting: str) -> UserError:
+    return UserError(
+        f"{where} was trained without labels or without dropping them, so it can't be guided: leave "
+        f"{setting} out, or at 1"
+    )
 
 
 @lru_cache(maxsize=256)
 def _check_table(sampler: SamplerConfig, diffusion: DiffusionConfig, learn_sigma: bool) -> None:
-    """ValueError where there is no table of these settings. Cached, since a server asks for each request."""
-    make_table(sampler, linear_schedule(diffusion), learn_sigma=learn_sigma)
+    """ValueError where there is no table of these settings, or it begins too late.
+
+    Cached, since a server asks for each request.
+    """
+    schedule = linear_schedule(diffusion)
+    first = float(make_table(sampler, schedule, learn_sigma=learn_sigma).timesteps[0])
+    signal = float(np.interp(first, np.arange(schedule.num_timesteps), schedule.alphas_cumprod))
+    if signal > MOST_SIGNAL >= schedule.alphas_cumprod[-1]:
+        raise ValueError(
+            f"the first time step visited is {first:g}, where images are hardly noisy any more, so the noise "
+            f"would come back as the image: begin near {schedule.num_timesteps - 1}"
+        )

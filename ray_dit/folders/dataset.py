@@ -14,18 +14,19 @@ from ray_dit.storage.store import Store
 
 def read_shard(store: Store, key: str, sha256: str | None = None) -> ImageShard:
     """The shard at ``key`` of the dataset in ``store``; NotFound, and Damaged where it lacks its hash."""
-    source = store if sha256 is None else _Whole(store, sha256)
+    source = store if sha256 is None else _Whole(store, key, sha256)
     return written_in(key).read(source, [key])
 
 
 @dataclass(frozen=True)
 class _Whole(Around):
-    """A source of one object that is read whole, once, and has the hash; in memory, as what is made of it."""
+    """A source whose object ``key`` is read whole, once, into memory, and has the hash."""
 
+    key: str
     sha256: str
 
     def get(self, key: str) -> bytes:
-        return read_whole(self.store, key, self.sha256)
+        return read_whole(self.store, key, self.sha256) if key == self.key else self.store.get(key)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         return self.get(key)[start : start + length]

@@ -13,7 +13,7 @@ same rows give the same bytes with one version of pyarrow.
 import hashlib
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -51,6 +51,35 @@ def parquet_bytes(
         version="2.6",
         **pages,
     )
+    return sink.getvalue()
+
+
+def grouped_parquet_bytes(
+    groups: Iterable[pa.Table], facts: Mapping[str, Any], *, name: str, statistics: Sequence[str]
+) -> bytes:
+    """As ``parquet_bytes``, a row group for each table, of which there is one at least.
+
+    Readers find rows without reading all: these columns have ``statistics``, and pages an index.
+    """
+    sink = io.BytesIO()
+    metadata = {name: json.dumps(facts, sort_keys=True)}
+    writer: pq.ParquetWriter | None = None
+    for table in groups:
+        table = table.combine_chunks().replace_schema_metadata(metadata)
+        writer = writer or pq.ParquetWriter(
+            sink,
+            table.schema,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=[*statistics],  # pyright: ignore[reportArgumentType]
+            write_page_index=True,
+            store_schema=True,
+            data_page_size=1 << 20,
+            version="2.6",
+        )
+        writer.write_table(table, row_group_size=max(1, table.num_rows))
+    assert writer is not None
+    writer.close()
     return sink.getvalue()
 
 

@@ -8,15 +8,18 @@ from both.
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_dit.core.media import SUFFIX_OF, Encoding
 from ray_dit.errors import UserError
 from ray_dit.formats.clutter import suffix_of, why_no_image
+from ray_dit.formats.dataset_card import Card
 from ray_dit.formats.label_file import LabelFile
 from ray_dit.formats.merging import (
     Layout,
@@ -31,7 +34,8 @@ from ray_dit.formats.texts import Texts
 
 __all__ = [
     "Entry", "ImageShard", "InputFormat", "Listing", "OutputFormat", "Piece", "Place", "Rows", "Source",
-    "input_sha256", "natural_key", "number_classes", "object_pieces", "version_of",
+    "WholeDataset", "Written", "dtype_name", "input_sha256", "natural_key", "number_classes", "object_pieces",
+    "version_of",
 ]  # fmt: skip
 
 
@@ -40,17 +44,57 @@ class ImageShard:
     """Some images of a dataset: encoded, with labels, numbers and the names of all classes."""
 
     images: Sequence[bytes]
-    """PNG files."""
+    """Image files; none where only what stands beside the images is wanted."""
     labels: NDArray[np.int64]
+    """Zeros where the images have no classes."""
     ids: NDArray[np.int64]
     """The images' numbers in the dataset."""
     classes: tuple[str, ...]
-    """In label order; none where the images have no labels."""
+    """In label order, each another one; none where the images have no labels."""
+    wordnet_ids: tuple[str, ...] = ()
+    """Of the classes; none where they are not known."""
+    settings: Mapping[str, NDArray[Any]] = field(default_factory=dict[str, NDArray[Any]])
+    """What varies from image to image, by name: int64, float64 or text."""
+    encoding: Encoding = "png"
+    prefix: str = ""
+    """What the names of files begin with that lie among those of other generations."""
+    layout: int = 2
+    """Of the format: 1 is what the first version wrote."""
 
     @property
     def names(self) -> list[str]:
         """File names of the images, in the order of their numbers."""
-        return [f"{number:09d}.png" for number in self.ids]
+        return [f"{number:09d}{SUFFIX_OF[self.encoding]}" for number in self.ids]
+
+    @property
+    def columns(self) -> dict[str, list[Any]]:
+        """The settings as lists, which JSON and Arrow take."""
+        return {name: column.tolist() for name, column in self.settings.items()}
+
+
+@dataclass(frozen=True)
+class Written:
+    """A shard that lies in storage."""
+
+    key: str
+    """Of the object that stands for it."""
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class WholeDataset:
+    """A dataset of which all shards are there, for what a format writes at its end."""
+
+    num_images: int
+    image_size: int
+    shards: Callable[[], Iterable[Written]]
+    """In their order."""
+    rows: Callable[[], Iterable[ImageShard]]
+    """Those of each shard, in their order, without the images."""
+    get: Callable[[Written], bytes]
+    """The object that stands for a shard, checked."""
 
 
 class InputFormat(ABC):
@@ -102,18 +146,34 @@ class OutputFormat(ABC):
     """A way datasets are written; the bytes are a function of the shard alone."""
 
     suffix: str
-    """What the keys of its objects end in; no other format's may."""
+    """What the key of a shard's first object ends in; no other format's may."""
+    encodings: tuple[Encoding, ...] = ("png", "jpeg", "webp")
+    """How its images may be stored; the first is the usual one."""
 
     @abstractmethod
     def write(self, shard: ImageShard, name: str) -> dict[str, bytes]:
         """The objects of one shard by key.
 
-        ``name`` is the shard's key without suffix, for formats of one object each.
+        The first stands for the shard: its key is ``name`` and the suffix, and of all others it tells key and
+        sha256, in a JSON object's list ``files``.
         """
 
     @abstractmethod
     def read(self, source: Source, keys: Sequence[str]) -> ImageShard:
-        """The shard whose objects are ``keys``: what ``write`` was given."""
+        """The shard whose first object is the first of ``keys``: what ``write`` was given."""
+
+    def whole(self, dataset: WholeDataset) -> Mapping[str, Callable[[], bytes]]:
+        """What is written once all shards are there, by key: an index, say."""
+        return {}
+
+    @abstractmethod
+    def card(self, shard: ImageShard) -> Card:
+        """What the dataset's card says of shards like this one, whose images are not looked at."""
+
+
+def dtype_name(column: NDArray[Any]) -> str:
+    """The type of a setting's column as Arrow and `datasets` name it."""
+    return {"i": "int64", "f": "float64"}.get(column.dtype.kind, "string")
 
 
 def version_of(source: Source, entry: Entry) -> int:

@@ -3,6 +3,8 @@
 import difflib
 import json
 import operator
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +13,9 @@ from typing import Any, SupportsIndex, cast
 
 from ray_dit.errors import UserError
 from ray_dit.formats.json_text import parse_json
+
+NUM_IMAGENET = 1000
+WORDNET_ID = re.compile(r"n\d{8}")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,34 @@ class Labels:
                 for spelling in {s.casefold() for s in some}:
                     tier.setdefault(spelling, []).append(number)
         return tiers
+
+    @cached_property
+    def unique_names(self) -> tuple[str, ...]:
+        """The names, each once: one that several classes share gets its WordNet id, or its number, behind it.
+
+        Readers of datasets take two classes of one name for a mistake.
+        """
+        told = self.known_ids or tuple(map(str, range(len(self))))
+        unique = _told_apart(self.names, told)
+        while len({*unique}) < len(unique):  # a name may look like what another one became
+            unique = _told_apart(unique, tuple(map(str, range(len(self)))))
+        return unique
+
+    @cached_property
+    def known_ids(self) -> tuple[str, ...]:
+        """The classes' WordNet ids: those given, those that are the names, or those of ImageNet's names.
+
+        Else none.
+        """
+        if self.wordnet_ids:
+            return self.wordnet_ids
+        if self.names and all(map(WORDNET_ID.fullmatch, self.names)):
+            return self.names
+        if len(self) != NUM_IMAGENET:
+            return ()
+        imagenet = Labels.imagenet()
+        same = all(a.casefold() == b.casefold() for a, b in zip(self.names, imagenet.names, strict=True))
+        return imagenet.wordnet_ids if same else ()
 
     def resolve(self, label: str | SupportsIndex) -> int:
         """The number of a class given by number, name, synonym or WordNet id.
@@ -111,6 +144,13 @@ class Labels:
     def imagenet(cls) -> "Labels":
         """The 1,000 classes of ILSVRC 2012 in the usual order (sorted by WordNet id), named by WordNet."""
         return cls.from_json((resources.files("ray_dit") / "data" / "imagenet_labels.json").read_bytes())
+
+
+def _told_apart(names: Sequence[str], told: Sequence[str]) -> tuple[str, ...]:
+    """The names, with what tells a class from another one of its name behind those that repeat."""
+    counts = Counter(names)
+    rows = zip(names, told, strict=True)
+    return tuple(name if counts[name] == 1 else f"{name} ({beside})" for name, beside in rows)
 
 
 def _strings(data: Any) -> tuple[str, ...]:

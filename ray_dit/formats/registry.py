@@ -6,6 +6,7 @@ from ray_dit.errors import UserError
 from ray_dit.formats.clutter import HIDDEN, SYSTEM, why_no_image
 from ray_dit.formats.image_format import InputFormat, OutputFormat, Source
 from ray_dit.formats.images.folder import ImageFolder
+from ray_dit.formats.images.npz import Npz
 from ray_dit.formats.images.parquet import Parquet
 from ray_dit.formats.images.tar import Tar, TarOfTars
 from ray_dit.formats.images.webdataset import WebDataset
@@ -19,6 +20,7 @@ FORMATS: dict[str, InputFormat | OutputFormat] = {
     "tars": TarOfTars(),
     "webdataset": WebDataset(),
     "tar": Tar(),
+    "npz": Npz(),
 }
 LOOK = 1000
 """Objects of a source that tell its format: a page of a listing."""

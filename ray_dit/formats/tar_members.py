@@ -46,8 +46,8 @@ def tar_piece(
 ) -> Iterator[Member]:
     """The files in the tar that a piece is, without folders; UserError, naming it, for a damaged one.
 
-    Files whose suffix is in ``contents`` come with their bytes, which are in what is read anyway; one of more
-    bytes than it says is refused.
+    Files whose suffix or whole name is in ``contents`` come with their bytes, which are in what is read
+    anyway; one of more bytes than it says is refused.
     """
     file = RangeFile(source, piece.object, piece.start, piece.length)
     where = f"{source.uri}/{piece.object}"
@@ -61,7 +61,8 @@ def tar_piece(
                 at = tar.offset
                 if not entry.isdir():
                     member = _member(entry, piece.start)
-                    limit = None if member.special else contents.get(split_sample(member.name)[1])
+                    limit = contents.get(member.name, contents.get(split_sample(member.name)[1]))
+                    limit = None if member.special else limit
                     if limit is not None:
                         member = replace(member, content=_content(file, entry, limit, where))
                     yield member

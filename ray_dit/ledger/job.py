@@ -20,7 +20,6 @@ anywhere, run again, or run twice at the same time. An extension is a new genera
 
 import hashlib
 import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -50,9 +49,9 @@ from ray_dit.ledger.manifest import (
     plain_listing_key,
     plain_objects,
 )
-from ray_dit.ledger.markers import in_order, mark, marker_at, put_marker, read_marker, unless_damaged
+from ray_dit.ledger.markers import in_order, mark, marker_at, read_marker, unless_damaged
 from ray_dit.ledger.plain import MadeAgain, Plain
-from ray_dit.ledger.restore import get_or_none, hash_of, overwrite, put_back
+from ray_dit.ledger.restore import hash_of, overwrite, put_back
 from ray_dit.ledger.results import (
     MANIFEST_FIELDS,
     F,
@@ -64,6 +63,7 @@ from ray_dit.ledger.results import (
     parse_manifest,
 )
 from ray_dit.ledger.runs import RunRecord
+from ray_dit.ledger.settling import Objects
 from ray_dit.ledger.stored_json import Json, canonical, json_line, read_json, sealed
 from ray_dit.ledger.writers import WRITERS, Writers
 from ray_dit.storage.store import Store, ahead
@@ -275,28 +275,39 @@ class Job:
         for name in names:
             self.store.delete(self._marker_key(name))
 
-    def put(self, name: str, key: str, data: bytes, facts: F, *, varies: bool = False) -> Marker[F]:
+    def put(
+        self,
+        name: str,
+        key: str,
+        data: bytes,
+        facts: F,
+        *,
+        varies: bool = False,
+        files: Mapping[str, bytes] | None = None,
+    ) -> Marker[F]:
         """Stores an object that was computed, then its marker, which is returned.
 
         Where the marker is there already, nothing is written, but by a job that is ``repairing``. ``varies``:
         what it was made of is not there as it was planned, so that other bytes may come out another time; of
-        several writers the first with a marker counts.
+        several writers the first with a marker counts. ``files``: objects stored before it, all of which it
+        lists as JSON: ``{"files": [{"key": ..., "sha256": ...}, ...]}``.
 
         HashAlarm if this kind of machine made the object before with other bytes; between kinds of machines
         the first writer's object stays.
         """
+        marker = mark(name, key, data, facts, fingerprint=self.accepted, files=files)
+        objects = Objects(self.store, self._marker_key(name), marker, data, files or {})
         done = unless_damaged(lambda: self.marker(name, type(facts)))
         if done is not None:
             if self.repairing:
-                put_back(self.store, done.key, data, done.sha256)
+                objects.put_back(done.sha256)
             return done
-        marker = mark(name, key, data, facts, fingerprint=self.accepted)
         first = self._writers.record(key, marker.sha256, varies=varies)
         try:
-            self.store.put(key, data)
-            put_marker(self.store, self._marker_key(name), marker)
+            objects.put()
         except Conflict as conflict:
-            return self._settle(name, data, marker, first, conflict)
+            patience = self.settle_seconds
+            return objects.settle(self._writers, first=first, conflict=conflict, patience=patience)
         return marker
 
     def put_plain(self, key: str, data: bytes, *, computed: bool = False) -> None:
@@ -413,38 +424,3 @@ class Job:
         if self.generation:
             there = read_json(self.store, manifest_key(self.generation - 1))
         return {"listings": there.get("listings", []), "plain": there.get("plain", [])}
-
-    def _settle(self, name: str, data: bytes, ours: Marker[F], first: bool, conflict: Conflict) -> Marker[F]:
-        """Two writers made different things: the first one's stays."""
-        there = get_or_none(self.store, ours.key)
-        if there is not None:
-            sha256 = hashlib.sha256(there).hexdigest()
-            self._writers.check(ours.key, sha256, first=first, conflict=conflict)
-        theirs = self._await_marker(name, type(ours.facts))
-        if theirs is not None:
-            return theirs
-        # Its writer died between object and marker: nobody can vouch for that object, so ours takes its
-        # place.
-        put_back(self.store, ours.key, data, ours.sha256)
-        try:
-            put_marker(self.store, self._marker_key(name), ours)
-        except Conflict as late:  # it was not dead: it has written its marker after all
-            return self._yield_to(name, there, ours, late)
-        return ours
-
-    def _yield_to(self, name: str, there: bytes | None, ours: Marker[F], late: Conflict) -> Marker[F]:
-        """Puts back what ours has replaced, as its writer's marker came first."""
-        theirs = self.marker(name, type(ours.facts))
-        if theirs is None or there is None or hashlib.sha256(there).hexdigest() != theirs.sha256:
-            raise Conflict(
-                f"{self.store.where(ours.key)} was made in two ways at the same moment: run its stage again "
-                "with --repair"
-            ) from late
-        put_back(self.store, theirs.key, there, theirs.sha256)
-        return theirs
-
-    def _await_marker(self, name: str, facts: type[F]) -> Marker[F] | None:
-        end = time.monotonic() + self.settle_seconds
-        while (marker := self.marker(name, facts)) is None and time.monotonic() < end:
-            time.sleep(0.2)
-        return marker

@@ -6,14 +6,15 @@ Everything is streamed: memory is bounded by the objects in flight, whatever the
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 
-from ray_dit.errors import NotFound, UserError
+from ray_dit.errors import Damaged, NotFound, UserError
 from ray_dit.ledger.description import newest_begun
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import generation_tag, job_key, last_generation
 from ray_dit.ledger.plain import MadeAgain
-from ray_dit.ledger.restore import overwrite, put_back
+from ray_dit.ledger.restore import overwrite, put_back, put_file_back
 from ray_dit.ledger.results import Facts, Marker
 from ray_dit.ledger.stored_json import read_json
 from ray_dit.ledger.verification import Problem, Results, Tally, verify_job
@@ -24,8 +25,8 @@ from ray_dit.storage.store import Store
 
 HOUR = 3600.0
 
-Rebuild = Callable[[Store, Marker[Facts]], bytes | None]
-"""The bytes of an object from its folder and marker; None where they can't be made again."""
+Rebuild = Callable[[Store, Marker[Facts]], Mapping[str, bytes] | None]
+"""The objects a marker stands for by key, from its folder; None where they can't be made again."""
 
 _WAYS = {
     "encode": "run ray-dit encode again with --repair",
@@ -108,25 +109,41 @@ def repair(
 ) -> Iterator[Problem]:
     """Makes what ``verify`` complains of anew and puts it in place; yields each as it is done.
 
-    ``rebuild(folder, marker)`` returns an object's bytes, ``plain`` those of plain objects by key, which come
-    first, since makers of the others read them. Both are pure functions of the job, so the bytes must have
-    the hash the marker promises. A damaged object is replaced only if it is still the one that was looked at.
-    A damaged manifest or marker that nothing repeats is removed, and listings are left, for the stage to make
-    again. UserError at the end if something can't be made again.
+    ``rebuild(folder, marker)`` returns what a marker stands for, ``plain`` the bytes of plain objects by key.
+    Those come first, since makers of the others read them, and once more last, where they are made of others.
+    Both are pure functions of the job, so the bytes must have the hash the marker promises. A damaged object
+    is replaced only if it is still the one that was looked at. A damaged manifest or marker that nothing
+    repeats is removed, and listings are left, for the stage to make again. UserError at the end if something
+    can't be made again.
     """
-    for generation in {last_generation(store), newest_begun(store)}:
-        for key in Job(store, "", "", generation).restore_plain(plain or {}):
-            yield Problem(store, key, "damaged")
+    made_again = plain or {}
+    with suppress(Damaged, NotFound):  # of what a plain object is made of, which is put right below
+        yield from _restore_plain(store, made_again)
     lost: list[str] = []
+    whole: Marker[Facts] | None = None  # what it lists is put right together
     for problem in verify(store, results=results, threads=threads):
+        if problem.store.uri == store.uri and problem.key in made_again:
+            continue
         try:
-            if _put_right(problem, rebuild):
+            if (problem.marker is not None and problem.marker == whole) or _put_right(problem, rebuild):
+                whole = problem.marker
                 yield problem
         except UserError as error:
             lost.append(str(error))
+    try:
+        yield from _restore_plain(store, made_again)
+    except UserError as error:
+        lost.append(str(error))
     if lost:
         more = f" (and {len(lost) - 1} objects more)" if len(lost) > 1 else ""
         raise UserError(f"{lost[0]}{more}")
+
+
+def _restore_plain(store: Store, made_again: MadeAgain) -> Iterator[Problem]:
+    """Puts back those plain objects that are missing or damaged and can be made again."""
+    for generation in {last_generation(store), newest_begun(store)}:
+        for key in Job(store, "", "", generation).restore_plain(made_again):
+            yield Problem(store, key, "damaged")
 
 
 def _put_right(problem: Problem, rebuild: Rebuild) -> bool:
@@ -135,10 +152,13 @@ def _put_right(problem: Problem, rebuild: Rebuild) -> bool:
     if problem.is_unfinished:
         return False
     if marker is not None:
-        data = rebuild(folder, marker)
-        if data is None:
+        made = rebuild(folder, marker)
+        if made is None:
             raise UserError(f"{problem}: it can't be made again here; restore it from a copy")
-        put_back(folder, key, data, marker.sha256)
+        put_back(folder, marker.key, made[marker.key], marker.sha256)
+        for file, data in made.items():
+            if file != marker.key:
+                put_file_back(folder, file, data)
     elif problem.data is not None:
         overwrite(folder, key, problem.data)
     elif key.endswith(".jsonl"):  # a listing

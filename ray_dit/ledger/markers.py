@@ -1,14 +1,14 @@
 """Markers as objects of a store: made, read, written over damaged ones; knows no job."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from ray_dit.errors import Conflict, Damaged, NotFound
 from ray_dit.ledger.restore import overwrite
 from ray_dit.ledger.results import F, Facts, Marker, parse_marker
-from ray_dit.ledger.stored_json import canonical, read_json
-from ray_dit.storage.store import Store
+from ray_dit.ledger.stored_json import canonical, parse_json, read_json
+from ray_dit.storage.store import Store, checked_key
 
 T = TypeVar("T")
 
@@ -19,11 +19,33 @@ def in_order(name: str) -> tuple[bool, int, str]:
     return not is_number, int(name) if is_number else 0, name
 
 
-def mark(name: str, key: str, data: bytes, facts: F, *, fingerprint: str | None = None) -> Marker[F]:
-    """The marker of an object with these bytes; ``fingerprint``: its maker's, if that is an accepted one."""
-    made_with = {"fingerprint": fingerprint} if fingerprint else {}
+def mark(
+    name: str,
+    key: str,
+    data: bytes,
+    facts: F,
+    *,
+    fingerprint: str | None = None,
+    files: Mapping[str, bytes] | None = None,
+) -> Marker[F]:
+    """The marker of an object with these bytes, and of the ``files`` it lists.
+
+    ``fingerprint``: its maker's, if that is an accepted one.
+    """
+    more: dict[str, Any] = {"fingerprint": fingerprint} if fingerprint else {}
+    more |= {"files": len(files)} if files else {}
     sha256 = hashlib.sha256(data).hexdigest()
-    return Marker(key=key, bytes=len(data), sha256=sha256, name=name, facts=facts, **made_with)
+    size = len(data) + sum(map(len, files.values())) if files else len(data)
+    return Marker(key=key, bytes=size, sha256=sha256, name=name, facts=facts, **more)
+
+
+def listed_files(data: bytes, where: str) -> dict[str, str]:
+    """sha256 by key of the objects that an object lists; Damaged where it lists none."""
+    document = parse_json(data, where)
+    try:
+        return {checked_key(file["key"]): str(file["sha256"]) for file in document["files"]}
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise Damaged(f"{where} lists no files: restore it, or make it again") from error
 
 
 def marker_at(store: Store, place: str, facts: type[F]) -> Marker[F]:

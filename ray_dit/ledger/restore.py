@@ -49,6 +49,11 @@ def put_back(store: Store, key: str, data: bytes, sha256: str) -> bool:
     return True
 
 
+def put_file_back(store: Store, key: str, data: bytes) -> bool:
+    """As ``put_back``, of an object whose hash is that of these bytes, since what lists it says so."""
+    return put_back(store, key, data, hashlib.sha256(data).hexdigest())
+
+
 def overwrite(store: Store, key: str, data: bytes) -> None:
     """Puts ``data`` at ``key`` whatever is there, for what is known to be damaged."""
     info = store.head(key)

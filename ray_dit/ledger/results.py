@@ -58,11 +58,15 @@ class Marker(BaseModel, Generic[F]):
 
     key: Key
     bytes: int
+    """Of all objects it stands for."""
     sha256: str
     fingerprint: str | None = None
     """The maker's own, where it went on with a job of other library versions."""
     name: str | None = None
     """What the marker is found by; None in those of earlier versions."""
+    files: int | None = None
+    """How many more objects the marker stands for: the object at ``key`` is JSON whose list ``files`` tells
+    ``key`` and ``sha256`` of each. None where it stands for one object."""
     facts: F
 
     def to_json(self) -> dict[str, Json]:

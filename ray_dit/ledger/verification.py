@@ -24,7 +24,7 @@ from ray_dit.ledger.manifest import (
     manifest_objects,
     plain_objects,
 )
-from ray_dit.ledger.markers import marker_at
+from ray_dit.ledger.markers import listed_files, marker_at
 from ray_dit.ledger.restore import hash_of
 from ray_dit.ledger.results import Facts, Listing, Manifest, Marker, Result
 from ray_dit.ledger.stored_json import Json, canonical, parse_json, read_json
@@ -212,6 +212,8 @@ def _check(
         found = marker.sha256 if replaced else hash_of(folder, marker.key)
         if found != marker.sha256 and (found is None or found != other()):
             problems.append(Problem(folder, marker.key, _what(found), marker))
+        elif marker.files:
+            problems += _file_problems(folder, marker)
         if marker.name is not None:
             key, data = f"{markers}{marker.name}.json", canonical(marker.to_json())
             found = hash_of(folder, key)
@@ -220,6 +222,18 @@ def _check(
         return problems, marker.bytes
 
     return check
+
+
+def _file_problems(folder: Store, marker: Marker[Facts]) -> Iterator[Problem]:
+    """What is wrong with the objects that the marker's object, which is whole, lists."""
+    try:
+        files = listed_files(folder.get(marker.key), folder.where(marker.key))
+    except (Damaged, NotFound):
+        yield Problem(folder, marker.key, "it lists no files, though its marker says so", marker)
+        return
+    for key, found in zip(files, ahead(partial(hash_of, folder), files, threads=4), strict=True):
+        if found != files[key]:
+            yield Problem(folder, key, _what(found), marker)
 
 
 def _marked_checks(

@@ -215,7 +215,7 @@ def _generated(
     for marker in itertools.islice(manifest_objects(store, manifest, Facts), MAX_SHARDS_READ):
         if all(len(images) >= PER_CLASS for images in found.values()):
             break
-        shard = read_shard(store, marker.key)
+        shard = read_shard(store, marker.key, marker.sha256)
         for data, label in zip(shard.images, shard.labels, strict=True):
             images = found.get(names[label])
             if images is not None and len(images) < PER_CLASS:

@@ -76,16 +76,17 @@ def repair_shards(
         cpus = cpus_for(ray, threads=config.threads, own_threads=config.own_threads)
         maker = ray.remote(num_cpus=cpus, num_gpus=gpus)(_Maker).remote(build, config.threads)
 
-        def rebuild(folder: Store, marker: Marker[Facts]) -> bytes | None:
+        def rebuild(folder: Store, marker: Marker[Facts]) -> Mapping[str, bytes] | None:
             facts = marker.facts.to_json()
             if folder.uri != job.store.uri:  # another job below this one
                 return None
             if facts.get("shard") is None:
-                return others(ray, marker)
-            data, error = ray.get(maker.rebuild.remote(marker.key, facts))
+                data = others(ray, marker)
+                return None if data is None else {marker.key: data}
+            made, error = ray.get(maker.rebuild.remote(marker.key, facts))
             if error is not None:
                 raise UserError(error)
-            return data
+            return made
 
         for problem in repair(job.store, rebuild, plain, results=RESULTS):
             print(f"repaired {problem}")
@@ -99,12 +100,14 @@ class _Maker:
         self._build = build
         self._maker: ShardMaker | None = None
 
-    def rebuild(self, key: str, facts: Mapping[str, Any]) -> tuple[bytes, str | None]:
-        """The shard's bytes, or the message of a user's error, which Ray would wrap if it were raised."""
+    def rebuild(self, key: str, facts: Mapping[str, Any]) -> tuple[dict[str, bytes], str | None]:
+        """The shard's objects, or the message of a user's error, which Ray would wrap if it were raised."""
         try:
             self._maker = self._maker or self._build()
             if isinstance(self._maker, Remaker):
-                return self._maker.make_again(key, facts).data, None
-            return make_shard(self._maker, facts["shard"]).data, None
+                made = self._maker.make_again(key, facts)
+            else:
+                made = make_shard(self._maker, facts["shard"])
+            return {key: made.data, **made.files}, None
         except UserError as error:
-            return b"", str(error)
+            return {}, str(error)

@@ -130,7 +130,9 @@ class Actor:
             if marker is None:
                 inputs = _prepare_carefully(self._maker, shard) if careful else self._maker.prepare(shard)
                 made = self._maker.finish(compute(inputs))
-                marker = self._job.put(name, made.key, made.data, made.facts, varies=made.varies)
+                marker = self._job.put(
+                    name, made.key, made.data, made.facts, varies=made.varies, files=made.files
+                )
         except (HashAlarm, CredentialsExpired) as error:  # the other shards would end in the same
             self._get(self._coordinator.stop.remote(str(error)))
             return None

@@ -4,7 +4,7 @@ Knows neither Ray nor storage.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from ray_dit.results import ShardFacts
@@ -17,6 +17,8 @@ class Made:
     key: str
     data: bytes
     facts: ShardFacts
+    files: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
+    """Objects that ``data`` lists, by key; see ``Job.put``."""
     varies: bool = False
     """Whether other bytes may come out another time, as something it is made of is gone or changed."""
 

@@ -12,15 +12,15 @@ T = TypeVar("T")
 
 
 def run_tasks(
-    ray: Any, work: Callable[..., T], items: Sequence[Any], *shared: Any, threads: int
+    ray: Any, work: Callable[..., T], items: Sequence[Any], *shared: Any, threads: int, gpus: int = 0
 ) -> Iterator[T]:
-    """Calls ``work(*shared, item)`` for every item in a task with that many torch threads.
+    """Calls ``work(*shared, item)`` for every item in a task with that many torch threads and GPUs.
 
     Yields each result when it is there, in no order.
 
     What is ``shared`` is stored once for all of them. Raises the UserError of a task that met one.
     """
-    task = ray.remote(num_cpus=threads)(_attempt)
+    task = ray.remote(num_cpus=threads, num_gpus=gpus)(_attempt)
     stored = [ray.put(value) for value in shared]
     waiting = [task.remote(work, threads, item, *stored) for item in items]
     while waiting:

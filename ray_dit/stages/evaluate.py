@@ -25,6 +25,7 @@ from ray_dit.folders.images import plan_images, refuse_output_inside
 from ray_dit.folders.listing import ListedBy
 from ray_dit.folders.quarantine import check_bad
 from ray_dit.folders.reading import load_images
+from ray_dit.formats.class_matching import match_classes
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import tied_manifest
 from ray_dit.ledger.plain import MadeAgain
@@ -40,7 +41,7 @@ from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
 from ray_dit.runtime.shards import Work, all_markers, make_shards
 from ray_dit.runtime.tasks import in_tasks, run_tasks
-from ray_dit.stages.evaluation_data import EvaluationData, check
+from ray_dit.stages.evaluation_data import EvaluationData, check, labels_of
 from ray_dit.stages.fingerprint import begun_with, open_job
 from ray_dit.storage.open import open_store
 
@@ -145,9 +146,10 @@ def inputs_of(config: EvaluateConfig) -> EvaluationData:
     refuse_output_inside(config.output, config.images)
     # an evaluation keeps to the dataset it has begun with, though that was extended since
     dataset = tied_manifest(config.dataset, DatasetResult, begun_with(config.output, "dataset"))
-    plan, classes = plan_images(config.images, ListedBy(in_tasks(config))), dataset.facts.classes
-    if {*plan.classes} == {*classes}:  # those of extended latents are not in the order of their names
-        plan = plan.in_order_of(classes)
+    plan = plan_images(config.images, ListedBy(in_tasks(config)))
+    order = match_classes(plan.classes, labels_of(dataset))
+    if order is not None:  # classes are numbered as the dataset's, whatever the order of the folders
+        plan = plan.in_order_of([plan.classes[folder] for folder in order])
     data = EvaluationData(config, plan, dataset)
     check(data)
     return data

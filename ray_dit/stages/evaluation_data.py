@@ -17,6 +17,8 @@ from ray_dit.errors import UserError
 from ray_dit.folders.dataset import read_shard
 from ray_dit.folders.images import ImagePlan
 from ray_dit.folders.reading import load_images
+from ray_dit.formats.class_matching import match_classes, unmatched
+from ray_dit.formats.labels import Labels
 from ray_dit.ledger.manifest import manifest_objects
 from ray_dit.ledger.results import Manifest
 from ray_dit.metrics import JUDGE, ON_GENERATED, ON_REAL
@@ -165,19 +167,24 @@ class EvaluationData:
         return pixels
 
 
+def labels_of(dataset: Manifest[DatasetResult]) -> Labels:
+    """The dataset's classes."""
+    return Labels(dataset.facts.classes, dataset.facts.wordnet_ids)
+
+
 def check(data: EvaluationData) -> None:
     """UserError for inputs that cannot be compared."""
-    theirs, ours = data.dataset.facts.classes, data.plan.classes
-    if not theirs:
+    theirs, folders = labels_of(data.dataset), data.plan.classes
+    if not len(theirs):
         raise UserError(
             f"{data.config.dataset} was made without classes, and evaluate judges by a classifier: measure "
             "it by `python -m jobs.fid` instead"
         )
-    if theirs != ours:
-        odd = sorted(set(theirs) ^ set(ours))
+    if match_classes(folders, theirs) != (*range(len(theirs)),):
+        odd = unmatched(folders, theirs)
         raise UserError(
-            f"{data.config.dataset} has {len(theirs)} classes and {data.plan.uri} has {len(ours)}"
-            + (f", and {odd[0]!r} is in only one of them" if odd else ", in another order")
+            f"{data.config.dataset} has {len(theirs)} classes and {data.plan.uri} has {len(folders)}"
+            + (f", and {odd!r} is in only one of them" if odd is not None else "")
             + ": give the images the model was trained on as --images.uri"
         )
     if data.num_compared < 2:

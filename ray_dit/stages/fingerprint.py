@@ -37,7 +37,11 @@ STAGE_RULES: dict[str, tuple[str, ...]] = {
         "rows of a shard can be read one by one, each with a checksum",
     ),
     "train": ("as first released", _CURVE),
-    "generate": ("as first released",),
+    "generate": (
+        "as first released",
+        "Parquet shards have row groups of a hundred images, names of classes that repeat are told apart, "
+        "and images without classes have no labels",
+    ),
     "evaluate": ("as first released", _KINDS),
     "model": ("as first released",),  # import-checkpoint; a trained model's job rests on its training's
 }
@@ -46,7 +50,12 @@ settings adds a line that says what changed, as a user should read it: who has a
 number before is told it."""
 
 
-KEPT_RULES = {"encode": frozenset({2, 4}), "train": frozenset({2}), "train-vae": frozenset({3})}
+KEPT_RULES = {
+    "encode": frozenset({2, 4}),
+    "train": frozenset({2}),
+    "train-vae": frozenset({3}),
+    "generate": frozenset({2}),
+}
 """Numbers of rules that changed nothing but a stage's plan, what a training notes of itself, or the form of
 shards, which are still written as before for a job that was begun before them."""
 ROWS_SINCE = 4

@@ -174,6 +174,8 @@ def test_streams_keep_their_numbers():
         "LABELS": 9,
         "EVALUATE": 10,
         "VALIDATION": 11,
+        "DATASET_LABELS": 12,
+        "DATASET_SCALES": 13,
     }
 
 

@@ -1,10 +1,14 @@
 """What was asked for against what a model can do."""
 
+from typing import Any
+
 import pytest
 
 from ray_dit.config import DiffusionConfig, DiTConfig, ModelConfig, SamplerConfig
 from ray_dit.core import settle
-from ray_dit.core.settle import is_guidable, settle_sampler
+from ray_dit.core.diffusion import linear_schedule
+from ray_dit.core.samplers import make_table
+from ray_dit.core.settle import check_scales, is_guidable, settle_sampler
 from ray_dit.errors import UserError
 
 SHAPE = DiTConfig(input_size=8, hidden_size=8, depth=1, num_heads=1, num_classes=2)
@@ -40,6 +44,46 @@ def test_what_the_schedule_or_the_network_lacks_is_refused() -> None:
     fixed = MODEL.model_copy(update={"model": SHAPE.model_copy(update={"learn_sigma": False})})
     with pytest.raises(UserError, match="needs a model with learn_sigma"):
         settle_sampler(SamplerConfig(name="ddpm", variance="learned"), fixed, where="m")
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        {"timesteps": (0.0,)},
+        {"timesteps": (20.0, 5.0)},
+        {"timesteps": (200.5,)},
+        {"name": "ddpm", "timesteps": (150.0, 0.0)},
+    ],
+)
+def test_a_sampler_that_would_give_the_noise_back_is_refused(late: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="where images are hardly noisy any more.*begin near 999"):
+        settle_sampler(SamplerConfig(**late), MODEL, where="m")
+
+
+@pytest.mark.parametrize("spacing", ["auto", "uniform", "respaced", "leading", "trailing", "logsnr"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 10, 250, 1000])
+def test_every_spacing_begins_at_the_noise_or_is_refused(spacing: Any, steps: int) -> None:
+    asked = SamplerConfig(spacing=spacing, num_inference_steps=steps)
+    if spacing == "leading" and steps == 1:
+        with pytest.raises(UserError, match="'leading' visits time 0 alone in 1 step"):
+            settle_sampler(asked, MODEL, where="m")
+        return
+    table = make_table(
+        settle_sampler(asked, MODEL, where="m"), linear_schedule(MODEL.diffusion), learn_sigma=True
+    )
+    assert table.timesteps[0] >= 499
+
+
+def test_a_schedule_that_never_gets_noisy_may_begin_anywhere() -> None:
+    short = MODEL.model_copy(update={"diffusion": DiffusionConfig(num_train_timesteps=5)})
+    assert settle_sampler(SamplerConfig(timesteps=(2.0,)), short, where="m").timesteps == (2.0,)
+
+
+def test_scales_are_held_against_the_model() -> None:
+    check_scales([1.0, 4.0], MODEL, where="m", setting="--scales")
+    check_scales([1.0], UNDROPPED, where="m", setting="--scales")
+    with pytest.raises(UserError, match="^m was trained .* can't be guided: leave --scales out, or at 1"):
+        check_scales([1.0, 1.5], UNDROPPED, where="m", setting="--scales")
 
 
 def test_settings_that_do_not_fit_together_are_refused() -> None:

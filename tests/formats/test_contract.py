@@ -1,20 +1,25 @@
 """What every entry of the registry of image formats must do, on objects in memory: no store is needed."""
 
+import hashlib
+import json
 import pickle
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ray_dit.core.media import decode, png
-from ray_dit.errors import UserError
+from ray_dit.core.media import Encoding, decode, encode
+from ray_dit.errors import NotFound, UserError
 from ray_dit.formats.image_format import (
     ImageShard,
     InputFormat,
     Listing,
     OutputFormat,
     Place,
+    WholeDataset,
+    Written,
     input_sha256,
     natural_key,
 )
@@ -50,17 +55,26 @@ def pixels(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 6, 6, 3), dtype=np.uint8)
 
 
-def shard(count: int, classes: Sequence[str] = CLASSES, first: int = 0) -> ImageShard:
-    images = [png(image) for image in pixels(count)]
+def shard(
+    count: int, classes: Sequence[str] = CLASSES, first: int = 0, encoding: Encoding = "png", **fields: Any
+) -> ImageShard:
+    images = [encode(image, encoding) for image in pixels(count)]
     labels = np.arange(count, dtype=np.int64) % max(1, len(classes))
-    return ImageShard(images, labels, np.arange(first, first + count, dtype=np.int64), tuple(classes))
+    ids = np.arange(first, first + count, dtype=np.int64)
+    return ImageShard(images, labels, ids, tuple(classes), encoding=encoding, **fields)
+
+
+def shard_for(entry: OutputFormat, count: int, *arguments: Any, **fields: Any) -> ImageShard:
+    """In the encoding that is usual in the format."""
+    return shard(count, *arguments, encoding=entry.encodings[0], **fields)
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
 @pytest.mark.parametrize("classes", [CLASSES, ()], ids=["labelled", "unlabelled"])
 @pytest.mark.parametrize("count", [7, 1])
 def test_a_shard_comes_back_as_it_was_written(name: str, classes: tuple[str, ...], count: int) -> None:
-    entry, written = output_format(name), shard(count, classes, first=40)
+    entry = output_format(name)
+    written = shard_for(entry, count, classes, first=40)
     objects = entry.write(written, "data/train-00001-of-00003")
     read = entry.read(Memory(objects), list(objects))
     assert [decode(data).tobytes() for data in read.images] == [image.tobytes() for image in pixels(count)]
@@ -68,17 +82,87 @@ def test_a_shard_comes_back_as_it_was_written(name: str, classes: tuple[str, ...
     assert read.labels.dtype == np.int64
     assert read.ids.tolist() == written.ids.tolist()
     assert read.ids.dtype == np.int64
-    assert (read.classes, read.names) == (written.classes, written.names)
+    assert (read.classes, read.names, read.settings) == (written.classes, written.names, {})
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
-def test_the_same_shard_gives_the_same_objects_and_its_keys_tell_the_format(name: str) -> None:
+def test_settings_that_vary_come_back_beside_the_images(name: str) -> None:
     entry = output_format(name)
-    objects = entry.write(shard(5), "data/train-00001-of-00003")
-    assert entry.write(shard(5), "data/train-00001-of-00003") == objects
-    assert entry.write(shard(4), "data/train-00001-of-00003") != objects
-    assert objects
-    assert all(written_in(key) is entry for key in objects)
+    settings = {
+        "seed": np.array([2**62, 0, 7]),
+        "guidance_scale": np.array([1.0, 1.5, 4.0]),
+        "sampler": np.array(["ddim", "unipc", "ddim"]),
+    }
+    objects = entry.write(shard_for(entry, 3, settings=settings), "data/train-00001-of-00003")
+    read = entry.read(Memory(objects), list(objects))
+    assert read.columns == {name: column.tolist() for name, column in settings.items()}
+    assert [read.settings[column].dtype.kind for column in settings] == ["i", "f", "U"]
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"), [(name, each) for name in OUTPUTS for each in output_format(name).encodings]
+)
+def test_images_keep_their_encoding(name: str, encoding: Encoding) -> None:
+    entry, written = output_format(name), shard(3, encoding=encoding)
+    objects = entry.write(written, "data/train-00001-of-00003")
+    read = entry.read(Memory(objects), list(objects))
+    assert (read.encoding, read.names) == (encoding, written.names)
+    assert read.images == written.images
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_the_same_shard_gives_the_same_objects_and_the_first_key_tells_the_format(name: str) -> None:
+    entry = output_format(name)
+    objects = entry.write(shard_for(entry, 5), "data/train-00001-of-00003")
+    assert entry.write(shard_for(entry, 5), "data/train-00001-of-00003") == objects
+    assert entry.write(shard_for(entry, 4), "data/train-00001-of-00003") != objects
+    first, *others = objects
+    assert first == f"data/train-00001-of-00003{entry.suffix}"
+    assert written_in(first) is entry
+    if others:
+        listed = json.loads(objects[first])["files"]
+        told = {file["key"]: (file["bytes"], file["sha256"]) for file in listed}
+        assert told == {key: (len(objects[key]), hashlib.sha256(objects[key]).hexdigest()) for key in others}
+
+
+@pytest.mark.parametrize("name", sorted({*OUTPUTS} - {"parquet"}))
+def test_a_damaged_shard_is_refused_or_read_by_name(name: str) -> None:
+    """A byte of the first object in turn: whatever comes of it, no other error does.
+
+    Not of Parquet: pyarrow ends the process for some footers, so tests/fuzz tries that in one of its own.
+    """
+    entry = output_format(name)
+    objects = entry.write(shard_for(entry, 2), "data/train-00001-of-00003")
+    key = next(iter(objects))
+    refused: list[str] = []
+    for place in range(0, len(objects[key]), 7):
+        data = bytearray(objects[key])
+        data[place] ^= 0x41
+        try:
+            entry.read(Memory({**objects, key: bytes(data)}), list(objects))
+        except (UserError, NotFound) as error:
+            refused.append(str(error))
+    assert refused
+    assert all("memory" in message or "train/" in message for message in refused)
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_what_a_format_writes_at_the_end_follows_from_its_shards(name: str) -> None:
+    entry = output_format(name)
+    shards = [shard_for(entry, 4), shard_for(entry, 3, first=4)]
+    written = [entry.write(each, f"data/{at}") for at, each in enumerate(shards)]
+    stored = {key: data for objects in written for key, data in objects.items()}
+    firsts = [next(iter(objects)) for objects in written]
+    whole = WholeDataset(
+        num_images=7,
+        image_size=6,
+        shards=lambda: (Written(key, 4 - at, len(stored[key]), "") for at, key in enumerate(firsts)),
+        rows=lambda: (replace(each, images=()) for each in shards),
+        get=lambda shard: stored[shard.key],
+    )
+    made = {key: make() for key, make in entry.whole(whole).items()}
+    assert made == {key: make() for key, make in entry.whole(whole).items()}
+    assert not made.keys() & stored.keys()
 
 
 def files_of(written: ImageShard) -> dict[str, bytes]:
@@ -117,7 +201,12 @@ def places_of(listing: Listing) -> list[Place]:
 def test_what_is_written_can_be_read_as_images(name: str) -> None:
     entry, written = output_format(name), shard(7)
     if isinstance(entry, InputFormat):
-        listing = entry.list_images(Memory(entry.write(written, "data/train-00000-of-00001")))
+        objects = entry.write(written, "data/train-00000-of-00001")
+        if len(objects) > 1:  # an image folder is the folder of the images
+            objects = {
+                k.removeprefix("train/"): data for k, data in objects.items() if k.startswith("train/")
+            }
+        listing = entry.list_images(Memory(objects))
         assert (listing.classes, listing.keys) == (CLASSES, tuple(sorted(files_of(written))))
 
 
@@ -163,6 +252,8 @@ def test_an_unknown_format_is_refused_with_those_there_are() -> None:
         input_format("parquets")
     with pytest.raises(UserError, match="can't be written in the format 'folders': take one of .*parquet"):
         output_format("folders")
+    with pytest.raises(UserError, match="can't be written in the format 'tar': take one of .*webdataset"):
+        output_format("tar")
     with pytest.raises(UserError, match="data/1.txt is in no format .* parquet"):
         written_in("data/1.txt")
 

@@ -24,20 +24,22 @@ from ray_dit.cli import COMMANDS
 from ray_dit.cli.recipe import read_recipe
 from ray_dit.config import DiTConfig, EncodeConfig, ImportConfig
 from ray_dit.core.dit import DiT
-from ray_dit.core.media import UnreadableImage, decode
+from ray_dit.core.media import UnreadableImage, decode, encode
 from ray_dit.errors import UserError
 from ray_dit.folders.checkpoints import Checkpoint, read_checkpoint
 from ray_dit.folders.dataset import read_shard
 from ray_dit.folders.images import ImagePlan
 from ray_dit.folders.latents import open_latent_rows
 from ray_dit.folders.model import read_model, read_safetensors
+from ray_dit.folders.requests import read_requests
 from ray_dit.folders.sources import open_images
 from ray_dit.formats.checkpoint import CheckpointFacts, checkpoint_bytes
+from ray_dit.formats.image_format import ImageShard
 from ray_dit.formats.label_file import read_label_file
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.latent_layout import index_spans, pieces_sha256
 from ray_dit.formats.latents import LatentShard, latent_shard_bytes
-from ray_dit.formats.registry import format_of, input_format
+from ray_dit.formats.registry import format_of, input_format, output_format
 from ray_dit.formats.texts import Texts
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import verify
@@ -143,6 +145,43 @@ def datasets() -> list[bytes]:
 def read_dataset(data: bytes) -> object:
     write("dataset/a.parquet", data)
     return read_shard(open_store(str(scratch() / "dataset")), "a.parquet")
+
+
+def shard_of(name: str) -> dict[str, bytes]:
+    """The objects of a shard in a format."""
+    entry = output_format(name)
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), dtype=np.uint8)
+    images = [encode(image, entry.encodings[0]) for image in pixels]
+    settings = {"guidance_scale": np.array([1.0, 2.0, 4.0]), "sampler": np.array(["ddim", "unipc", "ddim"])}
+    labels, ids = np.array([0, 1, 0]), np.array([5, 6, 7])
+    shard = ImageShard(images, labels, ids, ("a", "b"), settings=settings, encoding=entry.encodings[0])
+    return entry.write(shard, "shard")
+
+
+def shard_in(name: str) -> Callable[[bytes], object]:
+    """A shard whose first object holds these bytes, the others being good."""
+    first, *others = shard_of(name)
+
+    def read(data: bytes) -> object:
+        objects = {first: data, **{key: shard_of(name)[key] for key in others}}
+        for key, content in objects.items():
+            write(f"shards-{name}/{key}", content)
+        return read_shard(open_store(str(scratch() / f"shards-{name}")), first)
+
+    return read
+
+
+REQUESTS = {
+    "requests.jsonl": [
+        b'{"label": "a", "seed": 3}\n{"label": 1, "guidance_scale": 1.5, "sampler": "ddim"}\n'
+    ],
+    "requests.csv": [b"label,seed,num_steps\na,7,\n1,,25\n"],
+}
+
+
+def read_list(name: str) -> Callable[[bytes], object]:
+    """A list of images to be made."""
+    return lambda data: read_requests(str(write(name, data)), Labels(("a", "b")))
 
 
 def plans() -> list[bytes]:
@@ -346,6 +385,14 @@ READERS: dict[str, Reader] = {
     "latents": Reader(read_latents, latents),
     "latents by row": Reader(read_rows, lambda: latents()[:1]),
     "dataset": Reader(read_dataset, datasets),
+    **{
+        f"shard {name}": Reader(shard_in(name), lambda name=name: [next(iter(shard_of(name).values()))])
+        for name in ("webdataset", "npz", "folder")
+    },
+    **{
+        name: Reader(read_list(name), lambda name=name: REQUESTS[name], good_is_read=False)
+        for name in REQUESTS
+    },
     "plan": Reader(lambda data: ImagePlan.from_bytes(data, "x"), plans),
     "safetensors": Reader(read_weights, weights),
     "checkpoint": Reader(read_training_state, checkpoints),

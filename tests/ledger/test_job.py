@@ -461,8 +461,8 @@ def damage(store: Store, key: str, data: bytes | None) -> None:
         store.put(key, data)
 
 
-def rebuilt(folder: Store, marker: Marker[Facts]) -> bytes:
-    return shard(int(marker.key[-5:]))
+def rebuilt(folder: Store, marker: Marker[Facts]) -> dict[str, bytes]:
+    return {marker.key: shard(int(marker.key[-5:]))}
 
 
 def found_by_verify(store: Store, tally: Tally | None = None) -> list[tuple[str, str, str]]:
@@ -499,7 +499,7 @@ def test_repair_refuses_other_bytes_than_were_promised(tmp_path: Path):
     finished(store)
     damage(store, "data/00001", b"damaged")
     with pytest.raises(UserError, match="this machine makes other bytes"):
-        list(repair(store, lambda folder, marker: b"not it"))
+        list(repair(store, lambda folder, marker: {marker.key: b"not it"}))
     assert store.get("data/00001") == b"damaged"
 
 
@@ -508,9 +508,9 @@ def test_repair_leaves_what_somebody_else_repaired_meanwhile(tmp_path: Path):
     finished(store)
     damage(store, "data/00001", b"damaged")
 
-    def rebuild(folder: Store, marker: Marker[Facts]) -> bytes:
+    def rebuild(folder: Store, marker: Marker[Facts]) -> dict[str, bytes]:
         damage(store, "data/00001", shard(1))
-        return shard(1)
+        return {marker.key: shard(1)}
 
     repaired = list(repair(store, rebuild))
     assert [problem.key for problem in repaired] == ["data/00001"]

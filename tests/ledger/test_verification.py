@@ -53,8 +53,8 @@ def problems(store: Store) -> list[str]:
     return [f"{problem.key}: {problem.what}" for problem in verify(store, results=RESULTS)]
 
 
-def rebuilt(folder: Store, marker: Marker[Facts]) -> bytes | None:
-    return shard(int(marker.key[-1])) if marker.key.startswith("data/") else None
+def rebuilt(folder: Store, marker: Marker[Facts]) -> dict[str, bytes] | None:
+    return {marker.key: shard(int(marker.key[-1]))} if marker.key.startswith("data/") else None
 
 
 def files(folder: Path) -> list[Path]:

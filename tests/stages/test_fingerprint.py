@@ -103,7 +103,7 @@ UNDER_OLDER_RULES = {"encode-counting-actors": encode_config(actors=7)}
 SINCE = {
     "encode": ("images.background", "images.exif_orientation", "images.white_level", "precision"),
     "train": ("precision", "compile", "tf32", "batches_per_step", "validate_every", "validation_rows"),
-    "generate": ("compile",),
+    "generate": ("compile", "labels", "guidance_scales", "format", "image_format", "png_level", "quality"),
     "generate-before-precision": ("compile",),
 }
 """Settings that were not there that day."""
@@ -200,9 +200,9 @@ def test_a_half_done_folder_under_older_rules_is_refused_with_what_changed(
     with pytest.raises(Conflict) as refused:
         open_as_today(stored("generate", tmp_path), generate_config(), accept_fingerprint=True)
     assert str(refused.value) == (
-        f"{tmp_path}/generate was begun under rules 1 of generate, and this ray-dit has rules 2, which give "
-        "other bytes: noise is drawn in float64: finish it with the ray-dit that began it, or take another "
-        "output folder"
+        f"{tmp_path}/generate was begun under rules 1 of generate, and this ray-dit has rules 3, which give "
+        f"other bytes: {STAGE_RULES['generate'][1]}; noise is drawn in float64: finish it with the ray-dit that "
+        "began it, or take another output folder"
     )
     with pytest.raises(
         Conflict, match="nothing was made there yet, so delete it if no run is under way, or fin"
@@ -230,17 +230,17 @@ def test_a_finished_folder_under_older_rules_stays_readable(
 def test_rules_are_written_from_two_on_and_a_newer_number_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = generate_config()
-    assert "rules" not in parts(asked, "generate", {})
+    asked = train_config()
+    assert "rules" not in parts(asked, "train", {})
     with monkeypatch.context() as later:
-        new_rules("generate", later)
-        assert parts(asked, "generate", {})["rules"] == 2
-        there = json.loads((FOLDERS / "generate/_job.json").read_bytes())["parts"]
-        ours = parts(asked, "generate", there["inputs"], resolved=generate_resolved(asked))
+        new_rules("train", later)
+        assert parts(asked, "train", {})["rules"] == 2
+        there = json.loads((FOLDERS / "train/_job.json").read_bytes())["parts"]
+        ours = parts(asked, "train", there["inputs"], resolved=train_resolved(asked))
         store = open_store(str(tmp_path / "later"))
-        Job.open(store, "generate", ours | {"libraries": there["libraries"]}).put_plain("plan", b"plan")
+        Job.open(store, "train", ours | {"libraries": there["libraries"]}).put_plain("plan", b"plan")
     with pytest.raises(
-        Conflict, match=r"by a newer ray-dit \(rules 2 of generate; this one knows 1\): finish it with"
+        Conflict, match=r"by a newer ray-dit \(rules 2 of train; this one knows 1\): finish it with"
     ):
         open_as_today(store, asked)
 
@@ -251,7 +251,7 @@ def test_a_change_of_the_plan_alone_leaves_a_folder_whose_plan_is_stored(
     monkeypatch.setitem(STAGE_RULES, "encode", STAGE_RULES["encode"][:2])
     there = {1: 1, 2: None, None: None}
     assert {begun: rules_with_plan("encode", begun) for begun in there} == there
-    assert rules_with_plan("generate", 1) is None
+    assert rules_with_plan("train", 1) is None
     new_rules("encode", monkeypatch)
     assert [rules_with_plan("encode", begun) for begun in (1, 2)] == [None, None]
     with pytest.raises(Conflict, match="rules 1 of encode, and this ray-dit has rules 3.* float64"):

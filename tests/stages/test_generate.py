@@ -13,13 +13,16 @@ from ray_dit.core.media import decode
 from ray_dit.errors import Conflict, Damaged, NotFound, UserError
 from ray_dit.folders.dataset import read_shard
 from ray_dit.folders.images import plan_images
+from ray_dit.formats.dataset_card import size_category
 from ray_dit.formats.labels import Labels
 from ray_dit.ledger.maintenance import verify
 from ray_dit.ledger.manifest import last_generation, manifest_objects, read_manifest
 from ray_dit.results import RESULTS, DatasetResult, ImageShardFacts
+from ray_dit.stages.dataset_plan import DatasetPlan
 from ray_dit.stages.evaluation_data import EvaluationData
-from ray_dit.stages.generate import DatasetPlan, generate, plan_dataset, size_category
+from ray_dit.stages.generate import generate, plan_dataset
 from ray_dit.storage.open import open_store
+from tests.support.made_datasets import make_dataset
 from tests.support.tiny import (
     SAMPLER,
     SIZE,
@@ -361,6 +364,29 @@ def test_repair_restores_the_very_bytes(place: Path, made: dict[str, Any]) -> No
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
     assert generate(settings(place, "dataset", repair=True)) == made
     assert contents(place / "dataset") == before
+
+
+@pytest.mark.parametrize("name", ["folder", "webdataset", "npz"])
+def test_every_format_is_the_same_by_actors_and_alone_and_is_repaired(place: Path, name: str) -> None:
+    fields: dict[str, Any] = {"format": name, "guidance_scales": (1.0, 2.0)}
+    generate(settings(place, f"by-actors-{name}", actors=2, **fields))
+    config = settings(place, f"alone-{name}", **fields)
+    make_dataset(config)
+    before = contents(place / f"by-actors-{name}")
+    assert contents(place / f"alone-{name}") == before
+    folder = place / f"by-actors-{name}"
+    images = sorted(path for path in folder.rglob("*") if path.suffix in (".png", ".tar", ".npz"))
+    images[0].unlink()
+    flip_bit(images[-1])
+    flip_bit(next(folder.glob("data/*00001-of*")))
+    flip_bit(folder / "README.md")
+    generate(settings(place, f"by-actors-{name}", repair=True, **fields))
+    assert contents(folder) == before
+    for path in (folder / "manifest.json", folder / "_markers/00000.json", images[0]):
+        path.unlink()  # as if it was killed
+    shutil.rmtree(folder / "manifest")
+    generate(settings(place, f"by-actors-{name}", actors=1, **fields))
+    assert contents(folder) == before
 
 
 def test_the_plan_is_a_function_of_the_index() -> None:

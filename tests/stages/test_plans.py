@@ -24,7 +24,8 @@ from ray_dit.runtime.planning import Plan
 from ray_dit.runtime.shard_maker import make_shard
 from ray_dit.stages.encode import encode, plan_encode
 from ray_dit.stages.evaluate import evaluate, plan_evaluate
-from ray_dit.stages.generate import Painter, generate, plan_dataset, plan_generate
+from ray_dit.stages.generate import generate, plan_generate, settle
+from ray_dit.stages.painter import Painter
 from ray_dit.stages.train import plan_train, train
 from ray_dit.stages.train_vae import plan_train_vae, train_vae
 from tests.support.tiny import MODEL, SIZE, VAE_SIZE, write_pictures
@@ -128,7 +129,7 @@ def test_network_evaluations_are_the_rows_the_network_sees(jobs: Jobs, plans: di
 
     config = jobs.generate
     folder = read_model(config.model)
-    painter = Painter(config, plan_dataset(config, folder.labels), folder.config.sampler)
+    painter = Painter(config, settle(config).plan)
     seen: list[int] = []
     painter._pipeline.model.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     for shard in range(plans["generate"].counts["shards"]):

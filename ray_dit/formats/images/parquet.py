@@ -1,15 +1,15 @@
 """Images in Parquet as ``datasets`` reads and writes them: shards of a dataset, and files of anybody's.
 
 Columns of what is written: ``image`` (struct of bytes and path, as Hugging Face's Image feature), ``label``
-(ClassLabel) and ``id``. The bytes are a function of the rows alone. What others wrote is opened by
-``parquet_images.py``.
+(ClassLabel) where there are classes, ``id``, and settings that vary. The bytes are a function of the rows
+alone. What others wrote is opened by ``parquet_images.py``.
 """
 
 # pyarrow has no type information; what it returns is unknown to the checker
 # pyright: reportMissingTypeStubs=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, cast
@@ -17,10 +17,19 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 
+from ray_dit.core.media import Encoding
 from ray_dit.errors import UserError
 from ray_dit.formats.clutter import suffix_of
-from ray_dit.formats.deterministic import damaged, parquet_bytes, read_parquet
-from ray_dit.formats.image_format import Entry, ImageShard, InputFormat, OutputFormat, object_pieces
+from ray_dit.formats.dataset_card import Card, Kind
+from ray_dit.formats.deterministic import damaged, grouped_parquet_bytes, parquet_bytes, read_parquet
+from ray_dit.formats.image_format import (
+    Entry,
+    ImageShard,
+    InputFormat,
+    OutputFormat,
+    dtype_name,
+    object_pieces,
+)
 from ray_dit.formats.label_file import class_name
 from ray_dit.formats.merging import Layout
 from ray_dit.formats.parquet_images import BYTES_KEPT, Columns, GroupCache, Part, parts_of
@@ -29,7 +38,14 @@ from ray_dit.formats.rows import Piece, Place, Rows, Source
 _METADATA = "huggingface"
 """Where `datasets` looks for the columns' meaning."""
 _IMAGE_TYPE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
-_COLUMNS = {"image": _IMAGE_TYPE, "label": pa.int64(), "id": pa.int64()}
+_COLUMNS = {"image": _IMAGE_TYPE, "id": pa.int64()}
+_LOOKED_UP = ("label", "id")
+"""Columns by whose values readers choose row groups."""
+GROUP_ROWS, GROUP_BYTES = 100, 256 << 20
+"""Of a row group, at most: the hub's viewer reads none of more than 286 MiB, and a stream reads one whole."""
+_OPENED = """from datasets import load_dataset
+
+dataset = load_dataset({where}, split="train")"""
 
 
 class Parquet(InputFormat, OutputFormat):
@@ -87,44 +103,99 @@ class Parquet(InputFormat, OutputFormat):
         return self._groups.image(source, str(place["object"]), int(place["group"]), int(place["row"]))
 
     def write(self, shard: ImageShard, name: str) -> dict[str, bytes]:
-        """One object."""
-        image = pa.StructArray.from_arrays(
-            [pa.array(shard.images, pa.binary()), pa.array(shard.names, pa.string())],
-            fields=list(_IMAGE_TYPE),
-        )
-        table = pa.table(
-            {
-                "image": image,
-                "label": pa.array(shard.labels, pa.int64()),
-                "id": pa.array(shard.ids, pa.int64()),
-            }
-        )
-        features: dict[str, Any] = {
-            "image": {"_type": "Image"},
-            "label": {"names": list(shard.classes), "_type": "ClassLabel"},
-            "id": {"dtype": "int64", "_type": "Value"},
-        }
-        return {name + self.suffix: parquet_bytes(table, {"info": {"features": features}}, name=_METADATA)}
+        """One object, in row groups of about a hundred images."""
+        facts = {"info": {"features": _features(shard)}}
+        if shard.layout == 1:
+            data = parquet_bytes(_table(shard, 0, len(shard.ids)), facts, name=_METADATA)
+        else:
+            groups = (_table(shard, first, stop) for first, stop in _groups(shard))
+            data = grouped_parquet_bytes(groups, facts, name=_METADATA, statistics=_LOOKED_UP)
+        return {name + self.suffix: data}
 
     def read(self, source: Source, keys: Sequence[str]) -> ImageShard:
         """The rows of the one object."""
-        (key,) = keys
+        key = keys[0]
         with source.open_file(key) as file:
             table, facts = read_parquet(file, _COLUMNS, where=f"{source.uri}/{key}", name=_METADATA)
         try:
-            images = [row["bytes"] for row in table["image"].to_pylist()]
-            classes = facts["info"]["features"]["label"]["names"]
-            if (
-                None in images
-                or not isinstance(classes, list)
-                or not all(isinstance(n, str) for n in classes)
-            ):
-                raise ValueError("images or names of classes are missing")
+            return _shard(table, facts["info"]["features"])
         except (ValueError, KeyError, TypeError) as error:
             raise damaged(f"{source.uri}/{key}", error) from error
-        return ImageShard(
-            images, table["label"].to_numpy(), table["id"].to_numpy(), tuple(cast("list[str]", classes))
+
+    def card(self, shard: ImageShard) -> Card:
+        """`datasets` finds the columns' meaning in each shard, too."""
+        label: dict[str, Kind] = {"label": shard.classes or "int64"} if _has_label(shard) else {}
+        settings = {name: dtype_name(column) for name, column in shard.settings.items()}
+        return Card(
+            columns={"image": "image", **label, "id": "int64", **settings},
+            data="data/{prefix}train-*",
+            opened=_OPENED.format(where='"parquet", data_files="data/train-*.parquet"'),
+            extended=_OPENED.format(where='"."'),
+            counted=shard.layout == 1,
         )
+
+
+def _has_label(shard: ImageShard) -> bool:
+    return bool(shard.classes) or shard.layout == 1
+
+
+def _features(shard: ImageShard) -> dict[str, Any]:
+    """What `datasets` is to make of the columns."""
+    label = {"label": {"names": list(shard.classes), "_type": "ClassLabel"}} if _has_label(shard) else {}
+    settings = {
+        name: {"dtype": dtype_name(column), "_type": "Value"} for name, column in shard.settings.items()
+    }
+    return {
+        "image": {"_type": "Image"},
+        **label,
+        "id": {"dtype": "int64", "_type": "Value"},
+        **settings,
+    }
+
+
+def _groups(shard: ImageShard) -> Iterator[tuple[int, int]]:
+    """First and last row, which is not in it, of each row group; one at least."""
+    first = size = 0
+    for row, image in enumerate(shard.images):
+        if row > first and (row - first == GROUP_ROWS or size + len(image) > GROUP_BYTES):
+            yield first, row
+            first, size = row, 0
+        size += len(image)
+    yield first, len(shard.images)
+
+
+def _table(shard: ImageShard, first: int, stop: int) -> pa.Table:
+    """The rows from ``first`` to ``stop``."""
+    image = pa.StructArray.from_arrays(
+        [pa.array(shard.images[first:stop], pa.binary()), pa.array(shard.names[first:stop], pa.string())],
+        fields=list(_IMAGE_TYPE),
+    )
+    label = {"label": pa.array(shard.labels[first:stop], pa.int64())} if _has_label(shard) else {}
+    settings = {name: pa.array(column[first:stop]) for name, column in shard.columns.items()}
+    return pa.table({"image": image, **label, "id": pa.array(shard.ids[first:stop], pa.int64()), **settings})
+
+
+def _shard(table: pa.Table, features: Any) -> ImageShard:
+    """The inverse of ``_table``; ValueError, KeyError or TypeError for another table."""
+    rows = table["image"].to_pylist()
+    images, paths = ([row[field] for row in rows] for field in ("bytes", "path"))
+    classes: Any = features["label"]["names"] if "label" in features else []
+    if None in images or not isinstance(classes, list) or not all(isinstance(n, str) for n in classes):
+        raise ValueError("images or names of classes are missing")
+    labels = table["label"] if "label" in table.column_names else pa.array([0] * len(rows), pa.int64())
+    if labels.type != pa.int64():
+        raise ValueError(f"the column label is {labels.type} instead of int64")
+    settings = [name for name in table.column_names if name not in ("image", "label", "id")]
+    suffix = str(paths[0])[-4:] if paths else ""
+    known: dict[str, Encoding] = {".jpg": "jpeg", "webp": "webp"}
+    return ImageShard(
+        images,
+        labels.to_numpy(),
+        table["id"].to_numpy(),
+        tuple(cast("list[str]", classes)),
+        settings={name: np.array(table[name].to_pylist()) for name in settings},
+        encoding=known.get(suffix, "png"),
+    )
 
 
 def _names(parts: Sequence[Part], classes: Sequence[str], *, ordered: bool) -> list[str] | None:
