@@ -93,17 +93,20 @@ def read_index(
     later = [number for number, marker in enumerate(shards) if marker.facts.index_sha256 is None]
     now = [number for number, marker in enumerate(shards) if marker.facts.index_sha256 is not None]
 
+    back: object = key_array(held_back)
+
     def whole(number: int) -> tuple[ShardLayout, RowFacts, int]:
         layout, facts, data = read_rows(store, shards[number])
         keep(number, data)
-        return layout, facts, len(data)
+        return layout, facts.held_back(back), len(data)
 
     def by_range(number: int) -> tuple[ShardLayout, RowFacts, int]:
-        return *_read_by_range(store, shards[number]), shards[number].bytes
+        layout, facts = _read_by_range(store, shards[number])
+        return layout, facts.held_back(back), shards[number].bytes
 
     found = dict(zip(now, ahead(by_range, now, threads=THREADS), strict=True))
     found |= zip(later, ahead(whole, later, threads=WHOLE), strict=True)
-    return _joined(store, shards, [found[number] for number in range(len(shards))], held_back)
+    return _joined(store, shards, [found[number] for number in range(len(shards))])
 
 
 def read_rows(store: Store, marker: Marker[LatentShardFacts]) -> tuple[ShardLayout, RowFacts, bytes]:
@@ -125,32 +128,19 @@ def _read_by_range(store: Store, marker: Marker[LatentShardFacts]) -> tuple[Shar
     raise damaged(store, marker.key)
 
 
-def _joined(
-    store: Store,
-    shards: Shards,
-    found: Sequence[tuple[ShardLayout, RowFacts, int]],
-    held_back: Collection[str],
-) -> LatentIndex:
+def _joined(store: Store, shards: Shards, found: Sequence[tuple[ShardLayout, RowFacts, int]]) -> LatentIndex:
     """The indexes of all shards as one; UserError where they do not fit together."""
-    back: object = key_array(held_back)
-    heldout: list[NDArray[np.bool_]] = []
+    shape, views = found[0][0].shape, found[0][1].checks.shape[1]
     for marker, (layout, facts, _) in zip(shards, found, strict=True):
-        first = found[0][0]
         counts = {marker.facts.rows, layout.rows, len(facts.labels)}
-        if (
-            len(counts) > 1
-            or layout.shape != first.shape
-            or facts.checks.shape[1] != found[0][1].checks.shape[1]
-        ):
+        if len(counts) > 1 or layout.shape != shape or facts.checks.shape[1] != views:
             raise not_as_written(store.where(marker.key), ValueError("its rows are not those of its marker"))
-        own = facts.among(back) if held_back else False
-        heldout.append(facts.heldout | own)
     bounds = np.cumsum([0, *(layout.rows for layout, _, _ in found)])
     blocks = [len(layout.firsts) for layout, _, _ in found]
     return LatentIndex(
-        shape=found[0][0].shape,
+        shape=shape,
         labels=np.concatenate([facts.labels for _, facts, _ in found]),
-        heldout=np.concatenate(heldout),
+        heldout=np.concatenate([facts.heldout for _, facts, _ in found]),
         checks=np.concatenate([facts.checks for _, facts, _ in found]),
         firsts=np.concatenate(
             [layout.firsts + first for (layout, _, _), first in zip(found, bounds, strict=False)]

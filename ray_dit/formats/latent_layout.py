@@ -12,8 +12,8 @@ CRC-32.
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,6 @@ from numpy.typing import NDArray
 
 from ray_dit.formats.json_text import parse_json
 from ray_dit.formats.latents import VIEWS, LatentShard, check_column, row_checks, views_of
-
-Spans = Sequence[tuple[int, int]]
-"""Start and end of parts of a shard."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +49,14 @@ class RowFacts:
     checks: NDArray[np.uint32]
     """CRC-32 of the moments of each row and view, [N, V]."""
 
-    def among(self, keys: Any) -> NDArray[np.bool_]:
-        """Which rows have one of these keys, [N]."""
-        return pc.is_in(self.keys, value_set=keys).to_numpy()
+    def held_back(self, keys: Any) -> "RowFacts":
+        """The same with the rows of these keys held out, and without keys, which take the most memory."""
+        heldout = self.heldout | pc.is_in(self.keys, value_set=keys).to_numpy()
+        return replace(self, keys=pa.chunked_array([], pa.string()), heldout=heldout)
 
 
 def key_array(keys: Collection[str]) -> Any:
-    """Keys as ``RowFacts.among`` takes them."""
+    """Keys as ``RowFacts.held_back`` takes them."""
     return pa.array(list(keys), pa.string())
 
 
