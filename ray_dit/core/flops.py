@@ -1,5 +1,6 @@
 """How many floating-point operations a network takes: counted on shapes alone, without computing anything."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ def count_flops(call: Callable[[], Any]) -> int:
 
 
 PEAKS: Mapping[str, tuple[float, float, float]] = {
-    # part of the device's name: in bfloat16, in TF32, in float32; the more telling names first
+    # words of the device's name: in bfloat16, in TF32, in float32; the more telling names first
     "H100 PCIe": (756e12, 378e12, 51.2e12),
     "H100 NVL": (835e12, 417e12, 60e12),
     "H100": (989.4e12, 494.7e12, 66.9e12),
@@ -34,5 +35,5 @@ PEAKS: Mapping[str, tuple[float, float, float]] = {
 
 def peak_flops(device: str, *, bfloat16: bool, tf32: bool = False) -> float | None:
     """The most that a device of this name (torch's) does per second; None where it is not known."""
-    known = next((peaks for name, peaks in PEAKS.items() if name in device), None)
+    known = next((peaks for name, peaks in PEAKS.items() if re.search(rf"\b{name}\b", device)), None)
     return None if known is None else known[0 if bfloat16 else 1 if tf32 else 2]
