@@ -378,6 +378,9 @@ def commands(config: ReportConfig, results: Results, model: ModelConfig) -> list
         if made is not None and isinstance(made.facts, Trained):
             kinds[made.stage][1].update(_workers(made.facts.history, content[made.stage]))
     content["generate"] = _as_asked(content["generate"], results.latents.facts, model)
+    if "requests" in results.dataset.parts.get("inputs", {}):  # which say how many of what
+        content["generate"] |= {"num_images": None, "classes": None}
+        kinds["generate"][1]["requests"] = "REQUESTS"
     return [command(stage, kinds[stage][0], content[stage], kinds[stage][1]) for stage in content]
 
 

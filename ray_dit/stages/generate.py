@@ -135,6 +135,8 @@ def _open(config: GenerateConfig, settled: Settled) -> Job:
 
 def plan_generate(config: GenerateConfig, *, begun: float) -> Plan:
     """What the job will make and take; see ``runtime.planning``."""
+    if config.only is not None:
+        raise UserError("--only makes a batch for each image, which needs no --plan: leave one of them out")
     settled = settle(config)
     _check_sizes(config, settled)
     folder, plan, size, work = settled.folder, settled.plan, config.batch_size, _work(settled)
@@ -295,7 +297,10 @@ def _more_facts(config: GenerateConfig, settled: Settled) -> dict[str, Any]:
     return {
         "stored_as": config.format,
         "label_rule": "requests" if plan.requests is not None else config.labels,
-        "sampler_tables_sha256": tuple(array_sha256(table.matrix()) for table in tables),
+        "sampler_tables_sha256": tuple(
+            array_sha256(table.matrix().astype(np.float32))  # as they are used
+            for table in tables
+        ),
         **({"wordnet_ids": ids} if ids else {}),
         **({"guidance_scales": plan.scales} if plan.scales else {}),
     }

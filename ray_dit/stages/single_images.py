@@ -103,14 +103,19 @@ def _parts(output: str) -> Mapping[str, Any]:
 
 def _as_begun(config: GenerateConfig, stored: Mapping[str, Any]) -> GenerateConfig:
     """The configuration with all that decides bytes as the folder has it."""
-    plain = {name: stored[name] for name in stored if name not in ("classes", "sampler", *COUNTS)}
-    defaults = {name: value for name, value in content_defaults(GenerateConfig).items() if name in stored or
-                name not in ("classes", "sampler", *COUNTS)}  # fmt: skip
-    known = {name: value for name, value in (defaults | plain).items() if name in GenerateConfig.model_fields}
+    names = GenerateConfig.model_fields.keys() - {"classes", "sampler", *COUNTS}
+    known = {
+        name: value
+        for name, value in (content_defaults(GenerateConfig) | dict(stored)).items()
+        if name in names
+    }
     known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+    count = {
+        "num_images": None if config.requests is not None else stored["num_images"],
+        "per_class": None,
+        "classes": None,
+    }
     sampler = type(config.sampler).model_validate(stored["sampler"])
-    by_requests = config.requests is not None
-    count = {"num_images": None if by_requests else stored["num_images"], "per_class": None, "classes": None}
     return config.model_copy(update={**known, **count, "sampler": sampler})
 
 
