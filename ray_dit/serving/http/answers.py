@@ -40,15 +40,12 @@ class Answer:
 
     def image(self, message: Partial | Complete, forms: tuple[Form, ...] = ("b64_json",)) -> dict[str, Any]:
         """The image, and which one of the request's it is."""
-        base64_text = base64.b64encode(message.data).decode()
-        written: dict[Form, str] = {
-            "b64_json": base64_text,
-            "url": f"data:image/{self.spec.output_format};base64,{base64_text}",
-        }
+        text = base64.b64encode(message.data).decode()
+        start: dict[Form, str] = {"b64_json": "", "url": f"data:image/{self.spec.output_format};base64,"}
         names = self.info.labels.names
         label = self.spec.labels[message.index] if names else None
         return {
-            **{form: written[form] for form in forms},
+            **{form: start[form] + text for form in forms},
             "revised_prompt": None if label is None else names[label],
             "label": label,
             "index": message.index,

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ray_dit.errors import UserError
+from ray_dit.formats.labels import Labels
 from ray_dit.serving.backend import ModelInfo
 from ray_dit.serving.http.class_names import find_class
 from ray_dit.serving.http.errors import invalid
@@ -73,9 +74,8 @@ def fit(body: OpenAIImageRequest, info: ModelInfo) -> tuple[OpenAIImageRequest, 
         except UserError as error:
             raise invalid("prompt", str(error), code="unknown_class") from None
         changes |= {"prompt": None, "class_labels": [label]}
-        name = info.labels.names[label]
-        if body.prompt.strip().casefold() not in (str(label), name.casefold()):
-            warnings.append(f"prompt was taken for the class {label} ({name})")
+        if not _is_called(info.labels, label, body.prompt):
+            warnings.append(f"prompt was taken for the class {label} ({info.labels.names[label]})")
     return body.model_copy(update=changes), warnings
 
 
@@ -98,6 +98,13 @@ def loosen(schema: Mapping[str, Any]) -> dict[str, Any]:
         elif forms:
             field["anyOf"] = [*forms, {"type": "string", "const": ""}]
     return {**schema, "properties": fields, "additionalProperties": True}
+
+
+def _is_called(labels: Labels, label: int, prompt: str) -> bool:
+    """Whether the prompt is the class as such, and nothing had to be found in it."""
+    name = labels.names[label]
+    spellings = (str(label), name, *name.split(","), *labels.wordnet_ids[label : label + 1])
+    return prompt.strip().casefold() in {spelling.strip().casefold() for spelling in spellings}
 
 
 def _unknown(names: Iterable[str]) -> list[str]:

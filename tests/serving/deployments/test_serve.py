@@ -148,7 +148,7 @@ def test_a_killed_replica_costs_no_request(url):
     while not _images("second") and time.monotonic() < deadline:
         time.sleep(0.01)
     assert _images("second") > 0
-    ray.kill(_replica("second"), no_restart=True)
+    ray.kill(_replica("model-second"), no_restart=True)
     assert not results  # none was done: all six have to be made again
     for thread in threads:
         thread.join(60)
@@ -183,14 +183,14 @@ def test_a_rolling_update_drops_no_request(url, config):
     assert set(statuses) == {200}
 
 
-def _replica(model: str):
+def _replica(deployment: str):
     import ray
     from ray.util.state import list_actors  # noqa: F401 - only for its error message when Ray has no state API
 
     name = next(
         actor["name"]
         for actor in ray.util.list_named_actors(all_namespaces=True)
-        if f"model-{model}" in actor["name"]
+        if f"#{deployment}#" in actor["name"]
     )
     return ray.get_actor(name, namespace="serve")
 
@@ -200,6 +200,20 @@ def _images(model: str) -> int:
 
     handle = ray_serve.get_deployment_handle(f"model-{model}", app_name="ray-dit")
     return int(handle.record_autoscaling_stats.remote().result(timeout_s=10)["images"])
+
+
+def test_while_the_api_is_replaced_answers_are_its_own(url):
+    import ray
+
+    stop = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        asking = pool.submit(_answers_until, f"{url}/v1/models", stop.is_set)
+        ray.kill(_replica("api"))
+        time.sleep(5)
+        stop.set()
+    statuses = [answer.status_code for answer in asking.result()]
+    assert set(statuses) <= {200, 503}
+    assert statuses[-1] == 200
 
 
 def test_the_command_serves_and_lets_requests_finish(model_uri, tmp_path):
@@ -232,13 +246,32 @@ def test_the_command_serves_and_lets_requests_finish(model_uri, tmp_path):
             running = pool.submit(httpx.post, url, json=body, timeout=60)
             time.sleep(0.7)
             server.terminate()
+            late = _answers_until(f"http://127.0.0.1:{port}/v1/models", running.done)
             assert running.result().status_code == 200
         said = server.communicate(timeout=60)[1]
+    assert 503 in {answer.status_code for answer in late}
     lines = [json.loads(part[part.index("{") :]) for part in said.splitlines() if '"request_id"' in part]
+    lines = [line for line in lines if line["path"] != "/v1/models"]
     assert [line["status"] for line in lines] == [200, 200]
     assert lines[1]["n"] == 10
     assert lines[0]["request_id"] == strange.headers["x-request-id"]
     assert "Traceback" not in said
+
+
+def _answers_until(url: str, done) -> list[httpx.Response]:
+    """Answers to GET, one after another; each is the API's: 200, or 503 in JSON with Retry-After."""
+    answers = []
+    while not done():
+        try:
+            answers.append(httpx.get(url, timeout=30))
+        except httpx.TransportError:
+            break  # the proxy itself has stopped
+        if answers[-1].status_code != 200:
+            assert answers[-1].status_code == 503
+            assert answers[-1].json()["error"]["code"]
+            assert int(answers[-1].headers["retry-after"]) >= 1
+        time.sleep(0.05)
+    return answers
 
 
 def test_a_port_in_use_and_a_missing_model_are_told(model_uri, tmp_path):

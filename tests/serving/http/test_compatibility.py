@@ -102,7 +102,15 @@ def test_any_size_is_taken_for_the_models_own(size):
 
 @pytest.mark.parametrize(
     ("prompt", "label", "told"),
-    [("hen", 1, False), ("HEN", 1, False), ("1", 1, False), ("a hen", 1, True), ("goldfish", 0, True)],
+    [
+        ("hen", 1, False),
+        ("HEN", 1, False),
+        ("1", 1, False),
+        ("a hen", 1, True),
+        ("goldfish", 0, False),
+        ("goldfishes", 0, True),
+        ("carassius auratus ", 0, False),
+    ],
 )
 def test_the_class_of_a_prompt_is_told_unless_it_is_the_prompt(prompt, label, told):
     body, warnings = fit(OpenAIImageRequest(prompt=prompt), INFO)

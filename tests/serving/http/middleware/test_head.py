@@ -1,9 +1,11 @@
 """HEAD is GET without its body, on every route."""
 
+import asyncio
 import http.client
 
 import pytest
 
+from ray_dit.serving.http.middleware.head import AnswerHead
 from ray_dit.serving.http.pages import PAGE_FILES
 from tests.serving.http.client import ask
 from tests.support.fakes import FakeBackend
@@ -32,6 +34,24 @@ def test_a_connection_goes_on_after_head():
             assert answer.status == 200
             assert bool(answer.read()) is (method == "GET")
         connection.close()
+
+
+def test_the_body_is_kept_back_whatever_the_server_does_with_it():
+    sent = []
+
+    async def app(scope, receive, send):
+        assert scope["method"] == "GET"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+        await send({"type": "http.response.body", "body": b"body"})
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "HEAD", "path": "/", "headers": []}
+    asyncio.run(AnswerHead(app)(scope, None, send))
+    assert sent[0]["headers"] == [(b"content-length", b"4")]
+    assert sent[1]["body"] == b""
+    assert scope["method"] == "HEAD"
 
 
 def test_where_there_is_no_get_there_is_no_head():
