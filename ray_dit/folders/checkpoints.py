@@ -132,7 +132,8 @@ def read_checkpoint(
 def leave_only(job: Job, history: History) -> None:
     """Removes checkpoints and sample grids of this generation that a run of another worker history has left.
 
-    Such a run went on from a checkpoint that was lost. What stays gets a marker where it has none.
+    Its newest checkpoint was lost, and this run has gone on without. What stays gets a marker where it has
+    none.
     """
     for names in (checkpoint_names(job.prefix), f"{SAMPLES}{job.prefix}step-"):
         for key in [info.key for info in job.store.list(names)]:

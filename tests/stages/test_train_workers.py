@@ -1,4 +1,4 @@
-"""train on a real Ray with workers that change; models of checkpoints."""
+"""train on a real Ray with other workers than before, and with a range of them."""
 
 import json
 import shutil
@@ -9,10 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-import ray_dit
-from ray_dit.checkpoints.averaged import export_model
-from ray_dit.config import ExportModelConfig
-from ray_dit.errors import Conflict, UserError
 from ray_dit.folders.model import read_model
 from ray_dit.ledger.maintenance import verify
 from ray_dit.ledger.manifest import read_manifest
@@ -20,8 +16,8 @@ from ray_dit.ledger.results import Manifest
 from ray_dit.results import RESULTS, ModelResult, TrainingResult
 from ray_dit.stages.train import train
 from ray_dit.storage.open import open_store
-from tests.stages.test_train import STEPS, losses, make_place, marker_of, one, settings, state_of
-from tests.support.tiny import contents, flip_bit, times, write_model
+from tests.stages.test_train import losses, make_place, marker_of, one, settings, state_of
+from tests.support.tiny import contents, flip_bit, times
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
@@ -91,86 +87,6 @@ def test_a_model_of_lost_steps_beside_a_finished_run_is_made_again(
     before = contents(place / "run")
     assert train(settings(place, "beside")) == trained
     assert contents(run) == before
-
-
-# Models of checkpoints
-
-
-def objects_of(model: Path) -> dict[str, str]:
-    """A model folder's objects without those of the protocol."""
-    return {key: sha256 for key, sha256 in contents(model).items() if not key.startswith(("_", "manifest"))}
-
-
-def test_the_last_checkpoint_exported_is_the_model_of_the_training(
-    place: Path, trained: Manifest[TrainingResult]
-) -> None:
-    for step in ("last", str(STEPS)):
-        asked = ExportModelConfig(checkpoint=f"{place}/run@{step}", output=str(place / f"exported-{step}"))
-        assert export_model(asked) == (str(place / f"exported-{step}"), STEPS)
-        assert objects_of(place / f"exported-{step}") == objects_of(place / "run/model")
-    manifest = read_manifest(str(place / "exported-last"), ModelResult)
-    assert manifest.parts["train"] == trained.fingerprint
-    assert manifest.parts["step"] == manifest.facts.steps == STEPS
-    assert manifest.facts.history == trained.facts.history
-    before = times(place / "exported-last")
-    export_model(ExportModelConfig(checkpoint=f"{place}/run@last", output=str(place / "exported-last")))
-    assert times(place / "exported-last") == before
-    assert list(verify(open_store(str(place / "exported-last")), results=RESULTS)) == []
-
-
-def test_an_earlier_checkpoint_is_exported_too_also_of_an_unfinished_run(
-    place: Path, trained: Manifest[TrainingResult]
-) -> None:
-    run = place / "half-way"
-    shutil.copytree(place / "run", run)
-    unfinished(run)
-    shutil.rmtree(run / "model")
-    folder, step = export_model(ExportModelConfig(checkpoint=f"{run}@6"))
-    assert (folder, step) == (f"{run}/model-step-00000006", 6)
-    weights = read_model(folder).state_dict()
-    state = state_of(one(run / "checkpoints", "step-00000006.safetensors"))
-    assert all(torch.equal(weights[name[4:]], value) for name, value in state.items() if name[:4] == "ema.")
-    assert "Trained for 6 steps" in Path(folder, "README.md").read_text()
-    assert len(ray_dit.load(folder)(labels=["left"], steps=2)) == 1
-    with pytest.raises(Conflict, match="step: 6 -> 12"):
-        export_model(ExportModelConfig(checkpoint=f"{run}@12", output=folder))
-
-
-def test_what_can_not_be_exported_is_said(place: Path, trained: Manifest[TrainingResult]) -> None:
-    def refused(run: str, **fields: Any) -> str:
-        with pytest.raises(UserError) as error:
-            export_model(ExportModelConfig(checkpoint=run, **fields))
-        return str(error.value)
-
-    assert "has no checkpoint of step 7: there are those of steps 6, 12" in refused(f"{place}/run@7")
-    assert "holds latents, not a training run" in refused(f"{place}/latents-images@last")
-    assert "holds no job of ray-dit" in refused(f"{place}/images@last")
-    others = refused(f"{place}/run@last", latents=str(place / "latents-unlabelled"))
-    assert "latents-unlabelled is not what" in others
-    shutil.copytree(place / "run", place / "no-record")
-    shutil.rmtree(place / "no-record/_runs")
-    assert "does not tell where its latents is" in refused(f"{place}/no-record@last")
-    asked = ExportModelConfig(
-        checkpoint=f"{place}/no-record@last",
-        latents=str(place / "latents-images"),
-        output=str(place / "told"),
-    )
-    export_model(asked)
-    assert objects_of(place / "told") == objects_of(place / "run/model")
-    flip_bit(one(place / "no-record/checkpoints", "step-00000012.safetensors"))
-    assert "is damaged" in refused(f"{place}/no-record@12", latents=str(place / "latents-images"))
-    for bad in ("run", "run@", "run@x", "@3", "run@3x"):
-        with pytest.raises(ValueError, match="names no checkpoint: give RUN@STEP, or RUN@last"):
-            ExportModelConfig(checkpoint=bad)
-
-
-def test_the_export_of_a_run_that_started_from_a_model(place: Path) -> None:
-    write_model(place / "root", ("one", "two"), licence="MIT")
-    fields = {"steps": 2, "checkpoint_every": 1, "grid_per_class": 0, "init_from": str(place / "root")}
-    train(settings(place, "grafted", **fields, keep_every=1, keep_last=1, extend=False))
-    export_model(ExportModelConfig(checkpoint=f"{place}/grafted@2", output=str(place / "grafted-2")))
-    assert objects_of(place / "grafted-2") == objects_of(place / "grafted/model")
-    export_model(ExportModelConfig(checkpoint=f"{place}/grafted@1"))  # which --keep-every has kept
 
 
 # A range of workers

@@ -15,5 +15,5 @@
 Global batch s is sample positions [s·B, (s+1)·B), and each worker takes its slice. What a position means
 (row, noise, time step) is a pure function that belongs to the task, so the whole state of a run is its
 tensors and the step. A run that finds a checkpoint goes on from it and ends in the same bits as one that was
-never disturbed, for the same number of workers on the same machine kind.
+never disturbed, for the same worker history (`formats/worker_history.py`).
 """

@@ -28,13 +28,18 @@ from ray_dit.runtime.training.worker import train_worker
 from ray_dit.storage.proven import trust_settings
 
 MAX_WORKER_FAILURES = 3
-RESIZE_SECONDS = 60.0
-"""Time between two looks at whether the cluster has room for another number of workers."""
-NOTICE_SECONDS = 5.0
-"""Time between two questions whether a node will soon be gone, each of which all workers wait for; Ray looks
-as often."""
 PERMANENT = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError, ImportError)
 """What code raises about its data. Kills, networks and accelerators raise others, which may pass."""
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Seconds between two looks at the cluster."""
+
+    resize: float = 60.0
+    """Whether it has room for another number of workers."""
+    notice: float = 5.0
+    """Whether a node will soon be gone: all workers wait for each answer, and Ray itself looks as often."""
 
 
 def run_training(
@@ -46,15 +51,14 @@ def run_training(
     *,
     ends: tuple[int, ...] = (),
     facts: Mapping[str, Json] | None = None,
-    resize_seconds: float = RESIZE_SECONDS,
+    intervals: Intervals = Intervals(),
 ) -> None:
     """Trains ``task`` to ``config.steps`` on Ray Train workers.
 
     It goes on from the newest checkpoint in the job's folder. ``what`` names the training in progress and in
     the run's record, which ``facts`` go into too; ``ends`` are the last steps of the generations that ``job``
-    extends; every ``resize_seconds`` the cluster is looked at where the number of workers is a range.
-    UserError for what the user must change, RuntimeError when the workers failed too often or met an error
-    that another try would meet again.
+    extends. UserError for what the user must change, RuntimeError when the workers failed too often or met an
+    error that another try would meet again.
     """
     fewest, _ = config.worker_range
     check_resources(ray, config, cpus=fewest * config.threads, gpus=fewest if config.use_gpu else 0)
@@ -64,7 +68,8 @@ def run_training(
     device = "gpu" if config.use_gpu else "cpu"
     run = job.run({"what": what, "num_workers": config.num_workers, "device": device, **(facts or {})})
     arguments = {"config": config, "job": job, "task": task, "board": board, "ends": ends}
-    trainer = _trainer(config, job, run.id, arguments, resize_seconds)
+    arguments["notice_seconds"] = intervals.notice
+    trainer = _trainer(config, job, run.id, arguments, intervals.resize)
 
     def tell(note: str) -> None:
         print(f"{what}: {note}", file=sys.stderr)
@@ -159,7 +164,7 @@ def _worker(arguments: dict[str, Any]) -> None:
             return
         device = get_device() if config.use_gpu else torch.device("cpu")
         parallel = make_parallel(rank, context.get_local_rank(), working)
-        notice = Notice(parallel, device, has_idle=working < there)
+        notice = Notice(parallel, device, arguments["notice_seconds"], has_idle=working < there)
         train_worker(
             arguments["task"],
             config,
@@ -208,6 +213,8 @@ class Notice:
 
     parallel: Parallel
     device: torch.device
+    seconds: float
+    """Between two questions."""
     has_idle: bool
     """Whether there are workers that ``keep_company``."""
     _asked: float = field(default_factory=time.monotonic)
@@ -216,7 +223,7 @@ class Notice:
     def __call__(self) -> bool:
         from ray.train import get_preemption_info
 
-        is_time = time.monotonic() - self._asked > NOTICE_SECONDS
+        is_time = time.monotonic() - self._asked > self.seconds
         # the first worker's clock decides for all
         if self.parallel.tell("ask" if is_time else "", self.device)[0]:
             self._asked = time.monotonic()

@@ -17,7 +17,7 @@ from ray_dit.config import StageConfig
 from ray_dit.folders.checkpoints import checkpoint_steps
 from ray_dit.ledger.job import Job
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.training.launch import run_training
+from ray_dit.runtime.training.launch import Intervals, run_training
 from ray_dit.storage.open import open_store
 from tests.runtime.training import regression
 from tests.runtime.training.regression import CONFIG, Ending, read_step, run
@@ -35,6 +35,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    # Ray looks at the cluster every 20 s, and tries once with as many workers as before
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     with ray_session(StageConfig(output="unused", address=cluster.address)) as ray:
         for module in (regression, sys.modules[__name__]):
@@ -81,7 +83,7 @@ def test_it_grows_and_shrinks_with_the_cluster(cluster: Any, tmp_path: Path) -> 
 
     threading.Thread(target=resize, daemon=True).start()
     job = Job.open(store, "train", {"test": True})
-    run_training(ray, ELASTIC, job, Waiting(folder=tmp_path), "train", resize_seconds=1.0)
+    run_training(ray, ELASTIC, job, Waiting(folder=tmp_path), "train", intervals=Intervals(resize=1.0))
     tensors, facts = read_step(store, STEPS)
     assert [(each.first, each.workers) for each in facts.history] == [(0, 1), (GROWS, 2), (SHRINKS, 1)]
     alone = run(tmp_path / "alone", ELASTIC).log

@@ -13,7 +13,7 @@ from torch import nn
 from ray_dit.config import TrainingConfig
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import Job
-from ray_dit.runtime.training.launch import run_training
+from ray_dit.runtime.training.launch import Intervals, run_training
 from ray_dit.storage.open import open_store
 from tests.runtime.training import regression
 from tests.runtime.training.regression import CONFIG, Regression, picture_of, read_step, run
@@ -67,7 +67,8 @@ def ray(one_ray: Any) -> Any:
 
 
 def train(ray: Any, folder: Path, task: Regression, config: TrainingConfig = CONFIG) -> None:
-    run_training(ray, config, Job.open(open_store(str(folder)), "train", {"test": True}), task, "train")
+    job = Job.open(open_store(str(folder)), "train", {"test": True})
+    run_training(ray, config, job, task, "train", intervals=Intervals(notice=0.0))
 
 
 def test_workers_that_die_are_started_again_and_go_on_from_the_checkpoint(ray: Any, tmp_path: Path) -> None:
@@ -92,3 +93,21 @@ def test_an_error_that_would_come_again_is_not_tried_again(ray: Any, tmp_path: P
     with pytest.raises(RuntimeError, match=r"would come again:\n(.|\n)*ValueError: need at least one array"):
         train(ray, tmp_path / "run", Mistaken(folder=tmp_path), two)
     assert len(list(tmp_path.glob("start-*"))) <= 2
+
+
+RANGE = CONFIG.model_copy(update={"num_workers": "2..3"})
+
+
+def test_of_a_range_the_most_that_share_the_batch_train_and_the_others_wait(ray: Any, tmp_path: Path) -> None:
+    """Ray has room for three, of which two share a batch of four; all are asked for notices."""
+    train(ray, tmp_path / "run", Regression(), RANGE)
+    tensors, facts = read_step(open_store(str(tmp_path / "run")), CONFIG.steps)
+    assert [(each.first, each.workers) for each in facts.history] == [(0, 2)]
+    alone = run(tmp_path / "alone").log
+    assert alone is not None
+    np.testing.assert_allclose(tensors["log"].numpy()[:, :2], alone[:, :2], rtol=1e-5)
+
+
+def test_idle_workers_leave_where_the_others_fail(ray: Any, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"would come again:\n(.|\n)*ValueError: need at least one array"):
+        train(ray, tmp_path / "run", Mistaken(folder=tmp_path), RANGE)
