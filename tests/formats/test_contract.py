@@ -147,6 +147,19 @@ def test_a_damaged_shard_is_refused_or_read_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OUTPUTS)
+def test_a_file_of_a_shard_that_is_not_the_listed_one_is_refused(name: str) -> None:
+    entry = output_format(name)
+    objects = entry.write(shard_for(entry, 3), "data/train-00001-of-00003")
+    _, *others = objects
+    for key in others:
+        changed = {**objects, key: next(objects[other] for other in others if other != key)}
+        with pytest.raises(UserError, match=f"{key} is damaged .*does not hold what was written there"):
+            entry.read(Memory(changed), list(objects))
+        with pytest.raises(NotFound, match=key):
+            entry.read(Memory({k: data for k, data in objects.items() if k != key}), list(objects))
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
 def test_what_a_format_writes_at_the_end_follows_from_its_shards(name: str) -> None:
     entry = output_format(name)
     shards = [shard_for(entry, 4), shard_for(entry, 3, first=4)]
