@@ -14,7 +14,7 @@ def test_the_schema_and_the_page_name_every_sampler():
     with TestClient(create_app({"fake": FakeBackend()}, ApiConfig()), base_url="http://127.0.0.1") as client:
         schema = client.get("/openapi.json").json()["components"]["schemas"]["ImageRequest"]
         page = client.get("/").text
-    [accepted, _] = schema["properties"]["sampler"]["anyOf"]
+    accepted, *_ = schema["properties"]["sampler"]["anyOf"]
     assert accepted["enum"] == list(SAMPLERS)
     select = re.search(r'<select id="sampler">(.*?)</select>', page, re.S)
     assert select is not None

@@ -231,6 +231,7 @@ def test_rules_are_written_from_two_on_and_a_newer_number_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = train_config()
+    monkeypatch.setitem(STAGE_RULES, "train", STAGE_RULES["train"][:1])
     assert "rules" not in parts(asked, "train", {})
     with monkeypatch.context() as later:
         new_rules("train", later)
@@ -251,7 +252,7 @@ def test_a_change_of_the_plan_alone_leaves_a_folder_whose_plan_is_stored(
     monkeypatch.setitem(STAGE_RULES, "encode", STAGE_RULES["encode"][:2])
     there = {1: 1, 2: None, None: None}
     assert {begun: rules_with_plan("encode", begun) for begun in there} == there
-    assert rules_with_plan("train", 1) is None
+    assert rules_with_plan("evaluate", 1) is None
     new_rules("encode", monkeypatch)
     assert [rules_with_plan("encode", begun) for begun in (1, 2)] == [None, None]
     with pytest.raises(Conflict, match="rules 1 of encode, and this ray-dit has rules 3.* float64"):
