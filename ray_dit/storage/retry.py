@@ -283,11 +283,11 @@ async def attempts(
     while True:
         if not await pace.turn(until=end):
             raise _given_up(where, attempt, patience, last)
+        # Our own clock around the whole attempt: a PUT that stalls before any reply outlives every client
+        # timeout.
+        seconds, left = patience.attempt_seconds(size), max(end - loop.time(), 0.001)
         try:
-            # Our own clock around the whole attempt: a PUT that stalls before any reply outlives every client
-            # timeout.
-            seconds = min(patience.attempt_seconds(size), max(end - loop.time(), 0.001))
-            result = await asyncio.wait_for(call(), seconds)
+            result = await asyncio.wait_for(call(), min(seconds, left))
             pace.accepted()
             return result
         except Exception as error:
@@ -296,7 +296,11 @@ async def attempts(
                 raise
             if code_of(error) in _TOO_MANY:
                 pace.refused()
-            pause, last = patience.pause(attempt), f"{code_of(error)}: {error}"
+            pause = patience.pause(attempt)
+            if not attempt or left >= seconds or not isinstance(error, TimeoutError):
+                last = (
+                    f"{code_of(error)}: {error}"  # what the deadline cut short says less than the one before
+                )
             if loop.time() - begin > _SILENCE and not warned:
                 warned = True
                 _log.warning("%s: still trying after %s", where, last)

@@ -159,3 +159,23 @@ def test_waiting_for_a_turn_ends_with_the_calls_deadline() -> None:
         return asyncio.get_running_loop().time() - begun
 
     assert run(work()) <= 2.1
+
+
+def test_what_the_deadline_cuts_short_says_less_than_the_refusal_before() -> None:
+    tries = 0
+
+    async def refused_then_silent() -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 1:
+            raise ClientError(
+                {"Error": {"Code": "SlowDown"}, "ResponseMetadata": {"HTTPStatusCode": 503}},  # type: ignore[typeddict-item]
+                "GetObject",
+            )
+        await asyncio.sleep(60)
+
+    patience = Patience(deadline=5.0, attempt=10.0, first_pause=0.1)
+    with pytest.raises(StoreFailure, match=r"tried 2 times in 5 s without success \(SlowDown"):
+        run(attempts(refused_then_silent, where="s3://b/k", patience=patience))
+    with pytest.raises(StoreFailure, match=r"without success \(TimeoutError"):
+        run(attempts(lambda: asyncio.sleep(60), where="s3://b/k", patience=patience))

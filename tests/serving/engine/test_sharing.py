@@ -28,13 +28,12 @@ def test_a_short_ticket_is_not_held_up_by_a_long_one(make_engine):
 def test_a_short_ticket_passes_a_long_one_which_has_what_it_leaves(make_engine):
     model = FakeModel(a=0.001)
     engine = make_engine(model, EngineConfig(profile_seconds=0, max_step_rows=4))
-    long = Client(engine, work([2] * 10, steps=100))
-    time.sleep(0.03)
-    before = len(model.calls)
+    long = Client(engine, work([2] * 10, steps=1000))
+    until(lambda: model.calls)
     Client(engine, work([1], steps=10)).wait()
-    during = model.calls[before:]
-    assert len(during) <= 10 + 3  # it took part in each call
-    assert all(2 in call for call in during)  # and the long one has the rest of each
+    places = [place for place, call in enumerate(model.calls) if 1 in call]
+    assert places == list(range(places[0], places[0] + 10))  # it took part in each call
+    assert all(2 in model.calls[place] for place in places)  # and the long one has the rest of each
     long.ticket.cancel()
 
 
