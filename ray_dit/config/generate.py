@@ -42,7 +42,7 @@ class GenerateConfig(ShardsConfig):
     """Images per class; this, num_images or requests."""
     requests: Placement[Uri | None] = None
     """JSONL, CSV or Parquet with a row for each image: label (a name or number), and where wanted seed,
-    guidance_scale, num_steps, sampler."""
+    guidance_scale, num_inference_steps, sampler."""
     classes: Content[tuple[str, ...] | None] = None
     """Classes by name or number; all by default."""
     labels: Content[Literal["balanced", "random"]] = "balanced"

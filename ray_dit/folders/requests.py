@@ -30,7 +30,7 @@ from ray_dit.storage.open import open_store
 
 LABELS = ("label", "class", "class_name", "class_label")
 """Names of the column that gives the class."""
-SETTINGS = ("seed", "guidance_scale", "num_steps", "sampler")
+SETTINGS = ("seed", "guidance_scale", "num_inference_steps", "sampler")
 """Names of the columns that may stand beside it."""
 MOST_STEPS, LARGEST_SCALE = 1000, 100.0
 Row = Mapping[str, Any]
@@ -77,7 +77,7 @@ def read_requests(uri: str, labels: Labels) -> ImageRequests:
     except (ValueError, csv.Error, pa.ArrowException, OSError) as error:
         raise UserError(
             f"the list of requests {uri} can't be read ({first_message(error)}): give JSONL, CSV or Parquet "
-            "with a column label, and where wanted seed, guidance_scale, num_steps and sampler"
+            "with a column label, and where wanted seed, guidance_scale, num_inference_steps and sampler"
         ) from error
     return _requests(rows, labels, uri)
 
@@ -123,7 +123,7 @@ def _requests(rows: Iterable[Row], labels: Labels, uri: str) -> ImageRequests:
             numbers.append(_label(told, labels, known))
             seeds.append(_whole(told, "seed", 0, (1 << 63) - 1, absent=-1))
             scales.append(_scale(told))
-            key = (_sampler(told), _whole(told, "num_steps", 1, MOST_STEPS, absent=0) or None)
+            key = (_sampler(told), _whole(told, "num_inference_steps", 1, MOST_STEPS, absent=0) or None)
             sampler.append(samplers.setdefault(key, len(samplers)))
         except (ValueError, UserError) as error:
             raise UserError(f"row {number} of {uri}: {error}") from error

@@ -140,8 +140,11 @@ class DatasetPlan:
         steps = np.array([sampler.num_steps for sampler in self.samplers])[images.samplers]
         names = np.array([sampler.name for sampler in self.samplers])[images.samplers]
         columns = {
-            "seed": images.seeds, "guidance_scale": images.scales, "num_steps": steps, "sampler": names,
-        }  # fmt: skip
+            "seed": images.seeds,
+            "guidance_scale": images.scales,
+            "num_inference_steps": steps,
+            "sampler": names,
+        }
         return {name: column for name, column in columns.items() if name in self._varying}
 
     @cached_property
@@ -154,7 +157,7 @@ class DatasetPlan:
         different = {
             "seed": len(np.unique(asked.seeds)),
             "guidance_scale": len(np.unique(asked.scales)),
-            "num_steps": len({sampler.num_steps for sampler in used}),
+            "num_inference_steps": len({sampler.num_steps for sampler in used}),
             "sampler": len({sampler.name for sampler in used}),
         }
         return frozenset(name for name, count in different.items() if count > 1)

@@ -14,9 +14,9 @@ from ray_dit.formats.labels import Labels
 
 LABELS = Labels(("cat", "dog, domestic dog", "7"), ("n00000001", "n00000002", "n00000003"))
 ROWS: list[dict[str, Any]] = [
-    {"label": "dog", "seed": 7, "guidance_scale": 1.5, "num_steps": 4, "sampler": "ddim"},
+    {"label": "dog", "seed": 7, "guidance_scale": 1.5, "num_inference_steps": 4, "sampler": "ddim"},
     {"label": 0},
-    {"label": "n00000003", "sampler": "ddim", "num_steps": 4},
+    {"label": "n00000003", "sampler": "ddim", "num_inference_steps": 4},
     {"label": "7", "seed": 2**63 - 1, "guidance_scale": 0},
 ]
 
@@ -85,8 +85,11 @@ def test_a_model_without_classes_needs_no_label(tmp_path: Path) -> None:
         ({"label": 0, "seed": -1}, "seed is -1, and is to be a whole number from 0 to"),
         ({"label": 0, "seed": "x"}, "seed is x, and"),
         ({"label": 0, "seed": 2**63}, "seed is"),
-        ({"label": 0, "num_steps": 0}, "num_steps is 0, and is to be a whole number from 1 to 1000"),
-        ({"label": 0, "num_steps": 1001}, "num_steps is 1001"),
+        (
+            {"label": 0, "num_inference_steps": 0},
+            "num_inference_steps is 0, and is to be a whole number from 1 to 1000",
+        ),
+        ({"label": 0, "num_inference_steps": 1001}, "num_inference_steps is 1001"),
         ({"label": 0, "guidance_scale": 101}, "guidance_scale is 101, and is to be a number from 0 to 100"),
         ({"label": 0, "guidance_scale": "much"}, "guidance_scale is much, and"),
         ({"label": 0, "sampler": "dimm"}, "there is no sampler 'dimm': take one of ddpm, ddim, dpmpp, unipc"),

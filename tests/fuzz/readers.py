@@ -175,7 +175,7 @@ REQUESTS = {
     "requests.jsonl": [
         b'{"label": "a", "seed": 3}\n{"label": 1, "guidance_scale": 1.5, "sampler": "ddim"}\n'
     ],
-    "requests.csv": [b"label,seed,num_steps\na,7,\n1,,25\n"],
+    "requests.csv": [b"label,seed,num_inference_steps\na,7,\n1,,25\n"],
 }
 
 

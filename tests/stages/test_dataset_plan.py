@@ -22,8 +22,8 @@ from tests.support.tiny import contents, write_model
 NAMES = ("left", "middle", "right")
 ROWS: list[dict[str, Any]] = [
     {"label": "right", "seed": 7},
-    {"label": 0, "guidance_scale": 1.0, "num_steps": 2},
-    {"label": "middle", "sampler": "ddim", "num_steps": 4},
+    {"label": 0, "guidance_scale": 1.0, "num_inference_steps": 2},
+    {"label": "middle", "sampler": "ddim", "num_inference_steps": 4},
     {"label": "right", "seed": 7},
     {"label": "left"},
     {"label": "right", "guidance_scale": 4.0, "sampler": "ddpm", "seed": 3},
@@ -95,7 +95,7 @@ def test_every_request_is_the_image_the_pipeline_makes_of_it(model: Path, tmp_pa
     assert columns == {
         "seed": [7, 5, 5, 7, 5, 3],
         "guidance_scale": [2.0, 1.0, 2.0, 2.0, 2.0, 4.0],
-        "num_steps": [3, 2, 4, 3, 3, 3],
+        "num_inference_steps": [3, 2, 4, 3, 3, 3],
         "sampler": ["unipc", "unipc", "ddim", "unipc", "unipc", "ddpm"],
     }
     pixels = [decode(data).astype(int) for shard in found for data in shard.images]
@@ -103,7 +103,7 @@ def test_every_request_is_the_image_the_pipeline_makes_of_it(model: Path, tmp_pa
     for number, image in enumerate(pixels):
         sampler = pipe.sampler(
             SamplerConfig(name=columns["sampler"][number]).over(pipe.config.sampler),  # type: ignore[arg-type]
-            steps=columns["num_steps"][number],
+            steps=columns["num_inference_steps"][number],
             guidance_scale=columns["guidance_scale"][number],
         )
         own = "seed" in ROWS[number]

@@ -18,7 +18,11 @@ from tests.support.tiny import contents, write_model
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("one_ray")]
 
 NAMES = ("left", "middle", "right")
-ROWS = [{"label": "right", "seed": 7}, {"label": 0, "num_steps": 2}, *({"label": at % 3} for at in range(6))]
+ROWS = [
+    {"label": "right", "seed": 7},
+    {"label": 0, "num_inference_steps": 2},
+    *({"label": at % 3} for at in range(6)),
+]
 
 
 @pytest.fixture(scope="module")
