@@ -259,8 +259,9 @@ def test_damaged_results_are_made_again_from_the_last_checkpoint(
     run = place / "run"
     assert kinds_of_machines(run) == kinds_of_machines(run / "model") == 1
     before = contents(run)
-    for key in ("model/model.safetensors", "loss.jsonl", "_plain/loss.jsonl.json", "model/manifest.json"):
-        flip_bit(run / key)
+    loss = one(run, "loss.jsonl")
+    for path in (run / "model/model.safetensors", loss, marker_of(run, loss), run / "model/manifest.json"):
+        flip_bit(path)
     (run / "model/README.md").unlink()
     assert train(settings(place, "run")) == trained
     assert "it is made again" in caplog.text
