@@ -20,17 +20,18 @@ check: .venv/dev ## format, lint, types, import rules
 	$(BIN)/pyright
 	$(BIN)/lint-imports --verbose
 
-# Tests without Ray, S3 and a browser share the processors; those with them come after, one file at a time. Coverage slows
-# what it counts, so it stays out of Ray's workers: their loops show only where a test calls them itself.
+# Tests without Ray, S3 and a browser share the processors; those with them come after, two files at a time, as they wait a
+# third of their time. Coverage slows what it counts, so it stays out of Ray's workers: their loops show only where a test
+# calls them itself.
 ALONE := ray or s3 or browser or slow
 pytest: .venv/dev browser ## the tests, and which lines they reach
 	$(BIN)/coverage erase
 	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m pytest -n logical --dist loadfile -m "not ($(ALONE))"
-	$(BIN)/coverage run -m pytest -m "$(ALONE)" --durations=20
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m pytest -n 2 --dist loadfile -m "($(ALONE)) and not faults" --durations=20
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-quick: .venv/dev ## the fast half of the tests, without Ray, S3 and a browser (about a minute on 2 cores)
+quick: .venv/dev ## the fast half of the tests, without Ray, S3 and a browser (six minutes on 2 cores)
 	$(BIN)/python -m pytest -q -n logical --dist loadfile -m "not ($(ALONE))"
 
 # The page is tested in Debian's Chromium; where it is not and cannot be installed, those tests are skipped and say so.

@@ -133,6 +133,7 @@ EXTENSIONS = {
 }
 
 
+@pytest.mark.faults
 def test_killed_in_an_extension_and_run_again(undisturbed: Path, tmp_path: Path) -> None:
     chance = random.Random(SEED)
     whole, killed, home = tmp_path / "whole", tmp_path / "killed", tmp_path / "home"
