@@ -31,7 +31,9 @@ def failures(folder: Path) -> list[dict[str, Any]]:
 
 
 def made(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "out/data").iterdir()}
+    """The shards; what a process that was killed while it wrote has left is none."""
+    paths = (folder / "out/data").iterdir()
+    return {path.name: path.read_bytes() for path in paths if not path.name.startswith(TEMP)}
 
 
 def expected(shards: Any) -> dict[str, bytes]:
