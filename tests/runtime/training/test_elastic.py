@@ -1,9 +1,9 @@
 """A range of workers on a cluster that grows and shrinks while a training is under way."""
 
+import multiprocessing
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from tests.runtime.training.regression import CONFIG, Ending, read_step, run
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 GROWS, SHRINKS, STEPS = 8, 16, 24
+SECONDS = 240.0
 ELASTIC = CONFIG.model_copy(update={"steps": STEPS, "num_workers": "1..2", "batch_size": 4})
 
 
@@ -38,10 +39,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     # Ray looks at the cluster every 20 s, and tries once with as many workers as before
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    with ray_session(StageConfig(output="unused", address=cluster.address)) as ray:
-        for module in (regression, sys.modules[__name__]):
-            ray.cloudpickle.register_pickle_by_value(module)
-        yield cluster
+    yield cluster
     cluster.shutdown()
 
 
@@ -66,24 +64,35 @@ class Waiting(Ending):
         return super().batch(positions)
 
 
+def train(address: str, folder: Path) -> None:
+    """The driver, a process of its own: nodes come and go in the test's."""
+    with ray_session(StageConfig(output="unused", address=address)) as ray:
+        for module in (regression, sys.modules[__name__]):
+            ray.cloudpickle.register_pickle_by_value(module)
+        job = Job.open(open_store(str(folder / "run")), "train", {"test": True})
+        run_training(ray, ELASTIC, job, Waiting(folder=folder), "train", intervals=Intervals(resize=1.0))
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + SECONDS
+    while not what():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.05)
+
+
 def test_it_grows_and_shrinks_with_the_cluster(cluster: Any, tmp_path: Path) -> None:
-    import ray
-
     store = open_store(str(tmp_path / "run"))
-
-    def await_checkpoint(step: int) -> None:
-        while step not in checkpoint_steps(store):
-            time.sleep(0.05)
-
-    def resize() -> None:
-        await_checkpoint(GROWS)
+    driver = multiprocessing.get_context("spawn").Process(target=train, args=(cluster.address, tmp_path))
+    driver.start()
+    try:
+        wait_for(lambda: GROWS in checkpoint_steps(store))
         node = cluster.add_node(num_cpus=1)
-        await_checkpoint(SHRINKS)
+        wait_for(lambda: SHRINKS in checkpoint_steps(store))
         cluster.remove_node(node, allow_graceful=False)
-
-    threading.Thread(target=resize, daemon=True).start()
-    job = Job.open(store, "train", {"test": True})
-    run_training(ray, ELASTIC, job, Waiting(folder=tmp_path), "train", intervals=Intervals(resize=1.0))
+        driver.join(SECONDS)
+        assert driver.exitcode == 0
+    finally:
+        driver.kill()
     tensors, facts = read_step(store, STEPS)
     assert [(each.first, each.workers) for each in facts.history] == [(0, 1), (GROWS, 2), (SHRINKS, 1)]
     alone = run(tmp_path / "alone", ELASTIC).log

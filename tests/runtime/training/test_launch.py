@@ -78,7 +78,9 @@ def test_workers_that_die_are_started_again_and_go_on_from_the_checkpoint(ray: A
     dying, whole = (open_store(str(tmp_path / name)) for name in ("dying", "whole"))
     for step in (4, 8):
         ours, theirs = (read_step(store, step)[0] for store in (dying, whole))
-        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():  # the curve has NaN where nothing is judged
+            np.testing.assert_array_equal(value.numpy(), theirs[name].numpy(), err_msg=name)
         assert dying.get(picture_of(dying, step)) == whole.get(picture_of(whole, step))
 
 
