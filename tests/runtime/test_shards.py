@@ -14,7 +14,7 @@ from ray_dit.results import ShardFacts
 from ray_dit.runtime.shard_maker import shard_name
 from ray_dit.runtime.shard_queue import TRIES
 from ray_dit.runtime.shards import Work, make_shards, reserve, shard_sizes
-from ray_dit.storage.local import LocalStore
+from ray_dit.storage.local import TEMP, LocalStore
 from tests.support.shard_makers import SIZE, run
 
 DEADLINE = 3.0

@@ -17,7 +17,7 @@ from ray_dit.core.determinism import make_deterministic
 from ray_dit.runtime.training.parallel import make_parallel
 from tests.runtime.training.regression import Regression, run
 
-SECONDS = 300
+SECONDS = 600
 
 
 @dataclass
