@@ -4,8 +4,9 @@ Ray numbers actors alike in every session of a process, and a handle left over f
 actor of that number in the next; so two files that start Ray must not share a process. Everything else stays
 as it is: the child runs the tests that the parent has selected, in their order, and sends each report as it
 comes; the parent shows them as its own. So ``-k``, ``-m``, ``-x``, ``--lf``, single files and single tests
-work as ever. These tests come last, after those that need no Ray. ``--pdb`` and ``--no-isolation`` turn it
-off: then give one file.
+work as ever, and so does xdist: with ``--dist loadfile`` a file has its one process, else each test has its
+own. These tests come last, after those that need no Ray. ``--pdb`` and ``--no-isolation`` turn it off: then
+give one file.
 """
 
 import json
@@ -44,6 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Parent(config), "isolation-parent")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tells a worker of xdist whether it is given whole files, which it can't know by itself."""
+    node.workerinput["whole_files"] = node.config.getoption("dist") == "loadfile"
+
+
 class Child:
     """Sends every report of this process to the parent."""
 
@@ -65,7 +72,7 @@ class Parent:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.child: Running | None = None
-        self.in_xdist = hasattr(config, "workerinput")
+        self.whole_files = getattr(config, "workerinput", {}).get("whole_files", True)
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -86,7 +93,8 @@ class Parent:
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self.child.reports(item):
             item.ihook.pytest_runtest_logreport(report=report)
-        if self.child.ended or self.in_xdist or nextitem is None or not same_file(nextitem, item):
+        is_last = nextitem is None or not self.whole_files or not same_file(nextitem, item)
+        if self.child.ended or is_last:
             child, self.child = self.child, None
             for report in child.last_reports(item):
                 item.ihook.pytest_runtest_logreport(report=report)
@@ -95,7 +103,7 @@ class Parent:
 
     def items_from(self, item: pytest.Item) -> list[pytest.Item]:
         """What a new child runs: this test and those after it; one before may have killed a child."""
-        if self.in_xdist:  # the others may be another worker's
+        if not self.whole_files:  # the others may be another worker's
             return [item]
         rest = item.session.items[item.session.items.index(item) :]
         return [other for other in rest if same_file(other, item)]

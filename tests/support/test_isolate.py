@@ -152,7 +152,16 @@ def test_a_test_that_takes_too_long_fails_with_its_stack(project: pytest.Pyteste
     result.stdout.fnmatch_lines(["*time.sleep(50)*", "*Timeout*"])
 
 
-def test_with_xdist_each_test_has_a_process(project: pytest.Pytester) -> None:
+def test_with_xdist_by_files_each_file_has_a_process(project: pytest.Pytester) -> None:
+    options = ("-p", "xdist", "-n2", "--dist", "loadfile")
+    project.runpytest_subprocess(*options).assert_outcomes(passed=4, failed=1, skipped=1)
+    ran = pids(project)
+    assert ran["first"] == ran["second"]
+    assert ran["wrong"] == ran["after"]
+    assert len(set(ran.values())) == 3
+
+
+def test_with_xdist_else_each_test_has_a_process(project: pytest.Pytester) -> None:
     project.runpytest_subprocess("-p", "xdist", "-n2").assert_outcomes(passed=4, failed=1, skipped=1)
     ran = pids(project)
     assert set(ran) == {"plain", "first", "second", "wrong", "after"}
