@@ -67,7 +67,8 @@ class Npz(OutputFormat):
             labels = _array(archive, LABELS) if labelled else np.zeros(len(pixels), np.int64)
             settings = {str(name): _array(archive, str(name)) for name in info["settings"]}
             columns = (ids, labels, *settings.values())
-            if any(len(column) != len(pixels) for column in columns) or ids.dtype != labels.dtype != np.int64:
+            numbers = {ids.dtype, labels.dtype}
+            if any(len(column) != len(pixels) for column in columns) or numbers != {np.dtype(np.int64)}:
                 raise ValueError("its arrays do not fit together")
             return ImageShard(
                 [encode(image, "bmp") for image in pixels],
