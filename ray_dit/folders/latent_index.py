@@ -23,7 +23,7 @@ from ray_dit.formats.latent_layout import (
     read_pieces,
 )
 from ray_dit.formats.latents import read_latent_shard
-from ray_dit.ledger.restore import damaged, read_whole
+from ray_dit.ledger.restore import read_twice, read_whole
 from ray_dit.ledger.results import Marker
 from ray_dit.results import LatentShardFacts
 from ray_dit.storage.store import Store, ahead
@@ -92,7 +92,6 @@ def read_index(
     """
     later = [number for number, marker in enumerate(shards) if marker.facts.index_sha256 is None]
     now = [number for number, marker in enumerate(shards) if marker.facts.index_sha256 is not None]
-
     back: object = key_array(held_back)
 
     def whole(number: int) -> tuple[ShardLayout, RowFacts, int]:
@@ -116,16 +115,16 @@ def read_rows(store: Store, marker: Marker[LatentShardFacts]) -> tuple[ShardLayo
 
 def _read_by_range(store: Store, marker: Marker[LatentShardFacts]) -> tuple[ShardLayout, RowFacts]:
     """All of a shard but its moments, in two requests."""
-    for _ in range(2):  # bytes may have changed on their way: then they are others the second time
-        pieces = {
-            start: store.get_range(marker.key, start, end - start) for start, end in marker.facts.index_spans
-        }
-        if pieces_sha256(pieces) == marker.facts.index_sha256:
-            try:
-                return read_pieces(pieces, marker.bytes)
-            except ValueError as error:
-                raise not_as_written(store.where(marker.key), error) from error
-    raise damaged(store, marker.key)
+
+    def read() -> dict[int, bytes] | None:
+        spans = marker.facts.index_spans
+        pieces = {start: store.get_range(marker.key, start, end - start) for start, end in spans}
+        return pieces if pieces_sha256(pieces) == marker.facts.index_sha256 else None
+
+    try:
+        return read_pieces(read_twice(store, marker.key, read), marker.bytes)
+    except ValueError as error:
+        raise not_as_written(store.where(marker.key), error) from error
 
 
 def _joined(store: Store, shards: Shards, found: Sequence[tuple[ShardLayout, RowFacts, int]]) -> LatentIndex:

@@ -24,7 +24,7 @@ from ray_dit.core.units import bytes_text
 from ray_dit.errors import UserError
 from ray_dit.folders.latent_copies import Fetch, LocalCopies, copy_path, locked, new_file
 from ray_dit.folders.latent_index import THREADS, LatentIndex, Shards, load_index, read_index, read_rows
-from ray_dit.ledger.restore import damaged
+from ray_dit.ledger.restore import read_twice
 from ray_dit.ledger.results import Marker
 from ray_dit.results import LatentShardFacts
 from ray_dit.storage.store import CHUNK, Store
@@ -118,11 +118,12 @@ class LatentRows:
         marker = self._shards[place.shard]
         if not self._index.by_row[place.shard]:
             return self._copied(place)
-        for _ in range(2):  # bytes may have changed on their way: then they are others the second time
+
+        def read() -> bytes | None:
             data = self._store.get_range(marker.key, place.start, self._row_bytes)
-            if self._is_whole(data, place):
-                return data
-        raise damaged(self._store, marker.key)
+            return data if self._is_whole(data, place) else None
+
+        return read_twice(self._store, marker.key, read)
 
     def _copied(self, place: _Place) -> bytes:
         """The row of a shard that can't be read by row and is copied now."""
@@ -230,7 +231,8 @@ def _fetch_from(store: Store, shards: Shards, index: LatentIndex) -> Fetch:
         if not index.by_row[number]:
             file.write(read_rows(store, marker)[-1])
             return True
-        for _ in range(2):  # bytes may have changed on their way: then they are others the second time
+
+        def copy() -> bool | None:
             file.seek(0)
             file.truncate()
             digest = hashlib.sha256()
@@ -240,8 +242,8 @@ def _fetch_from(store: Store, shards: Shards, index: LatentIndex) -> Fetch:
                 data = store.get_range(marker.key, start, min(CHUNK, marker.bytes - start))
                 digest.update(data)
                 file.write(data)
-            if digest.hexdigest() == marker.sha256:
-                return True
-        raise damaged(store, marker.key)
+            return True if digest.hexdigest() == marker.sha256 else None
+
+        return read_twice(store, marker.key, copy)
 
     return fetch

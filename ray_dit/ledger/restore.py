@@ -1,9 +1,13 @@
 """Objects put back where they are missing or damaged; knows nothing of how their bytes are made."""
 
 import hashlib
+from collections.abc import Callable
+from typing import TypeVar
 
 from ray_dit.errors import Conflict, Damaged, NotFound, UserError
 from ray_dit.storage.store import Store
+
+T = TypeVar("T")
 
 
 def hash_of(store: Store, key: str) -> str | None:
@@ -65,10 +69,23 @@ def overwrite(store: Store, key: str, data: bytes) -> None:
 
 def read_whole(store: Store, key: str, sha256: str) -> bytes:
     """An object's bytes; Damaged unless they have the hash."""
-    for _ in range(2):  # bytes may have changed on their way: then they are others the second time
+
+    def read() -> bytes | None:
         data = store.get(key)
-        if hashlib.sha256(data).hexdigest() == sha256:
-            return data
+        return data if hashlib.sha256(data).hexdigest() == sha256 else None
+
+    return read_twice(store, key, read)
+
+
+def read_twice(store: Store, key: str, read: Callable[[], T | None]) -> T:
+    """What ``read`` returns of an object; None, where that is not what was written, is Damaged.
+
+    It is asked once more first: bytes may have changed on their way, and then are others the second time.
+    """
+    for _ in range(2):
+        found = read()
+        if found is not None:
+            return found
     raise damaged(store, key)
 
 
