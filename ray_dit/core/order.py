@@ -63,9 +63,14 @@ def rows_at(seed: int, positions: Rows, num_rows: int) -> Rows:
     return rows
 
 
-def spread(rows: Rows, count: int) -> Rows:
-    """At most ``count`` of the rows, evenly over them: rows lie class by class."""
-    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64)]
+def evenly(count: int, most: int) -> Rows:
+    """All of ``count`` places, or ``most`` of them at even distances, the first and the last among them."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
+
+
+def spread(rows: Rows, most: int) -> Rows:
+    """At most ``most`` of the rows, evenly over them: rows lie class by class."""
+    return rows[evenly(len(rows), most)]
 
 
 def is_heldout(key: str, fraction: float) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from ray_dit.core.order import evenly, spread
 from ray_dit.errors import UserError
 from ray_dit.folders.latent_plans import generation_of_key
 from ray_dit.folders.quarantine import earlier_key, quarantine_key, read_earlier, read_quarantine
@@ -78,20 +79,16 @@ def sample_moments(store: Store, manifest: Manifest[LatentsResult]) -> dict[int,
     for number, labels in enumerate(ahead(lambda marker: _labels(store, marker, classes), markers)):
         for label, count in zip(*map(np.ndarray.tolist, np.unique(labels, return_counts=True)), strict=True):
             best[label] = max(best.get(label, (0, 0)), (count, -number))
-    shown = [sorted(best)[at] for at in _spaced(len(best), MOST_CLASSES)]
+    places: list[int] = evenly(len(best), MOST_CLASSES).tolist()
+    shown = [sorted(best)[at] for at in places]
     found: dict[int, NDArray[np.float16]] = {}
     for number in sorted({-best[label][1] for label in shown}):  # one shard in memory at a time
         entry = markers[number]
         shard = read_latent_shard(read_whole(store, entry.key, entry.sha256), store.where(entry.key))
         for label in (label for label in shown if best[label][1] == -number):
             rows = np.flatnonzero(shard.labels == label)
-            found[label] = shard.moments[rows[_spaced(len(rows), MOST_IMAGES)]]
+            found[label] = shard.moments[spread(rows, MOST_IMAGES)]
     return {label: found[label] for label in shown}
-
-
-def _spaced(count: int, most: int) -> list[int]:
-    """All of ``count`` places, or ``most`` of them at even distances."""
-    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
 
 
 def _labels(store: Store, marker: Marker[LatentShardFacts], classes: int) -> NDArray[np.int64]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ray_dit import config as settings
 from ray_dit.config import ReportConfig
 from ray_dit.core.media import decode, psnr
+from ray_dit.core.order import evenly
 from ray_dit.errors import Conflict, NotFound, UserError
 from ray_dit.folders.checkpoints import RECONSTRUCTIONS
 from ray_dit.folders.dataset import read_shard
@@ -197,10 +198,7 @@ def stage_folders(config: ReportConfig) -> dict[str, str]:
 
 def spaced(items: Sequence[T], most: int) -> tuple[T, ...]:
     """All items, or ``most`` of them at even distances, the first and the last among them."""
-    if len(items) <= most:
-        return tuple(items)
-    places = np.linspace(0, len(items) - 1, most).round().astype(int).tolist()
-    return tuple(items[place] for place in places)
+    return tuple(items[place] for place in evenly(len(items), most).tolist())
 
 
 def _json(store: Store, key: str) -> Any:
