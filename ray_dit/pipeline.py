@@ -231,9 +231,12 @@ class Pipeline:
             device=self.device,
         )
         bank = TableBank([self.table(each) for each in tables])
-        if pad_to is None and self.compile:
-            pad_to = (len(labels), 2 * len(labels))
-        return sample(self.guided_model, rows, bank, pad_to=pad_to, callback=callback)
+        sizes = pad_to or self._call_sizes(len(labels))
+        return sample(self.guided_model, rows, bank, pad_to=sizes, callback=callback)
+
+    def _call_sizes(self, rows: int) -> tuple[int, int] | None:
+        """How many rows a compiled network is called with: each number is compiled by itself."""
+        return (rows, 2 * rows) if self.compile else None
 
     @torch.inference_mode()
     def decode(self, latents: Float[Tensor, "B C H W"]) -> UInt8[np.ndarray, "B height width 3"]:
@@ -275,8 +278,7 @@ class Pipeline:
         for first in range(0, len(numbers), batch_size):
             batch = numbers[first : first + batch_size]
             ids = range(first, first + len(batch))
-            # the last batch may be short, and each number of rows is compiled anew
-            pad_to = (batch_size, 2 * batch_size) if self.compile and first else None
+            pad_to = self._call_sizes(min(batch_size, len(numbers)))  # the last batch may be short
             latents = self.sample_latents(batch, sample_ids=ids, seed=seed, sampler=config, pad_to=pad_to)
             images += [Image.fromarray(image) for image in self.decode(latents)]
         return images

@@ -14,12 +14,11 @@ from ray_dit.config.base import (
     Seed,
     Uri,
 )
-from ray_dit.config.sampler import SamplerConfig
+from ray_dit.config.sampler import GuidanceScale, SamplerConfig
 from ray_dit.config.shards import ShardsConfig
 
 DatasetFormatName = Literal["parquet", "webdataset", "folder", "npz"]
 """The formats datasets are written in: names of `ray_dit/formats/registry.py`."""
-Scale = Annotated[float, Field(ge=0.0, le=100.0)]
 
 
 def _without_commas(value: Any) -> Any:
@@ -29,6 +28,9 @@ def _without_commas(value: Any) -> Any:
     items = [value] if isinstance(value, str) else cast("list[Any]", value)
     words = [word for item in items for word in (item.split(",") if isinstance(item, str) else [item])]
     return [word for word in words if word != ""]
+
+
+_CommasToo = BeforeValidator(_without_commas)
 
 
 class GenerateConfig(ShardsConfig):
@@ -47,7 +49,9 @@ class GenerateConfig(ShardsConfig):
     """Classes by name or number; all by default."""
     labels: Content[Literal["balanced", "random"]] = "balanced"
     """balanced: the classes in turn; random: each image's class is drawn by the seed and its number."""
-    guidance_scales: Content[Annotated[tuple[Scale, ...] | None, BeforeValidator(_without_commas)]] = None
+    guidance_scales: Content[
+        Annotated[tuple[GuidanceScale, ...] | None, BeforeValidator(_without_commas)]
+    ] = None
     """Scales of which each image is given one, drawn by the seed and its number; in place of
     sampler.guidance_scale."""
     format: Content[DatasetFormatName] = "parquet"
@@ -79,7 +83,7 @@ class GenerateConfig(ShardsConfig):
     repair: Placement[bool] = False
     """First read all that is there again, and make damaged or missing shards anew."""
 
-    only: Placement[Annotated[tuple[NonNegativeInt, ...] | None, BeforeValidator(_without_commas)]] = None
+    only: Placement[Annotated[tuple[NonNegativeInt, ...] | None, _CommasToo]] = None
     """Make only the images of these numbers of the dataset in output, whose settings are taken from there;
     they go to only_output."""
     only_output: Placement[Uri | None] = None

@@ -11,6 +11,7 @@ from ray_dit.config.base import ContentConfig
 
 SamplerName = Literal["ddpm", "ddim", "dpmpp", "unipc"]
 """The samplers there are: each is the module of that name in `ray_dit/core/samplers/`."""
+GuidanceScale = Annotated[float, Field(ge=0.0, le=100.0)]
 
 
 class SamplerConfig(ContentConfig):
@@ -23,7 +24,7 @@ class SamplerConfig(ContentConfig):
     """ddpm (Ho 2020), ddim (Song 2021), dpmpp (DPM-Solver++(2M), Lu 2022), unipc (UniPC-bh2, Zhao 2023)."""
     num_inference_steps: Annotated[int, Field(gt=0, le=1000)] = 10
     """Model evaluations per image, each one or two rows (guided)."""
-    guidance_scale: Annotated[float, Field(ge=0.0, le=100.0)] = 2.0
+    guidance_scale: GuidanceScale = 2.0
     """Classifier-free guidance; 1 is off and skips the unconditional rows."""
     guidance_interval: tuple[float, float] | None = None
     """Training time steps [low, high] inside which guidance acts; outside the scale is 1 (Kynkäänniemi

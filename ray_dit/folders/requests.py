@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast, get_args
 
@@ -86,7 +86,8 @@ def _rows(data: bytes, suffix: str) -> Iterable[Row]:
     if suffix == ".parquet":
         table = pq.read_table(io.BytesIO(data))
         names = table.column_names
-        return (dict(zip(names, row, strict=True)) for row in zip(*_lists(table), strict=True))
+        columns = (column.to_pylist() for column in table.columns)  # those of categories by their values
+        return (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
     text = data.decode("utf-8-sig")
     if suffix in (".jsonl", ".ndjson"):
         return [_json_row(line) for line in text.splitlines() if line.strip()]
@@ -94,12 +95,6 @@ def _rows(data: bytes, suffix: str) -> Iterable[Row]:
         reader = csv.DictReader(io.StringIO(text), delimiter="\t" if suffix == ".tsv" else ",", strict=True)
         return [*reader]
     raise ValueError(f"its name ends in {suffix or 'no suffix'}")
-
-
-def _lists(table: pa.Table) -> Iterator[list[Any]]:
-    """The columns as lists; those of categories by their values."""
-    for column in table.columns:
-        yield column.to_pylist()
 
 
 def _json_row(line: str) -> Row:
@@ -188,16 +183,11 @@ def _scale(row: Row) -> float:
 
 def _sampler(row: Row) -> str | None:
     name = row.get("sampler")
-    if name is not None and name not in get_args(SamplerName):
-        raise ValueError(
-            f"there is no sampler {str(name)[:40]!r}: take one of {_names(get_args(SamplerName))}"
-        )
+    known: tuple[str, ...] = get_args(SamplerName)
+    if name is not None and name not in known:
+        raise ValueError(f"there is no sampler {str(name)[:40]!r}: take one of {', '.join(known)}")
     return None if name is None else str(name)
 
 
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names)
