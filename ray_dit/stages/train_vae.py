@@ -7,7 +7,7 @@ diffusers' own layout with the peak signal-to-noise ratio on held-out images in 
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -56,6 +56,9 @@ from ray_dit.runtime.training.memory import worker_memory
 from ray_dit.runtime.training.restoring import damaged_results, to_restore
 from ray_dit.stages.fingerprint import open_job, rules_of, rules_with_plan
 
+if TYPE_CHECKING:
+    from ray_dit.vae import VAE
+
 STAGE = VAEResult.stage_name
 MAX_JUDGED = 1000
 """Held-out images the PSNR is taken over, at most."""
@@ -86,12 +89,8 @@ def train_vae(config: TrainVaeConfig) -> Manifest[VAEResult]:
 
 def plan_train_vae(config: TrainVaeConfig, *, begun: float) -> Plan:
     """What the training will make and take; see ``runtime.planning``."""
-    from ray_dit.vae import VAE
-
-    plan = _inputs(config)
+    plan, memory = _inputs(config), training_memory(config)
     samples = config.steps * config.batch_size
-    vae = VAE.create(config.vae)
-    parameters = sum(parameter.numel() for parameter in vae.module.parameters())
     judged = len(judged_rows(plan))
     return plan_training(
         config,
@@ -101,9 +100,9 @@ def plan_train_vae(config: TrainVaeConfig, *, begun: float) -> Plan:
             network_evaluations=samples + judged,
             bytes_in=plan.stored_bytes(),
             flops=samples * training_flops(config),
-            bytes_out=4 * parameters * (3 * checkpoints_kept(config) + 1),
+            bytes_out=memory["weights"] * (3 * checkpoints_kept(config) + 1),
             left_out="reading images and writing checkpoints are not counted",
-            memory=training_memory(config),
+            memory=memory,
         ),
         begun=begun,
     )
@@ -111,10 +110,16 @@ def plan_train_vae(config: TrainVaeConfig, *, begun: float) -> Plan:
 
 def training_flops(config: TrainVaeConfig) -> float:
     """Floating-point operations per image that is trained on."""
+    # decoder and encoder take about the same, and the backward pass twice the forward pass
+    return 2.0 * 3.0 * _meta_vae(config).encode_flops(config.images.size)
+
+
+def _meta_vae(config: TrainVaeConfig) -> "VAE":
+    """The VAE without memory behind its parameters: their names and shapes."""
     from ray_dit.vae import VAE
 
-    # decoder and encoder take about the same, and the backward pass twice the forward pass
-    return 2.0 * 3.0 * VAE.create(config.vae).encode_flops(config.images.size)
+    with torch.device("meta"):
+        return VAE.create(config.vae)
 
 
 def training_memory(config: TrainVaeConfig) -> dict[str, int]:
@@ -132,7 +137,7 @@ def training_memory(config: TrainVaeConfig) -> dict[str, int]:
         return model(torch.empty(samples, 3, side, side), noise)
 
     kept = kept_bytes(build, call, bfloat16=config.precision == "bfloat16")
-    parameters = sum(parameter.numel() for parameter in VAE.create(config.vae).module.parameters())
+    parameters = sum(parameter.numel() for parameter in _meta_vae(config).module.parameters())
     return worker_memory(config, parameters, kept, average=False)
 
 
@@ -264,7 +269,7 @@ class VAETask:
     def t_ranges(self) -> tuple[str, ...]:
         return ()
 
-    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+    def setup(self, device: torch.device) -> nn.Module:
         from ray_dit.vae import VAE
 
         self._rows = self.plan.rows(heldout=False)
