@@ -24,7 +24,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import nn
 
-from benchmarks.common import RESULTS, TRIALS, argument_parser, in_turns, machine, timed, write_json
+from benchmarks.common import (
+    RESULTS,
+    TRIALS,
+    argument_parser,
+    in_turns,
+    machine,
+    spread_of_ratios,
+    timed,
+    write_json,
+)
 from ray_dit.config import DiffusionConfig, DiTConfig, DiTSizeConfig, OptimizerConfig, TrainingConfig
 from ray_dit.core.batch import TrainingBatch, t_range, t_ranges, training_batch
 from ray_dit.core.determinism import make_deterministic
@@ -58,7 +67,7 @@ class LatentsTask:
         self.labels = torch.from_numpy(chance.integers(0, shape.num_classes, ROWS))
         self.schedule = linear_schedule(DiffusionConfig())
 
-    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+    def setup(self, device: torch.device) -> nn.Module:
         """See ``Task``, as for all methods here."""
         return DiT(self.shape, generator=torch.Generator().manual_seed(0)).to(device)
 
@@ -133,9 +142,7 @@ class OurLoop:
 
         def run() -> None:
             torch.set_num_threads(threads)
-            state = TrainingState.initial(
-                task.setup(torch.device("cpu"), True), task.optimizer, task.ema_decay
-            )
+            state = TrainingState.initial(task.setup(torch.device("cpu")), task.optimizer, task.ema_decay)
             go.get()
             train_steps(
                 state, task, self._config, self._job,
@@ -154,7 +161,7 @@ class PlainLoop:
     """What a training script does per step, eagerly."""
 
     def __init__(self, task: LatentsTask, batch_size: int) -> None:
-        self._task, self._model = task, task.setup(torch.device("cpu"), True)
+        self._task, self._model = task, task.setup(torch.device("cpu"))
         self._average = {name: value.detach().clone() for name, value in self._model.named_parameters()}
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-4, weight_decay=0)
         latents = torch.from_numpy(task.moments.astype(np.float32)).chunk(2, dim=1)[0] * SCALE
@@ -240,10 +247,8 @@ def main() -> None:
             {name: measured(call) for name, call in calls.items()}, 2 if arguments.quick else arguments.turns
         )
     ratios = {
-        f"plain / {name}": spread([a / b for a, b in zip(seconds["plain"], seconds[name], strict=True)])
-        for name in ours
-    } | {
-        f"products / {name}": spread([a / b for a, b in zip(seconds["products"], seconds[name], strict=True)])
+        f"{peer} / {name}": spread_of_ratios(seconds[peer], seconds[name])
+        for peer in ("plain", "products")
         for name in ours
     }
     for name, (median, low, high) in ratios.items():
@@ -253,11 +258,6 @@ def main() -> None:
         "threads": arguments.threads, "seconds": seconds, "median, lowest, highest": ratios,
     }  # fmt: skip
     write_json((TRIALS if arguments.quick else RESULTS) / "training.json", result)
-
-
-def spread(values: list[float]) -> tuple[float, float, float]:
-    """Median, lowest and highest."""
-    return statistics.median(values), min(values), max(values)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """The pipeline on a tiny model: images follow from (seed, number, label, sampler) alone."""
 
 import hashlib
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import ModelConfig, model_objects
 from ray_dit.pipeline import Pipeline, initial_state, meta_dit
 from ray_dit.vae import VAE
+from tests.support.compiling import printed_by
 
 DIT = DiTConfig(input_size=4, patch_size=2, hidden_size=32, depth=2, num_heads=2, num_classes=3)
 LATENTS = LatentsConfig(shift=(0.1, 0.2, 0.3, 0.4), scale=0.5, image_size=8)
@@ -335,18 +335,8 @@ def drawn_compiled(uri: str) -> str:
 def test_compiled_images_have_equal_bits_in_processes_of_empty_caches(
     uri: str, pipe: Pipeline, tmp_path: Path
 ) -> None:
-    code = "from tests.test_pipeline import *; print(drawn_compiled(sys.argv[1]))"
-    found: list[str] = []
-    for cache in (tmp_path / "a-cache", tmp_path / "another-cache"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, uri],
-            capture_output=True,
-            text=True,
-            check=True,
-            env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)},
-        )
-        assert list(cache.rglob("*.so")), "nothing was compiled"
-        found.append(done.stdout.split()[-1])
+    code = "import sys; from tests.test_pipeline import *; print(drawn_compiled(sys.argv[1]))"
+    found = [printed_by(code, uri, cache=tmp_path / cache) for cache in ("a-cache", "another-cache")]
     assert found[0] == found[1]
 
 

@@ -301,7 +301,7 @@ class DiTTask:
 
     _device: torch.device = field(default=torch.device("cpu"), init=False)
 
-    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+    def setup(self, device: torch.device) -> nn.Module:
         self._device = device
         self._data = self._open_data()
         self._rows = np.flatnonzero(~self._data.heldout)

@@ -29,7 +29,7 @@ def latents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def ready(config: TrainConfig, folder: Path) -> LatentsTask:
     task = latents_task(config, folder)
-    task.setup(torch.device("cpu"), True)
+    task.setup(torch.device("cpu"))
     return task
 
 

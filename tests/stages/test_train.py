@@ -386,7 +386,7 @@ def task_of(place: Path, **fields: Any) -> tuple[DiTTask, DiT]:
     job = Job.open(open_store(str(place / "none-model")), "model", {"made": "by a test"})
     own = model_config_of(config, latents.facts, read_model(config.init_from) if config.init_from else None)
     one = DiTTask(config, own, latents, job, config.optimizer, None)
-    model = one.setup(torch.device("cpu"), True)
+    model = one.setup(torch.device("cpu"))
     assert isinstance(model, DiT)
     return one, model
 

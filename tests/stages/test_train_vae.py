@@ -137,7 +137,7 @@ def test_what_is_set_aside_is_not_read_and_what_is_lost_stops_the_training_by_na
     positions = np.arange(len(plan.rows(heldout=False)))
     task, knowing_nothing = (VAETask(config, plan, config.optimizer, bad=known) for known in (bad, ()))
     for one in (task, knowing_nothing):
-        one.setup(torch.device("cpu"), is_local_first=True)
+        one.setup(torch.device("cpu"))
     images, _ = task.batch(task.fetch(positions))
     assert len(images) == len(positions) - 1
     path.write_bytes(whole)  # back, but the training has begun without it

@@ -18,6 +18,7 @@ from ray_dit.config import TrainingConfig
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import Job
+from ray_dit.ledger.runs import RunRecord
 from ray_dit.ledger.stored_json import Json
 from ray_dit.runtime.session import beside_the_driver, check_resources, interrupted_as_ever
 from ray_dit.runtime.training.board import Board, Progress, show_progress
@@ -71,19 +72,7 @@ def run_training(
     arguments["notice_seconds"] = intervals.notice
     trainer = _trainer(config, job, run.id, arguments, intervals.resize)
 
-    def tell(note: str) -> None:
-        print(f"{what}: {note}", file=sys.stderr)
-        with contextlib.suppress(UserError):  # storage refuses, or stays silent: the training must go on
-            run.event("note", cause=note)
-
-    speeds: list[Speed] = []
-
-    def record(speed: Speed) -> None:
-        speeds.append(speed)
-        with contextlib.suppress(UserError):
-            run.event("speed", **speed.facts())
-
-    seen = Progress()
+    record, seen = _Record(run, what), Progress()
 
     def read() -> Progress:
         nonlocal seen
@@ -91,7 +80,7 @@ def run_training(
             seen = ray.get(board.progress.remote())
         return seen
 
-    with show_progress(read, what, config.steps, config.tensorboard, tell, record):
+    with show_progress(read, what, config.steps, config.tensorboard, record.tell, record.keep):
         try:
             with interrupted_as_ever():
                 trainer.fit()
@@ -108,8 +97,32 @@ def run_training(
         samples=steps * config.batch_size,
         data_wait_seconds=round(progress.waited, 3),
         checkpoint_stall_seconds=round(progress.stalled, 3),
-        **(speeds[-1].facts() if speeds else {}),
+        **(record.speed.facts() if record.speed else {}),
     )
+
+
+@dataclass
+class _Record:
+    """What is written down of a run while it goes on; where storage refuses, or stays silent, it goes on."""
+
+    run: RunRecord
+    what: str
+    speed: Speed | None = None
+    """The newest."""
+
+    def tell(self, note: str) -> None:
+        """What the user should know."""
+        print(f"{self.what}: {note}", file=sys.stderr)
+        self._event("note", cause=note)
+
+    def keep(self, speed: Speed) -> None:
+        """How fast it is."""
+        self.speed = speed
+        self._event("speed", **speed.facts())
+
+    def _event(self, name: str, **facts: Json) -> None:
+        with contextlib.suppress(UserError):
+            self.run.event(name, **facts)
 
 
 def _trainer(
@@ -163,7 +176,7 @@ def _worker(arguments: dict[str, Any]) -> None:
             keep_company()
             return
         device = get_device() if config.use_gpu else torch.device("cpu")
-        parallel = make_parallel(rank, context.get_local_rank(), working)
+        parallel = make_parallel(rank, working)
         notice = Notice(parallel, device, arguments["notice_seconds"], has_idle=working < there)
         train_worker(
             arguments["task"],

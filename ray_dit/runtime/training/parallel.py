@@ -37,11 +37,6 @@ class Parallel(Protocol):
     def world_size(self) -> int: ...
 
     @property
-    def is_local_first(self) -> bool:
-        """Whether this is the first worker of its machine."""
-        ...
-
-    @property
     def kind(self) -> Callable[[], str]:
         """Tells this worker's kind of machine."""
         ...
@@ -96,7 +91,6 @@ class Alone:
 
     rank: int = 0
     world_size: int = 1
-    is_local_first: bool = True
     kind: Callable[[], str] = machine_kind
     notice: Callable[[], bool] = nobody_goes
 
@@ -125,7 +119,6 @@ class DataParallel:
 
     rank: int
     world_size: int
-    is_local_first: bool
     kind: Callable[[], str] = machine_kind
     notice: Callable[[], bool] = nobody_goes
 
@@ -160,9 +153,9 @@ class DataParallel:
         return (total / self.world_size).tolist()
 
 
-def make_parallel(rank: int, local_rank: int, world_size: int) -> Alone | DataParallel:
-    """The way ``world_size`` workers train together; ``local_rank`` counts those of one machine."""
-    return DataParallel(rank, world_size, local_rank == 0) if world_size > 1 else Alone()
+def make_parallel(rank: int, world_size: int) -> Alone | DataParallel:
+    """The way ``world_size`` workers train together."""
+    return DataParallel(rank, world_size) if world_size > 1 else Alone()
 
 
 def meeting_at(host: str) -> str:

@@ -28,11 +28,8 @@ class Task(Protocol[Batch]):
         """Names of the ranges of t whose losses the curve shows apart, as "0-99"; none without a t."""
         ...
 
-    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
-        """Opens the data and builds the model on ``device`` with initial weights equal on every worker.
-
-        ``is_local_first``: this worker is the one of its machine that may fill local caches for the others.
-        """
+    def setup(self, device: torch.device) -> nn.Module:
+        """Opens the data and builds the model on ``device`` with initial weights equal on every worker."""
         ...
 
     def fetch(self, positions: NDArray[np.int64]) -> Any:

@@ -61,9 +61,9 @@ class TimedTask:
         """See ``Task``, as for all methods here."""
         return self.task.t_ranges
 
-    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+    def setup(self, device: torch.device) -> nn.Module:
         self._device = device
-        return self.task.setup(device, is_local_first)
+        return self.task.setup(device)
 
     def fetch(self, positions: NDArray[np.int64]) -> Any:
         return self.task.fetch(positions)

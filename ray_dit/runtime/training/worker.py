@@ -45,7 +45,7 @@ def train_worker(
     Every worker calls it; the first also writes checkpoints and the result, and tells ``show`` how far it is
     and ``tell`` what the user should know. ``ends``: the last steps of the generations that ``job`` extends.
     """
-    model = task.setup(device, parallel.is_local_first)
+    model = task.setup(device)
     state = TrainingState.initial(model, task.optimizer, task.ema_decay, width(task.t_ranges))
     finished = finished_training(job)
     checkpointer = JobCheckpointer(

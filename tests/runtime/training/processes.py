@@ -34,8 +34,8 @@ class Killed(Regression):
     def __post_init__(self) -> None:
         self.optimizer, self.ema_decay = self.task.optimizer, self.task.ema_decay
 
-    def setup(self, device: torch.device, is_local_first: bool) -> torch.nn.Module:
-        return self.task.setup(device, is_local_first)
+    def setup(self, device: torch.device) -> torch.nn.Module:
+        return self.task.setup(device)
 
     def batch(self, positions: np.ndarray) -> torch.Tensor:
         if self.step * self.batch_size in positions:
@@ -62,7 +62,7 @@ def _work(rank: int, workers: int, meeting: Path, folder: Path, config: Training
         )
     if task.notes is not None:
         task.notes = task.notes.with_name(f"{task.notes.name}-{rank}")
-    run(folder, config, task, parallel=make_parallel(rank, rank, workers))
+    run(folder, config, task, parallel=make_parallel(rank, workers))
 
 
 def start(

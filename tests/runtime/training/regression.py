@@ -48,7 +48,7 @@ class Regression:
     scale: float = 1.0
     """Of its inputs; near 1, it is as another kind of machine: the same samples, other last bits."""
 
-    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+    def setup(self, device: torch.device) -> nn.Module:
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(3, self.width), nn.Tanh(), nn.Linear(self.width, 1)).to(device)
 

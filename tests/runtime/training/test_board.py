@@ -38,7 +38,7 @@ def test_the_board_keeps_the_first_error_that_would_come_again() -> None:
 
 def test_it_is_written_on_seldom_or_when_it_matters() -> None:
     said: list[Progress] = []
-    state = TrainingState.initial(Regression().setup(CPU, True), OptimizerConfig(), None)
+    state = TrainingState.initial(Regression().setup(CPU), OptimizerConfig(), None)
     seldom, often = Reporter(said.append, begin=2, seconds=1000), Reporter(said.append, begin=2, seconds=0)
     seldom(state)
     assert said == []

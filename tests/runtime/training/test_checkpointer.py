@@ -27,7 +27,7 @@ def checkpointer(folder: Path, *, every: int = 4, last: int = 10, keep: int = 2)
 
 
 def state(step: int) -> TrainingState:
-    made = TrainingState.initial(Regression().setup(CPU, True), OptimizerConfig(), None)
+    made = TrainingState.initial(Regression().setup(CPU), OptimizerConfig(), None)
     made.step = step
     return made
 

@@ -46,7 +46,7 @@ def test_the_points_are_those_of_plain_sums(tmp_path: Path) -> None:
     assert log.shape == (4, 5 + 3)
 
     task = Ranged(rates)
-    model = task.setup(CPU, True)
+    model = task.setup(CPU)
     from ray_dit.core.train_step import learning_rate, make_optimizer
 
     optimizer = make_optimizer(model, rates)
@@ -77,7 +77,7 @@ def test_the_validation_loss_is_that_of_the_averaged_weights(tmp_path: Path) -> 
     assert task.judged == [4, 8]
     assert task.log is not None
     tensors, _ = read_step(open_store(str(tmp_path)), 8)
-    model = task.setup(CPU, True)
+    model = task.setup(CPU)
     batch = next(task.heldout(8, 5))
     for kind, same_loss in (("ema", True), ("model", False)):
         prefix = f"{kind}."

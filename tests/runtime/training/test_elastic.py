@@ -49,11 +49,11 @@ class Waiting(Ending):
 
     folder: Path = Path()
 
-    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+    def setup(self, device: torch.device) -> nn.Module:
         self.workers = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
         if self.workers == 2:
             (self.folder / "grown").touch()
-        return super().setup(device, is_local_first)
+        return super().setup(device)
 
     def batch(self, positions: np.ndarray) -> torch.Tensor:
         step = int(positions[0]) // ELASTIC.batch_size

@@ -77,8 +77,8 @@ class Unmirrored(LatentsTask):
 class Undropped(LatentsTask):
     """Never replaces a label by the null class."""
 
-    def setup(self, device: torch.device, is_local_first: bool) -> torch.nn.Module:
-        model = super().setup(device, is_local_first)
+    def setup(self, device: torch.device) -> torch.nn.Module:
+        model = super().setup(device)
         shape = self.model_config.model.model_copy(update={"class_dropout_prob": 0.0})
         self.model_config = self.model_config.model_copy(update={"model": shape})
         return model
@@ -157,8 +157,8 @@ def test_a_step_is_that_of_plain_pytorch(latents: str, tmp_path: Path) -> None:
     class Moved(LatentsTask):
         """Starts from weights through all of which gradients flow: the paper's hold most of them back."""
 
-        def setup(self, device: torch.device, is_local_first: bool) -> torch.nn.Module:
-            model = super().setup(device, is_local_first)
+        def setup(self, device: torch.device) -> torch.nn.Module:
+            model = super().setup(device)
             with torch.no_grad():
                 for number, parameter in enumerate(model.parameters()):
                     generator = torch.Generator().manual_seed(number)
@@ -167,7 +167,7 @@ def test_a_step_is_that_of_plain_pytorch(latents: str, tmp_path: Path) -> None:
 
     task = latents_task(config, tmp_path, Moved)
     cpu = torch.device("cpu")
-    ours, plain = task.setup(cpu, True), task.setup(cpu, True)
+    ours, plain = task.setup(cpu), task.setup(cpu)
     batch = task.batch(task.fetch(np.arange(8)))
     loss = Passes(task, ours, Alone(), config).gradients([batch])
     expected = plain_loss(plain, batch)  # type: ignore[arg-type]

@@ -180,7 +180,7 @@ def test_of_two_at_once_the_first_manifest_counts(tmp_path: Path) -> None:
 def earlier(folder: Path, steps: int) -> None:
     """Trains as versions did that noted no history, and ends the run where all steps are done."""
     job, task = begun(folder), Ending()
-    state = TrainingState.initial(task.setup(CPU, True), task.optimizer, task.ema_decay)
+    state = TrainingState.initial(task.setup(CPU), task.optimizer, task.ema_decay)
     keeper = JobCheckpointer(job, CONFIG.checkpoint_every, CONFIG.steps)
     config = CONFIG.model_copy(update={"steps": steps})
     data = StepBatches(task, CONFIG.batch_size)

@@ -30,9 +30,9 @@ class Dying(Regression):
 
     folder: Path = Path()
 
-    def setup(self, device: torch.device, is_local_first: bool) -> nn.Module:
+    def setup(self, device: torch.device) -> nn.Module:
         (self.folder / f"start-{len(list(self.folder.glob('start-*')))}").touch()
-        return super().setup(device, is_local_first)
+        return super().setup(device)
 
     def batch(self, positions: np.ndarray) -> torch.Tensor:
         if 5 * CONFIG.batch_size in positions and len(list(self.folder.glob("start-*"))) == 1:

@@ -26,7 +26,7 @@ def test_the_loop_is_these_lines_with_checkpoints_around_them(tmp_path: Path) ->
     """The plain loop written out: each step's learning rate, the average of the weights after it."""
     task = Regression(OptimizerConfig(learning_rate=0.01, schedule="cosine", warmup_steps=3, grad_clip=0.1))
     result = run(tmp_path, task=task).result
-    model = task.setup(CPU, True)
+    model = task.setup(CPU)
     optimizer, ema = make_optimizer(model, task.optimizer), make_ema(dict(model.named_parameters()))
     for step in range(CONFIG.steps):
         optimizer.param_groups[0]["lr"] = learning_rate(task.optimizer, step, CONFIG.steps)
@@ -119,7 +119,7 @@ class Counted(Alone):
 def steps(folder: Path, rank: int) -> tuple[Noted, Counted, list[int]]:
     """Runs the loop as worker ``rank``; its checkpointer, its wrapper, and the steps it reported."""
     task, noted, counted = Regression(), Noted(folder, {3, 8}), Counted(rank, 2)
-    state = TrainingState.initial(task.setup(CPU, True), task.optimizer, task.ema_decay)
+    state = TrainingState.initial(task.setup(CPU), task.optimizer, task.ema_decay)
     job = Job.open(open_store(str(folder)), "train", {"test": True})
     data = StepBatches(task, CONFIG.batch_size)
     reported: list[int] = []

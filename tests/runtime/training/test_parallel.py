@@ -14,11 +14,10 @@ THREE = CONFIG.model_copy(update={"batch_size": 6, "steps": 8})
 
 
 def test_one_worker_needs_no_wrapper() -> None:
-    model = Regression().setup(CPU, True)
-    assert make_parallel(0, 0, 1) == Alone()
+    model = Regression().setup(CPU)
+    assert make_parallel(0, 1) == Alone()
     assert Alone().wrap(model) is model
-    assert make_parallel(2, 0, 4) == DataParallel(2, 4, is_local_first=True)
-    assert not make_parallel(2, 1, 4).is_local_first
+    assert make_parallel(2, 4) == DataParallel(2, 4)
 
 
 def work(rank: int, world_size: int, folder: Path) -> None:
@@ -26,7 +25,7 @@ def work(rank: int, world_size: int, folder: Path) -> None:
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting"
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
-    parallel = DataParallel(rank, world_size, is_local_first=rank == 0)
+    parallel = DataParallel(rank, world_size)
     agree_and_average(parallel)
     for name in ("whole", "half"):
         run(folder / name, THREE, Regression(width=1000), parallel=parallel)

@@ -68,13 +68,13 @@ def initial(name: str, value: torch.Tensor) -> torch.Tensor:
     """What this entry of the state is when training starts."""
     kind, _, parameter = name.partition(".")
     if kind in ("model", "ema"):
-        return dict(Regression().setup(CPU, True).named_parameters())[parameter].detach()
+        return dict(Regression().setup(CPU).named_parameters())[parameter].detach()
     return value[:0] if name == "log" else torch.zeros_like(value)
 
 
 def made(device: str = "cpu", ema_decay: float | None = 0.9) -> TrainingState:
     """A state after two steps with random gradients."""
-    model = Regression().setup(torch.device(device), True)
+    model = Regression().setup(torch.device(device))
     state = TrainingState.initial(model, OptimizerConfig(), ema_decay)
     for _ in range(2):
         for parameter in model.parameters():
@@ -85,7 +85,7 @@ def made(device: str = "cpu", ema_decay: float | None = 0.9) -> TrainingState:
 
 
 def test_a_restored_state_is_the_one_saved() -> None:
-    state, other = made(), TrainingState.initial(Regression().setup(CPU, True), OptimizerConfig(), 0.9)
+    state, other = made(), TrainingState.initial(Regression().setup(CPU), OptimizerConfig(), 0.9)
     other.restore(state.tensors(), state.facts())
     assert other.tensors().keys() == state.tensors().keys()
     assert all(torch.equal(value, other.tensors()[name]) for name, value in state.tensors().items())
@@ -95,7 +95,7 @@ def test_a_restored_state_is_the_one_saved() -> None:
 def test_a_restored_optimizer_is_where_the_parameters_are() -> None:
     """On an accelerator the fused AdamW reads its count of steps there too; meta stands in for one."""
     saved = {name: value.detach().cpu() for name, value in made().tensors().items()}
-    model = Regression().setup(CPU, True).to("meta")
+    model = Regression().setup(CPU).to("meta")
     state = TrainingState(model, None, torch.optim.AdamW(model.parameters()))
     state.restore(saved, CheckpointFacts(step=2))
     of_optimizer = [value for entry in state.optimizer.state.values() for value in entry.values()]

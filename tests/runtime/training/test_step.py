@@ -1,9 +1,6 @@
 """The passes of a step: several batches, bfloat16, compiled; what stays equal and what stays near."""
 
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ from ray_dit.runtime.training.parallel import Alone
 from ray_dit.runtime.training.step import Passes
 from ray_dit.storage.open import open_store
 from tests.runtime.training.regression import CONFIG, CPU, Regression, key_of, read_step, run
+from tests.support.compiling import printed_by
 
 SHAPE = DiTConfig(
     input_size=4, patch_size=2, in_channels=2, hidden_size=16, depth=2, num_heads=2, num_classes=3
@@ -26,7 +24,7 @@ SHAPE = DiTConfig(
 class Denoising(Regression):
     """A tiny DiT on fixed noise: what autocast and the compiler meet in a training."""
 
-    def setup(self, device: torch.device, is_local_first: bool) -> torch.nn.Module:
+    def setup(self, device: torch.device) -> torch.nn.Module:
         generator = torch.Generator().manual_seed(0)
         model = DiT(SHAPE, generator=generator)
         for parameter in model.parameters():  # adaLN-Zero starts as the identity, which rounds nothing
@@ -49,7 +47,7 @@ class Denoising(Regression):
 def gradients(config: TrainingConfig, batches: list[np.ndarray]) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one step."""
     task = Denoising()
-    model = task.setup(CPU, True)
+    model = task.setup(CPU)
     passes = Passes(task, model, Alone(), config)
     loss = passes.gradients([task.batch(batch) for batch in batches])
     assert loss.dtype == torch.float32
@@ -128,12 +126,10 @@ def compiled_run(folder: Path) -> str:
 
 def in_a_process(folder: Path, cache: Path) -> str:
     """``compiled_run`` in a process of its own."""
-    code = "from tests.runtime.training.test_step import *; print(compiled_run(Path(sys.argv[1])))"
-    command = [sys.executable, "-c", code, str(folder)]
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    assert list(cache.rglob("*.so")), "nothing was compiled"
-    return done.stdout.split()[-1]
+    code = (
+        "import sys; from tests.runtime.training.test_step import *; print(compiled_run(Path(sys.argv[1])))"
+    )
+    return printed_by(code, str(folder), cache=cache)
 
 
 @pytest.mark.slow

@@ -41,7 +41,7 @@ def test_all_workers_resume_from_the_checkpoint_that_rank_0_names(tmp_path: Path
     run(tmp_path)
     checkpointer = JobCheckpointer(Job.open(open_store(str(tmp_path)), "train", {"test": True}), 4, 8)
     task = Regression()
-    state = TrainingState.initial(task.setup(CPU, False), task.optimizer, task.ema_decay)
+    state = TrainingState.initial(task.setup(CPU), task.optimizer, task.ema_decay)
     resume(state, checkpointer, Told(rank=1, world_size=2))
     assert checkpointer.found()[0].step == 8
     assert state.step == 4

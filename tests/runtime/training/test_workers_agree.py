@@ -33,7 +33,7 @@ def work(rank: int, folder: Path, latents: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
     )
-    parallel = DataParallel(rank, 2, is_local_first=rank == 0)
+    parallel = DataParallel(rank, 2)
     for precision in BOUND:
         train_latents(folder / f"two-{precision}", config(latents, precision), parallel=parallel)
 
