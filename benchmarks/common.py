@@ -9,8 +9,9 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,16 @@ def timed(
         synchronize()
         seconds.append(time.perf_counter() - started)
     return seconds
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, lowest and highest."""
+    return statistics.median(values), min(values), max(values)
+
+
+def spread_of_ratios(above: Sequence[float], below: Sequence[float]) -> tuple[float, float, float]:
+    """Median, lowest and highest of the turns' quotients."""
+    return spread([a / b for a, b in zip(above, below, strict=True)])
 
 
 def in_turns(measure: Mapping[str, Callable[[int], float]], turns: int) -> dict[str, list[float]]:

@@ -8,7 +8,6 @@ first shard and of storing the last one counts. Medians and spread of interleave
 ``benchmarks/results/encoding.json``.
 """
 
-import statistics
 import tempfile
 import time
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import RESULTS, TRIALS, argument_parser, machine, write_json
+from benchmarks.common import RESULTS, TRIALS, argument_parser, machine, spread, write_json
+from benchmarks.gpu_check.bench import SD_VAE
 from benchmarks.overlap import photographs
-from ray_dit.config import EncodeConfig, ImagesConfig, ShardsConfig, VAESizeConfig
+from ray_dit.config import EncodeConfig, ImagesConfig, ShardsConfig
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.latents import to_float
 from ray_dit.folders.images import ImagePlan, plan_images
@@ -32,10 +32,6 @@ from ray_dit.runtime.shards import Work, make_shards
 from ray_dit.stages.encode import Encoder
 from ray_dit.storage.open import open_store
 from ray_dit.vae import VAE
-
-SIZE_OF_SD = VAESizeConfig(
-    block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, norm_num_groups=32
-)
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"bare": [], "encode": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        vae = VAE.create(SIZE_OF_SD)
+        vae = VAE.create(SD_VAE)
         for file, data in vae.files().items():
             (folder / "vae").mkdir(exist_ok=True)
             (folder / "vae" / file).write_bytes(data)
@@ -132,11 +128,11 @@ def main() -> None:
                 seconds["encode"].append(through(ray, config, plan, shards))
                 ratios.append(seconds["bare"][-1] / seconds["encode"][-1])
                 print(f"{ratios[-1]:.3f} of the bare loop's {seconds['bare'][-1]:.1f} s", flush=True)
-    median = statistics.median(ratios)
-    print(f"encode's speed over the bare VAE's: {median:.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    median, lowest, highest = spread(ratios)
+    print(f"encode's speed over the bare VAE's: {median:.3f} ({lowest:.3f} to {highest:.3f})")
     result = {
         "machine": machine(), "size": size, "shards": shards, "rows": rows, "seconds": seconds,
-        "median, lowest, highest": [median, min(ratios), max(ratios)],
+        "median, lowest, highest": [median, lowest, highest],
     }  # fmt: skip
     write_json((TRIALS if arguments.quick else RESULTS) / "encoding.json", result)
 

@@ -23,8 +23,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import RESULTS, TRIALS, argument_parser, in_turns, machine, timed, write_json
-from ray_dit.config import DiffusionConfig, DiTConfig, DiTSizeConfig, SamplerConfig, VAESizeConfig
+from benchmarks.common import (
+    RESULTS,
+    TRIALS,
+    argument_parser,
+    in_turns,
+    machine,
+    spread_of_ratios,
+    timed,
+    write_json,
+)
+from benchmarks.gpu_check.bench import SD_VAE
+from ray_dit.config import DiffusionConfig, DiTConfig, DiTSizeConfig, SamplerConfig
 from ray_dit.core.compiled import compile_static
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.diffusion import linear_schedule
@@ -152,10 +162,7 @@ def products(shape: DiTConfig, images: int, steps: int) -> Callable[[], None]:
 
 def decoders(images: int, side: int) -> dict[str, Callable[[], object]]:
     """Stable Diffusion's decoder as diffusers calls it, and as ours."""
-    size = VAESizeConfig(
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, norm_num_groups=32
-    )
-    vae = VAE.create(size)
+    vae = VAE.create(SD_VAE)
     latents = torch.randn(images, 4, side // 8, side // 8)
 
     @torch.no_grad()
@@ -209,7 +216,7 @@ def main() -> None:
 
     turns = 2 if arguments.quick else arguments.turns
     seconds = in_turns({name: measured(call) for name, call in calls.items()}, turns)
-    ratios = {f"{peer} / {mine}": ratio(seconds[peer], seconds[mine]) for peer, mine in wanted}
+    ratios = {f"{peer} / {mine}": spread_of_ratios(seconds[peer], seconds[mine]) for peer, mine in wanted}
     for name, (median, low, high) in ratios.items():
         print(f"{name}: {median:.3f} ({low:.3f} to {high:.3f})")
     result = {
@@ -218,12 +225,6 @@ def main() -> None:
     }  # fmt: skip
     name = "decoding.json" if arguments.vae else "sampling.json"
     write_json((TRIALS if arguments.quick else RESULTS) / name, result)
-
-
-def ratio(above: list[float], below: list[float]) -> tuple[float, float, float]:
-    """Median, lowest and highest of the turns' quotients."""
-    quotients = [a / b for a, b in zip(above, below, strict=True)]
-    return statistics.median(quotients), min(quotients), max(quotients)
 
 
 if __name__ == "__main__":

@@ -170,8 +170,7 @@ def unwaited(bench: Bench) -> None:
         table=torch.tensor([0, 1, 0, 1]),
         device=bench.device,
     )
-    trained = bench.model(config).train().requires_grad_(True)
-    trained.pos_embed.requires_grad_(False)
+    trained = _trainable(bench)
     step = training_step(bench, trained, trained, rows=8)
     rows, _ = denoise_step(model, rows, bank)
     step(0)
@@ -215,6 +214,13 @@ def collective(bench: Bench) -> None:
     bench.report.check(f"DDP over {backend}, one process: tensors with other bits", differing, 0)
 
 
+def _trainable(bench: Bench) -> DiT:
+    """The network as training has it."""
+    model = bench.model(bench.sizes.parity).train().requires_grad_(True)
+    model.pos_embed.requires_grad_(False)
+    return model
+
+
 def _trained(
     bench: Bench, *, steps: int, wrap: Callable[[nn.Module], nn.Module] = lambda model: model
 ) -> dict[str, Tensor]:
@@ -222,8 +228,7 @@ def _trained(
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
-        model = bench.model(bench.sizes.parity).train().requires_grad_(True)
-        model.pos_embed.requires_grad_(False)
+        model = _trainable(bench)
         step = training_step(bench, model, wrap(model), rows=8)
         for number in range(steps):
             step(number)
