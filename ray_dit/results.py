@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
 from ray_dit.config import SamplerConfig
-from ray_dit.formats.model_folder import MODEL_STAGE
 from ray_dit.formats.worker_history import History
 from ray_dit.ledger.results import Facts, Result
 
@@ -267,7 +266,7 @@ class TrainingResult(Trained):
 class ModelResult(Trained):
     """A model folder, whose settings are in its config.json."""
 
-    stage_name: ClassVar[str] = MODEL_STAGE
+    stage_name: ClassVar[str] = "model"
 
     steps: int | None = None
     """Of the training it comes from; None for an imported one."""

@@ -15,7 +15,7 @@ from ray_dit.errors import Damaged, NotFound, UserError, first_message
 from ray_dit.folders.checkpoints import Checkpoint, checkpoints, read_checkpoint
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.checkpoint import CheckpointFacts, with_prefix
-from ray_dit.formats.model_folder import MODEL_STAGE, ModelConfig
+from ray_dit.formats.model_folder import ModelConfig
 from ray_dit.formats.worker_history import history_hash
 from ray_dit.ledger.description import known_description, newest_begun
 from ray_dit.ledger.job import Job
@@ -45,7 +45,7 @@ def export_model(config: ExportModelConfig) -> tuple[str, int]:
     output = config.output or f"{config.run.rstrip('/')}/model-step-{checkpoint.step:08d}"
     mark = history_hash(facts.history)
     of = {"train": job.fingerprint, "step": checkpoint.step} | ({"history": mark} if mark else {})
-    model_job = Job.open(open_output(output), MODEL_STAGE, of)
+    model_job = Job.open(open_output(output), ModelResult.stage_name, of)
     if model_job.whole(ModelResult) is None:
         model = initial_model(settings, model_config.model)
         put_weights(trained_parameters(model), dict(with_prefix("ema", tensors)))

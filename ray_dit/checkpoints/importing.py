@@ -17,7 +17,6 @@ from ray_dit.core.dit import null_label
 from ray_dit.errors import UserError, first_message
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.model_folder import (
-    MODEL_STAGE,
     VAE_FOLDER,
     ModelConfig,
     model_card,
@@ -69,7 +68,8 @@ def _write(
         "vae": files_sha256(vae_files) if vae_files else model_config.vae,
         "labels": hashlib.sha256(labels.to_json()).hexdigest(),
     }
-    job = replace(open_job(config, MODEL_STAGE, inputs, resolved={"model": model_config}), repairing=True)
+    opened = open_job(config, ModelResult.stage_name, inputs, resolved={"model": model_config})
+    job = replace(opened, repairing=True)
     markers = [job.put(key.replace("/", "-"), key, data, Facts()) for key, data in objects.items()]
     if manifest := job.whole(ModelResult):
         job.restore_markers(manifest)

@@ -14,8 +14,6 @@ from ray_dit.config.model_folder import VAE_FOLDER, ModelConfig
 from ray_dit.formats.labels import Labels
 from ray_dit.formats.weights import weights_bytes
 
-MODEL_STAGE = "model"
-"""What a model folder's job is called, whichever stage writes it."""
 CONFIG_KEY = "config.json"
 WEIGHTS_KEY = "model.safetensors"
 LABELS_KEY = "labels.json"

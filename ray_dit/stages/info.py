@@ -15,7 +15,6 @@ from ray_dit.errors import NotFound, UserError
 from ray_dit.folders.checkpoints import checkpoint_steps
 from ray_dit.folders.latent_summary import LatentsSummary, sample_moments, summarize
 from ray_dit.folders.model import read_model
-from ray_dit.formats.model_folder import MODEL_STAGE
 from ray_dit.formats.worker_history import in_words
 from ray_dit.ledger.description import newest_begun
 from ray_dit.ledger.job import Job
@@ -24,7 +23,7 @@ from ray_dit.ledger.manifest import job_key, last_generation, read_manifest
 from ray_dit.ledger.restore import overwrite
 from ray_dit.ledger.results import Facts, Manifest
 from ray_dit.ledger.stored_json import read_json
-from ray_dit.results import Duplicates, LatentsResult, Trained
+from ray_dit.results import Duplicates, LatentsResult, ModelResult, Trained
 from ray_dit.storage.open import open_store
 from ray_dit.storage.store import Store
 
@@ -81,7 +80,7 @@ def _job_lines(folder: Store) -> Iterator[str]:
                 yield _line(name, _short(value))
     for name, value in sorted(_flat(there["parts"])):
         yield f"    {name} = {_short(value)}"
-    if job.stage == MODEL_STAGE and manifest is not None:
+    if job.stage == ModelResult.stage_name and manifest is not None:
         model = read_model(folder.uri)
         yield f"  classes      {_short(', '.join(model.labels.names)) or 'none'}"
         for name, value in _flat(model.config.model_dump(mode="json", exclude_none=True)):

@@ -45,7 +45,7 @@ from ray_dit.folders.latents import LatentRows, cache_folder, open_latent_rows
 from ray_dit.folders.loss_curve import put_curve
 from ray_dit.folders.model import ModelFolder, read_model
 from ray_dit.formats.labels import Labels
-from ray_dit.formats.model_folder import MODEL_STAGE, VAE_FOLDER, ModelConfig, model_card, model_objects
+from ray_dit.formats.model_folder import VAE_FOLDER, ModelConfig, model_card, model_objects
 from ray_dit.formats.worker_history import History
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import generation_tag, manifest_objects, read_manifest, tied_manifest
@@ -121,7 +121,7 @@ def plan_train(config: TrainConfig, *, begun: float) -> Plan:
     memory = dit_memory(config, model_config.model)
 
     def make_task(small: TrainConfig, job: Job) -> DiTTask:
-        model_job = Job.open(job.store.child("model"), MODEL_STAGE, {"train": job.fingerprint})
+        model_job = Job.open(job.store.child("model"), ModelResult.stage_name, {"train": job.fingerprint})
         return DiTTask(small, model_config, latents, model_job, config.optimizer, config.ema_decay)
 
     return plan_training(
@@ -163,7 +163,7 @@ def _open_model(config: TrainConfig, job: Job) -> Job:
     """The job of the model folder; UserError where another generation's model is there."""
     folder = model_folder(config, job.generation)
     try:
-        return Job.open(open_store(folder), MODEL_STAGE, {"train": job.fingerprint})
+        return Job.open(open_store(folder), ModelResult.stage_name, {"train": job.fingerprint})
     except Conflict as error:
         if not job.generation:
             raise

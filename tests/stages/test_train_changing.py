@@ -18,7 +18,6 @@ from ray_dit.config import DiTSizeConfig, ExportModelConfig, TrainConfig
 from ray_dit.errors import Conflict, UserError
 from ray_dit.folders.checkpoints import checkpoints
 from ray_dit.folders.model import read_model
-from ray_dit.formats.model_folder import MODEL_STAGE
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.maintenance import verify
 from ray_dit.ledger.manifest import read_manifest
@@ -68,7 +67,7 @@ def train_here(config: TrainConfig, parallel: Alone = ONE) -> None:
     job = open_job(config, "train", inputs, resolved={"model": size, "diffusion": model.diffusion})
     job.run({"what": "train", "latents": config.latents, "init_from": config.init_from})
     folder = config.model_output or f"{config.output}/model"
-    model_job = Job.open(open_store(folder), MODEL_STAGE, {"train": job.fingerprint})
+    model_job = Job.open(open_store(folder), ModelResult.stage_name, {"train": job.fingerprint})
     task = DiTTask(config, model, latents, model_job, config.optimizer, config.ema_decay)
     train_worker(task, config, job, device=torch.device("cpu"), parallel=parallel, show=lambda _: None)
 
@@ -121,7 +120,7 @@ def test_a_model_that_a_lost_run_has_written_is_replaced(place: Path, whole: Pat
     shutil.rmtree(run / "model")
     flip_bit(run / key_of(open_store(str(run)), STEPS))
     fingerprint = read_manifest(str(whole), TrainingResult).fingerprint
-    job = Job.open(open_store(str(run / "model")), MODEL_STAGE, {"train": fingerprint})
+    job = Job.open(open_store(str(run / "model")), ModelResult.stage_name, {"train": fingerprint})
     mark = key_of(open_store(str(whole)), STEPS)[-20:-12]
     lost = replace(job, way=mark)
     facts = read_manifest(str(whole / "model"), ModelResult).facts

@@ -9,13 +9,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray_dit.errors import UserError
 from ray_dit.formats.loss_curve import BY_T, named
 from ray_dit.runtime.progress import progress
 from ray_dit.runtime.training.speed import Lap, Speed, Speedometer, Work
-from ray_dit.runtime.training.state import TrainingState
+
+if TYPE_CHECKING:  # the board is an actor of its own, which should not take a second to load torch
+    from ray_dit.runtime.training.state import TrainingState
 
 REPORT_SECONDS = 0.5
 """Time between two messages: a step may take a millisecond, a message to an actor takes as long."""
@@ -113,7 +115,7 @@ class Reporter:
     _begun: float = field(default_factory=time.monotonic)
     _last: float = field(default_factory=time.monotonic)
 
-    def __call__(self, state: TrainingState, *, now: bool = False) -> None:
+    def __call__(self, state: "TrainingState", *, now: bool = False) -> None:
         """Shows the state's progress if ``now`` or if the last time is long enough ago."""
         if now or time.monotonic() - self._last > self.seconds:
             self._last = time.monotonic()
