@@ -103,6 +103,12 @@ def passing_checkpoints(store: Store, prefix: str = "") -> list[Checkpoint]:
     return sorted(found for found in _named(store, f"{PASSING}{prefix}step-") if found.sum)
 
 
+def newest_step(store: Store, prefix: str = "") -> int:
+    """The step of one generation's newest checkpoint, saved on notice or not; 0 where there is none."""
+    found = (*checkpoints(store, prefix), *passing_checkpoints(store, prefix))
+    return max((checkpoint.step for checkpoint in found), default=0)
+
+
 def checkpoint_steps(store: Store, prefix: str = "") -> list[int]:
     """The steps there are checkpoints of, of one generation, rising."""
     return sorted({checkpoint.step for checkpoint in checkpoints(store, prefix)})

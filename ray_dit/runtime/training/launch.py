@@ -8,8 +8,9 @@ import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from ray_dit.config import TrainingConfig
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.errors import UserError
+from ray_dit.folders.checkpoints import newest_step
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.runs import RunRecord
 from ray_dit.ledger.stored_json import Json
@@ -29,6 +31,8 @@ from ray_dit.runtime.training.worker import train_worker
 from ray_dit.storage.proven import trust_settings
 
 MAX_WORKER_FAILURES = 3
+"""Restarts of the workers without a new checkpoint. With one they may fail again: a training of weeks loses a
+machine every few hours."""
 PERMANENT = (ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError, ImportError)
 """What code raises about its data. Kills, networks and accelerators raise others, which may pass."""
 
@@ -58,8 +62,8 @@ def run_training(
 
     It goes on from the newest checkpoint in the job's folder. ``what`` names the training in progress and in
     the run's record, which ``facts`` go into too; ``ends`` are the last steps of the generations that ``job``
-    extends. UserError for what the user must change, RuntimeError when the workers failed too often or met an
-    error that another try would meet again.
+    extends. UserError for what the user must change, RuntimeError when the workers failed too often between
+    two checkpoints, or met an error that another try would meet again.
     """
     fewest, _ = config.worker_range
     check_resources(ray, config, cpus=fewest * config.threads, gpus=fewest if config.use_gpu else 0)
@@ -70,7 +74,9 @@ def run_training(
     run = job.run({"what": what, "num_workers": config.num_workers, "device": device, **(facts or {})})
     arguments = {"config": config, "job": job, "task": task, "board": board, "ends": ends}
     arguments["notice_seconds"] = intervals.notice
-    trainer = _trainer(config, job, run.id, arguments, intervals.resize)
+
+    def fit(name: str) -> None:
+        _trainer(config, job, name, arguments, intervals.resize).fit()
 
     record, seen = _Record(run, what), Progress()
 
@@ -80,15 +86,9 @@ def run_training(
             seen = ray.get(board.progress.remote())
         return seen
 
-    with show_progress(read, what, config.steps, config.tensorboard, record.tell, record.keep):
-        try:
-            with interrupted_as_ever():
-                trainer.fit()
-        except Exception as error:
-            _raise_final(ray, board)
-            raise RuntimeError(
-                f"training failed after {MAX_WORKER_FAILURES} restarts of its workers"
-            ) from error
+    shown = show_progress(read, what, config.steps, config.tensorboard, record.tell, record.keep)
+    with shown, interrupted_as_ever():
+        fit_while_it_advances(fit, run.id, lambda: _raise_final(ray, board), job)
     _raise_final(ray, board)
     progress = read()
     steps = progress.done - progress.begin
@@ -99,6 +99,27 @@ def run_training(
         checkpoint_stall_seconds=round(progress.stalled, 3),
         **(record.speed.facts() if record.speed else {}),
     )
+
+
+def fit_while_it_advances(
+    fit: Callable[[str], None], name: str, raise_final: Callable[[], None], job: Job
+) -> None:
+    """Lets Ray Train run to its end, and again where it gave up but had come to a new checkpoint.
+
+    It counts the failures of the whole training, be they days apart. Each time it has a name of its own.
+    """
+    for turn in count(1):
+        newest = newest_step(job.store, job.prefix)
+        try:
+            fit(name if turn == 1 else f"{name}-{turn}")
+            return
+        except Exception as error:
+            raise_final()
+            if newest_step(job.store, job.prefix) <= newest:
+                raise RuntimeError(
+                    f"training failed after {MAX_WORKER_FAILURES} restarts of its workers, none of which "
+                    "came to a new checkpoint"
+                ) from error
 
 
 @dataclass
