@@ -50,7 +50,7 @@ MINUTES ?= 30
 faults: .venv/dev ## fuzzing, store faults, then MINUTES (30) of seeded runs that are disturbed, from SEED (1)
 	RAY_DIT_FUZZ=$$((10 * $(MINUTES))) $(BIN)/python -m pytest -q tests/fuzz
 	RAY_DIT_STORE_OPERATIONS=10000 $(BIN)/python -m pytest -q tests/faults --ignore tests/faults/test_harness.py
-	RAY_DIT_KILL_SEED=$(SEED) $(BIN)/python -m pytest -q tests/stages/test_pipeline_disturbed.py
+	RAY_DIT_KILL_SEED=$(SEED) $(BIN)/python -m pytest -q tests/stages/test_pipeline_disturbed.py tests/runtime/training/test_resized.py
 	$(BIN)/python -m tests.faults.harness --seed $(SEED) --minutes $(MINUTES)
 
 bench: .venv/dev ## benchmarks; results in benchmarks/results/ (hours: see each script's --quick)

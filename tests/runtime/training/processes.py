@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,29 @@ import torch
 from ray_dit.config import TrainingConfig
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.runtime.training.parallel import make_parallel
+from ray_dit.storage.local import LocalStore
 from tests.runtime.training.regression import Regression, run
 
 SECONDS = 600
+
+Moment = Literal["step", "checkpoint", "upload"]
+"""When a worker is killed: in a step, before a checkpoint is stored, or when it is but its marker is not."""
+
+
+@dataclass(frozen=True)
+class DyingStore(LocalStore):
+    """A folder whose writer is killed over the checkpoint of a step."""
+
+    step: int = -1
+    moment: Moment = "checkpoint"
+
+    def put(self, key: str, data: bytes) -> bool:
+        is_it = key.startswith(f"checkpoints/step-{self.step:08d}")
+        if is_it and self.moment == "upload":
+            assert super().put(key, data)
+        if is_it:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().put(key, data)
 
 
 @dataclass
@@ -54,7 +74,16 @@ class Killed(Regression):
         return {}
 
 
-def _work(rank: int, workers: int, meeting: Path, folder: Path, config: TrainingConfig, task: Killed) -> None:
+def _work(
+    rank: int,
+    workers: int,
+    meeting: Path,
+    store: LocalStore,
+    config: TrainingConfig,
+    task: Killed,
+    environment: dict[str, str],
+) -> None:
+    os.environ.update(environment)  # that of the process it is forked from is older
     make_deterministic(1)
     if workers > 1:
         torch.distributed.init_process_group(
@@ -62,7 +91,7 @@ def _work(rank: int, workers: int, meeting: Path, folder: Path, config: Training
         )
     if task.notes is not None:
         task.notes = task.notes.with_name(f"{task.notes.name}-{rank}")
-    run(folder, config, task, parallel=make_parallel(rank, workers))
+    run(Path(store.uri), config, task, parallel=make_parallel(rank, workers), store=store)
 
 
 def start(
@@ -72,22 +101,26 @@ def start(
     workers: int,
     *,
     killed_in: int | None = None,
+    moment: Moment = "step",
     notes: Path | None = None,
 ) -> list[int | None]:
     """One start of a training; the exit codes of its workers.
 
     The worker that has the first sample of step ``killed_in`` is killed there, when the checkpoint before is
-    written. ``notes``: where each writes
-    the positions of the samples it trains, by its rank.
+    written; at another ``moment`` it is the one that writes the checkpoint of that step. ``notes``: where
+    each writes the positions of the samples it trains, by its rank.
     """
-    task = Killed(task=make_task(), step=-1 if killed_in is None else killed_in, batch_size=config.batch_size)
+    step = -1 if killed_in is None else killed_in
+    task = Killed(task=make_task(), step=step if moment == "step" else -1, batch_size=config.batch_size)
     task.notes = notes
+    store = DyingStore(str(folder), step, moment) if moment != "step" else LocalStore(str(folder))
     due = (killed_in or 0) // config.checkpoint_every * config.checkpoint_every
     task.saved = folder / f"_plain/checkpoints/step-{due:08d}-*.json" if due else None
     meeting = folder.with_name(f"{folder.name}-meeting")
     meeting.unlink(missing_ok=True)
-    context = multiprocessing.get_context("spawn")
-    arguments: Any = (workers, meeting, folder, config, task)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # torch takes seconds to load
+    arguments: Any = (workers, meeting, store, config, task, dict(os.environ))
     processes = [context.Process(target=_work, args=(rank, *arguments)) for rank in range(workers)]
     for process in processes:
         process.start()

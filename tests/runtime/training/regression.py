@@ -105,13 +105,14 @@ def run(
     parallel: Parallel | None = None,
     shown: list[Progress] | None = None,
     told: list[str] | None = None,
+    store: Store | None = None,
 ) -> Regression:
     """What one worker does; returns the task, which has the result.
 
-    Its progress is appended to ``shown``, its notes to ``told``.
+    Its progress is appended to ``shown``, its notes to ``told``. ``store``: another way to ``folder``.
     """
     task = task or Regression()
-    job = Job.open(open_store(str(folder)), "train", {"test": True})
+    job = Job.open(store or open_store(str(folder)), "train", {"test": True})
     show = (lambda progress: None) if shown is None else shown.append
     tell = (lambda note: None) if told is None else told.append
     train_worker(task, config, job, device=CPU, parallel=parallel or Alone(), show=show, tell=tell)

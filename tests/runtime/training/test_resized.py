@@ -1,6 +1,10 @@
 """Workers killed and replaced by more and fewer: each row once per epoch, and the losses of one worker."""
 
+import signal
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ import torch
 from ray_dit.config import OptimizerConfig
 from ray_dit.core.order import rows_at
 from ray_dit.storage.open import open_store
-from tests.runtime.training.processes import start
+from tests.runtime.training.processes import Moment, start
 from tests.runtime.training.regression import CONFIG, Regression, key_of, read_step, run
 from tests.runtime.training.test_step import Denoising
 
@@ -58,20 +62,35 @@ def test_the_losses_of_two_workers_are_those_of_one(tmp_path: Path, precision: s
     assert alone[-1, 1] < 0.1 * alone[0, 1]
 
 
-PAIRS = [
-    # workers, precision, compiled: each value of one with each of another
-    (1, "float32", False),
-    (2, "bfloat16", False),
-    (3, "float32", False),
-    pytest.param(1, "bfloat16", True, marks=pytest.mark.slow),
-    pytest.param(2, "float32", True, marks=pytest.mark.slow),
-    pytest.param(3, "bfloat16", True, marks=pytest.mark.slow),
-]
+WORKERS, PRECISIONS, COMPILED, MOMENTS = (1, 2, 3), ("float32", "bfloat16"), (False, True), get_args(Moment)
+PAIRS = {
+    # each value of one with each of another, but for three workers in a step
+    (1, "float32", False, "step"),
+    (1, "bfloat16", False, "checkpoint"),
+    (2, "float32", False, "checkpoint"),
+    (2, "bfloat16", False, "upload"),
+    (3, "float32", False, "upload"),
+    (1, "bfloat16", True, "upload"),
+    (2, "float32", True, "step"),
+    (3, "bfloat16", True, "checkpoint"),
+}
 
 
-@pytest.mark.parametrize(("workers", "precision", "compiled"), PAIRS)
+def ways_to_be_killed() -> Iterator[Any]:
+    """All there are; what is not in ``PAIRS`` is for `make faults`."""
+    for way in product(WORKERS, PRECISIONS, COMPILED, MOMENTS):
+        mark = pytest.mark.faults if way not in PAIRS else pytest.mark.slow
+        yield pytest.param(*way, marks=[mark] if way[2] or way not in PAIRS else [])
+
+
+@pytest.mark.parametrize(("workers", "precision", "compiled", "moment"), list(ways_to_be_killed()))
 def test_killed_and_resumed_ends_in_the_bits_of_undisturbed(
-    tmp_path: Path, workers: int, precision: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    workers: int,
+    precision: str,
+    compiled: bool,
+    moment: Moment,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Weights, average, optimizer, loss curve and history: a checkpoint's bytes are all of them."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
@@ -79,7 +98,9 @@ def test_killed_and_resumed_ends_in_the_bits_of_undisturbed(
         update={"batch_size": 6, "steps": 10, "precision": precision, "compile": compiled}
     )
     assert start(tmp_path / "whole", config, make_task, workers) == [0] * workers
-    assert 0 not in start(tmp_path / "killed", config, make_task, workers, killed_in=6)
+    step = 6 if moment == "step" else 8
+    codes = start(tmp_path / "killed", config, make_task, workers, killed_in=step, moment=moment)
+    assert -signal.SIGKILL in codes
     assert start(tmp_path / "killed", config, make_task, workers) == [0] * workers
     whole, killed = (open_store(str(tmp_path / name)) for name in ("whole", "killed"))
     for step in (8, 10):
