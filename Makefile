@@ -59,6 +59,7 @@ bench: .venv/dev ## benchmarks; results in benchmarks/results/ (hours: see each 
 	$(BIN)/python -m benchmarks.fan_out
 	$(BIN)/python -m benchmarks.overlap
 	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.training_overheads
 	$(BIN)/python -m benchmarks.goodput
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.sampling --vae
