@@ -1,12 +1,12 @@
 """What Ray Train and checkpoints cost a training, beside the step itself.
 
-``python -m benchmarks.training_overheads [--size DiT-S/2] [--batch-size 16] [--threads 2] [--turns 5]``, about
-15 minutes on 2 cores. Each turn measures steps of the loop alone in this process, and then those of the same
-loop in a worker of Ray Train, as `ray-dit train` starts it, with a checkpoint in the middle. A step is the
-time from one loss to the next; of each run the median counts. What the checkpoint costs is the sum of what
-the step it is made in and those after it take beyond that: copying the state and, beside the loop, writing
-half a gigabyte. It is told as a share of two minutes, and so is what the loop itself waited for it. Medians
-and spread go to ``benchmarks/results/training_overheads.json``.
+``python -m benchmarks.training_overheads [--size DiT-S/2] [--batch-size 16] [--threads 2] [--turns 5]``,
+about 15 minutes on 2 cores. Each turn measures steps of the loop alone in this process, and then those of
+the same loop in a worker of Ray Train, as `ray-dit train` starts it, with a checkpoint in the middle. A
+step is the time from one loss to the next; of each run the median counts. What the checkpoint costs is the
+sum of what the step it is made in and those after it take beyond that: copying the state and, beside the
+loop, writing half a gigabyte. It is told as a share of two minutes, and so is what the loop itself waited
+for it. Medians and spread go to ``benchmarks/results/training_overheads.json``.
 """
 
 import json
