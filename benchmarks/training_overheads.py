@@ -119,7 +119,7 @@ def main() -> None:
         shape = shape.model_copy(update={"depth": 2, "hidden_size": 48, "num_heads": 2})
     config = TrainingConfig(
         output="unused", steps=BEFORE + AFTER, batch_size=arguments.batch_size, checkpoint_every=BEFORE,
-        threads=arguments.threads, log_every=1000, num_cpus=4,
+        threads=arguments.threads, log_every=BEFORE, num_cpus=4,
     )  # fmt: skip
     alone: list[float] = []
     runs: list[Run] = []
