@@ -167,7 +167,7 @@ WRONG_OPTIONS = {
     ),
     "no range of workers": (
         ["train", "--latents", "l", "--output", "o", "--num-workers", "2.."],
-        "^--num-workers: '2..' is neither a number of workers, from 1 on, nor a range such as 2..8; see",
+        "^--num-workers: '2..' is neither a number, from 1 on, nor a range such as 2..8; see",
     ),
     "a range that shares no batch": (
         ["train", "--latents", "l", "--output", "o", "--batch-size", "7", "--num-workers", "2..6"],

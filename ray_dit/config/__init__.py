@@ -13,6 +13,7 @@ from ray_dit.config.base import (
     ContentConfig,
     Fraction,
     NonNegativeInt,
+    NumberOrRange,
     Over,
     Placement,
     PositiveInt,
@@ -23,6 +24,7 @@ from ray_dit.config.base import (
     VaeSource,
     content_defaults,
     placement_names,
+    range_of,
     section_of,
 )
 from ray_dit.config.checkpoints import ExportConfig, ExportModelConfig, ImportConfig
@@ -47,8 +49,9 @@ __all__ = [
     "PRESET_SIZES", "ApiConfig", "ClassifierConfig", "Config", "Content", "ContentConfig", "DiTConfig",
     "DiTSizeConfig", "DiffusionConfig", "EncodeConfig", "EngineConfig", "EvaluateConfig", "ExportConfig",
     "ExportModelConfig", "Fraction", "GcConfig", "GenerateConfig", "ImagesConfig", "ImportConfig",
-    "InfoConfig", "LatentsConfig", "LimitsConfig", "ModelConfig", "NonNegativeInt", "OptimizerConfig", "Over",
-    "Placement", "PositiveInt", "Precision", "ReportConfig", "SamplerConfig", "SamplerName", "Seconds",
-    "Seed", "ServeConfig", "ShardsConfig", "StageConfig", "TrainConfig", "TrainVaeConfig", "TrainingConfig",
-    "Uri", "VAESizeConfig", "VaeSource", "VerifyConfig", "content_defaults", "placement_names", "section_of",
+    "InfoConfig", "LatentsConfig", "LimitsConfig", "ModelConfig", "NonNegativeInt", "NumberOrRange",
+    "OptimizerConfig", "Over", "Placement", "PositiveInt", "Precision", "ReportConfig", "SamplerConfig",
+    "SamplerName", "Seconds", "Seed", "ServeConfig", "ShardsConfig", "StageConfig", "TrainConfig",
+    "TrainVaeConfig", "TrainingConfig", "Uri", "VAESizeConfig", "VaeSource", "VerifyConfig",
+    "content_defaults", "placement_names", "range_of", "section_of",
 ]  # fmt: skip

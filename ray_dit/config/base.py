@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
@@ -23,6 +23,29 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(gt=0)]
 Precision = Literal["float32", "bfloat16"]
+
+
+def _number_or_range(value: Any) -> Any:
+    """A number from 1 on, or a range as text; ValueError for anything else."""
+    text = str(value).strip()
+    match = re.fullmatch(r"(\d{1,6})(?:\.\.(\d{1,6}))?", text)
+    if isinstance(value, bool) or not match or int(match[1]) < 1:
+        raise ValueError(f"{value!r} is neither a number, from 1 on, nor a range such as 2..8")
+    if match[2] is None:
+        return int(match[1])
+    if int(match[2]) < int(match[1]):
+        raise ValueError(f"{text} is no range: its end is below its beginning")
+    return text
+
+
+NumberOrRange = Annotated[int | str, BeforeValidator(_number_or_range)]
+"""How many there may be: a number, or a range such as ``2..8``."""
+
+
+def range_of(asked: int | str) -> tuple[int, int]:
+    """The fewest and the most of a ``NumberOrRange``; the same number twice where it is fixed."""
+    fewest, _, most = str(asked).partition("..")
+    return int(fewest), int(most or fewest)
 
 
 _SCHEMES = "s3|s3a|gs|gcs|az|abfs|abfss|hdfs|http|https|file|local|memory|ftp|sftp"

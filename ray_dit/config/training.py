@@ -1,19 +1,20 @@
 """What the two training stages share: data order, workers, checkpoints, the optimizer."""
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from ray_dit.config.base import (
     Content,
     ContentConfig,
     NonNegativeInt,
+    NumberOrRange,
     Placement,
     PositiveInt,
     Precision,
     Seed,
     Uri,
+    range_of,
 )
 from ray_dit.config.stage import StageConfig
 
@@ -33,23 +34,6 @@ class OptimizerConfig(ContentConfig):
     """Largest norm of the gradient over all parameters; longer ones are scaled down."""
 
 
-def _workers(value: Any) -> Any:
-    """A number from 1 on, or a range as text; ValueError for anything else."""
-    text = str(value).strip()
-    match = re.fullmatch(r"(\d{1,6})(?:\.\.(\d{1,6}))?", text)
-    if isinstance(value, bool) or not match or int(match[1]) < 1:
-        raise ValueError(f"{value!r} is neither a number of workers, from 1 on, nor a range such as 2..8")
-    if match[2] is None:
-        return int(match[1])
-    if int(match[2]) < int(match[1]):
-        raise ValueError(f"{text} is no range: its end is below its beginning")
-    return text
-
-
-Workers = Annotated[int | str, BeforeValidator(_workers)]
-"""How many workers train: a number, or a range such as ``2..8``."""
-
-
 class TrainingConfig(StageConfig):
     """What the two training stages share: data order, workers, checkpoints."""
 
@@ -59,7 +43,7 @@ class TrainingConfig(StageConfig):
     """Optimizer steps in all."""
     batch_size: Content[PositiveInt]
     """Samples per step over all workers; the number of workers must divide it."""
-    num_workers: Placement[Workers] = 1
+    num_workers: Placement[NumberOrRange] = 1
     """Ray Train workers (DDP), or a range: 2..8 grows and shrinks with the cluster. The same samples in the
     same order, with other last bits; may change when a run goes on."""
     use_gpu: Placement[bool] = False
@@ -88,8 +72,7 @@ class TrainingConfig(StageConfig):
     @property
     def worker_range(self) -> tuple[int, int]:
         """The fewest and the most workers; the same number twice where it is fixed."""
-        fewest, _, most = str(self.num_workers).partition("..")
-        return int(fewest), int(most or fewest)
+        return range_of(self.num_workers)
 
     def working(self, there: int) -> int:
         """How many of ``there`` workers train, the most that can share the batch; the others are idle."""

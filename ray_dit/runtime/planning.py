@@ -152,7 +152,7 @@ def plan_shards(
     units = sum(work.sizes)
     units_left = sum(size for shard, size in enumerate(work.sizes) if shard not in done)
     shards_left = len(work.sizes) - len(done)
-    workers = min(config.actors, max(shards_left, 1))
+    workers = most = min(config.most_actors, max(shards_left, 1))
     common: dict[str, Any] = {
         "stage": work.what,
         "output": config.output,
@@ -178,6 +178,8 @@ def plan_shards(
     pieces = len(work.sizes) if trial.equal_bytes else units / trial.size
     tried = f"{times.shards} shards of {trial.size} {work.unit} on {times.actors} actors"
     basis = f"measured: {tried} of this cluster"
+    if workers < most and config.address != "local":
+        basis += f", which has room for {workers} of {most} now; with more it takes less time"
     bytes_out = round(pieces * times.shard_bytes) + earlier_bytes + known.other_bytes
     return summed(common, seconds, bytes_out=bytes_out, basis=basis)
 
@@ -251,7 +253,7 @@ def try_shards(
 
     ``begun`` is when starting began.
     """
-    actors = min(config.actors, trial.shards, TRIAL_ACTORS, _room(ray, config, gpus))
+    actors = min(config.most_actors, trial.shards, TRIAL_ACTORS, _room(ray, config, gpus))
     count = min(actors * SHARDS_PER_ACTOR, trial.shards)
     tally = ray.remote(num_cpus=0)(_Tally).remote(actors)
     small = config.model_copy(update={"actors": actors})

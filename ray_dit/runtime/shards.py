@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_dit.config import ShardsConfig
+from ray_dit.config import ShardsConfig, range_of
 from ray_dit.errors import UserError, first_message
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.results import F, Marker
@@ -119,7 +119,7 @@ def make_shards(
 ) -> None:
     """Makes the shards that have no marker yet, and shows progress.
 
-    There are ``config.actors`` actors, each with ``gpus`` GPUs.
+    There are as many actors as ``config.actors`` allows and there is room for, each with ``gpus`` GPUs.
     ``set_up`` prepares each actor's process, before ``build``, for the number of threads it is given.
     ``enough`` is given the facts of each shard that is made here, and says why no more shall be.
     UserError, after everything else is done, if shards failed in all their tries; at once where no actor can
@@ -131,8 +131,9 @@ def make_shards(
     outcome = Outcome()
     with job.run({"what": work.what, "actors": config.actors, "device": "gpu" if gpus else "cpu"}) as run:
         if missing:
-            check_resources(ray, config, cpus=config.threads, gpus=gpus)
             resources, lanes = reserve(ray, config, work)
+            fewest = min(config.fewest_actors, len(missing))
+            check_resources(ray, config, cpus=fewest * resources["num_cpus"], gpus=fewest * gpus)
             resources |= {"num_gpus": gpus}
             with progress(work.what, total, work.unit, done=before) as advance:
                 watch = _Watch(work, run, advance, done=before)
@@ -238,7 +239,7 @@ def _fan_out(
 ) -> Outcome:
     """Lets actors, made with these ``arguments``, pull the shards until each is made or given up."""
     coordinator = beside_the_driver(ray, Coordinator).remote(shards, config.shard_deadline, enough)
-    actors = min(config.actors, len(shards))
+    actors = min(config.most_actors, len(shards))
     with ray.data.DataContext.current(_data_context(ray, actors)):
         # A slot is an input block for Ray Data to give to an actor, which then works until the job is over.
         # Twice as many as actors: an actor that died after its only row may leave the others without one.
@@ -250,7 +251,9 @@ def _fan_out(
                 fn_constructor_kwargs={"coordinator": coordinator, **arguments},
                 batch_size=1,
                 **resources,
-                compute=ray.data.ActorPoolStrategy(size=actors, max_tasks_in_flight_per_actor=1),
+                compute=ray.data.ActorPoolStrategy(
+                    **pool_sizes(config, len(shards)), max_tasks_in_flight_per_actor=1
+                ),
             )
             .iter_rows()
         )
@@ -296,6 +299,18 @@ def _end(ray: Any, coordinator: Any, watch: _Watch) -> None:
         ray.kill(coordinator)  # last: an actor that is still starting can't join any more, and ends
 
 
+def pool_sizes(config: ShardsConfig, shards: int) -> dict[str, int]:
+    """Of the pool that makes so many shards, as Ray Data's ``ActorPoolStrategy`` names them.
+
+    It asks for all its actors at once, of which those start that have room. The others wait in Ray, which
+    starts one whenever there is room, and whose autoscaler adds nodes for them. Ray Data by itself would ask
+    for one more node at a time of work that it sees ended, and an actor's only row ends with the job.
+    """
+    fewest, most = range_of(config.actors)
+    most = min(most, shards)
+    return {"min_size": min(fewest, most), "max_size": most, "initial_size": most}
+
+
 def _data_context(ray: Any, actors: int) -> Any:
     """Ray Data's settings for a fan-out: silent, no time limit but ours."""
     context = ray.data.DataContext.get_current().copy()
@@ -304,6 +319,9 @@ def _data_context(ray: Any, actors: int) -> Any:
     context.enable_rich_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = -1  # a shard may take hours; deadlines are the coordinator's
+    # With a row on every actor it replaces those that are gone, and it never ends one for having none.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = 0.0
     context.max_consecutive_actor_init_deaths = STARTS * actors - 1  # by default one death would end the job
     for handler in logging.getLogger("ray.data").handlers:  # set up when ray.data is imported, so not before
         if getattr(handler, "stream", None) is sys.stderr:

@@ -89,7 +89,8 @@ def _shared_out(
     for number in numbers:
         batches.setdefault(int(plan.batch_of(number, config.batch_size)[0]), []).append(number)
     every = [tuple(batch) for batch in batches.values()]
-    return [every[first :: config.actors] for first in range(min(config.actors, len(every)))]
+    tasks = min(config.most_actors, len(every))
+    return [every[first::tasks] for first in range(tasks)]
 
 
 def _parts(output: str) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from ray_dit.ledger.job import Job
 from ray_dit.results import ShardFacts
 from ray_dit.runtime.shard_maker import shard_name
 from ray_dit.runtime.shard_queue import TRIES
-from ray_dit.runtime.shards import Work, make_shards, reserve, shard_sizes
+from ray_dit.runtime.shards import Work, make_shards, pool_sizes, reserve, shard_sizes
 from ray_dit.storage.local import TEMP, LocalStore
 from tests.support.shard_makers import SIZE, run
 
@@ -166,6 +166,14 @@ def test_more_actors_than_there_is_room_for(one_ray: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.ray
+def test_a_range_of_which_not_even_the_fewest_have_room(one_ray: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="5 CPUs are wanted at once and this machine's Ray has 4"):
+        run(one_ray, tmp_path, 20, actors="5..9")
+    run(one_ray, tmp_path, 4, actors="5..9")  # never more than there are shards
+    assert made(tmp_path) == expected(range(4))
+
+
+@pytest.mark.ray
 def test_no_actor_outlives_its_job(one_ray: Any, tmp_path: Path) -> None:
     run(one_ray, tmp_path, 3, actors=2, start="late-second")
     end = time.monotonic() + 60
@@ -229,6 +237,20 @@ def test_shards_are_full_but_the_last() -> None:
     assert shard_sizes(10, 4) == [4, 4, 2]
     assert shard_sizes(8, 4) == [4, 4]
     assert shard_sizes(0, 4) == []
+
+
+@pytest.mark.parametrize(
+    ("actors", "shards", "sizes", "fewest"),
+    [(8, 100, (8, 8), 1), ("2..64", 100, (2, 64), 2), ("2..64", 9, (2, 9), 2), ("8..8", 3, (3, 3), 8)],
+)
+def test_a_pool_asks_for_all_its_actors(
+    actors: int | str, shards: int, sizes: tuple[int, int], fewest: int
+) -> None:
+    config = ShardsConfig(output="o", actors=actors)
+    assert pool_sizes(config, shards) == {
+        "min_size": sizes[0], "max_size": sizes[1], "initial_size": sizes[1]
+    }  # fmt: skip
+    assert config.fewest_actors == fewest
 
 
 class OneNode:

@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         made.shutdown()
 
 
-def run_and(folder: Path, after: int, act: Callable[[], Any]) -> None:
+def run_and(folder: Path, after: int, act: Callable[[], Any], **settings: Any) -> None:
     """Makes the shards in a thread, and does something once ``after`` of them are stored.
 
     Ray starts nodes in the main thread only.
@@ -41,7 +42,7 @@ def run_and(folder: Path, after: int, act: Callable[[], Any]) -> None:
     import ray
 
     with ThreadPoolExecutor(1) as thread:
-        job = thread.submit(run, ray, folder, SHARDS, actors=3, seconds=0.5)
+        job = thread.submit(run, ray, folder, SHARDS, **settings)
         while len(list((folder / "out/_markers").glob("*"))) < after and not job.done():
             time.sleep(0.1)
         act()
@@ -60,12 +61,19 @@ def made(folder: Path) -> dict[str, bytes]:
 
 def test_a_node_is_added_and_another_killed_while_a_job_runs(cluster: Any, tmp_path: Path) -> None:
     second = cluster.add_node(num_cpus=1)
-    run_and(tmp_path, 6, lambda: cluster.add_node(num_cpus=1))
+    grows = {
+        "actors": "2..9",
+        "seconds": 0.1,
+        "gate": (10, 3),
+        "deadline": 120.0,
+    }  # the rest waits for a third
+    run_and(tmp_path, 6, lambda: cluster.add_node(num_cpus=1), **grows)
     assert len(counts(tmp_path)) == 3, "the node that came late started no actor"
     assert min(counts(tmp_path)) > 0, "the node that came late got none"
     assert made(tmp_path) == {f"{shard:05d}": f"shard {shard}".encode() for shard in range(SHARDS)}
 
     again = tmp_path / "again"
     again.mkdir()
-    run_and(again, 9, lambda: cluster.remove_node(second, allow_graceful=False))
+    killed = partial(cluster.remove_node, second, allow_graceful=False)
+    run_and(again, 9, killed, actors=3, seconds=0.5)
     assert made(again) == {f"{shard:05d}": f"shard {shard}".encode() for shard in range(SHARDS)}

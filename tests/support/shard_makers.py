@@ -40,6 +40,8 @@ class Build:
     """How many times longer the first actor takes."""
     together: int = 1
     """Actors that must have started before any of them makes a shard."""
+    gate: tuple[int, int] = (0, 0)
+    """From this shard on they are computed once so many actors have started."""
     poison: dict[int, str] = field(default_factory=lambda: {})
     """What happens in these shards: raise, alarm, expire, kill, stop, hang, or orphan: the coordinator is
     killed."""
@@ -65,7 +67,7 @@ class Build:
             time.sleep(8)
         if self.start == "kill" or (self.start == "kill-first" and number == 0):
             os.kill(os.getpid(), signal.SIGKILL)
-        while len(list(Path(self.folder).glob("actor-*"))) < self.together:
+        while _started(self.folder) < self.together:
             time.sleep(0.05)
         return Maker(self, self.seconds * (self.slow if number == 0 else 1.0))
 
@@ -85,6 +87,9 @@ class Maker:
         """Sleeps, or does what the test wants done to this shard."""
         self._mark("compute", inputs)
         self._await_more("prepare", "compute")
+        first, actors = self._build.gate
+        while inputs >= first and _started(self._build.folder) < actors:
+            time.sleep(0.05)
         what = self._build.poison.get(inputs)
         if what and (_claim(Path(self._build.folder), f"poison{inputs}") == 0 or not self._build.once):
             if what == "raise":
@@ -124,6 +129,11 @@ class Maker:
             time.sleep(0.01)
 
 
+def _started(folder: str) -> int:
+    """How many actors have."""
+    return len(list(Path(folder).glob("actor-*")))
+
+
 def _coordinator() -> int:
     """The process of this cluster's coordinator."""
     here = psutil.Process(os.getppid())
@@ -145,7 +155,7 @@ def _claim(folder: Path, what: str) -> int:
 
 
 def run(
-    ray: Any, folder: Path, num_shards: int, *, actors: int, deadline: float | None = None, **build: Any
+    ray: Any, folder: Path, num_shards: int, *, actors: int | str, deadline: float | None = None, **build: Any
 ) -> Job:
     """Makes shards below ``folder`` and returns the job."""
     from ray import cloudpickle

@@ -297,7 +297,7 @@ def test_what_a_finished_training_keeps_does_not_change_when_it_is_made_again(tm
         ({"num_workers": 3}, "batch_size 4 is not a multiple of num_workers 3: change one of them"),
         ({"num_workers": "5..9"}, "batch_size 4 is not a multiple of num_workers 5..9: change"),
         ({"num_workers": "4..2"}, "4..2 is no range"),
-        ({"num_workers": "two"}, "'two' is neither a number of workers, from 1 on, nor a range such as 2..8"),
+        ({"num_workers": "two"}, "'two' is neither a number, from 1 on, nor a range such as 2..8"),
     ],
 )
 def test_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
