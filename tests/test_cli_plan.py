@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from ray_dit.cli.plan import PlanOptions, shown, take_plan
+from ray_dit.cli.plan import PRICE, PlanOptions, help_for, shown, take_plan
+from ray_dit.config import GenerateConfig, TrainConfig
 from ray_dit.errors import UserError
 from ray_dit.runtime.planning import Plan
 
@@ -33,8 +34,15 @@ PLAN = Plan(
     ],
 )
 def test_the_options(words: list[str], options: PlanOptions | None, rest: list[str]) -> None:
-    assert take_plan(words) == options
+    assert take_plan(words, TrainConfig) == options
     assert words == rest
+
+
+def test_the_price_stays_where_it_is_a_setting() -> None:
+    words = ["--plan", "--price-per-hour", "2.5"]
+    assert take_plan(words, GenerateConfig) == PlanOptions(False, None)
+    assert words == ["--price-per-hour", "2.5"]
+    assert (PRICE in help_for(TrainConfig), PRICE in help_for(GenerateConfig)) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +57,7 @@ def test_the_options(words: list[str], options: PlanOptions | None, rest: list[s
 )
 def test_what_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        take_plan(words)
+        take_plan(words, TrainConfig)
 
 
 def test_the_table() -> None:

@@ -10,7 +10,7 @@ from ray_dit.cli import options
 from ray_dit.cli.commands import COMMANDS
 from ray_dit.cli.help import command_help, overview
 from ray_dit.cli.near import near
-from ray_dit.cli.plan import HELP, shown, take_plan
+from ray_dit.cli.plan import help_for, shown, take_plan
 from ray_dit.config import Config
 from ray_dit.errors import UserError
 from ray_dit.runtime.session import Terminated, stopped_by_sigterm
@@ -65,11 +65,12 @@ def _dispatch(arguments: list[str]) -> None:
         raise UserError(f"there is no command {name!r}{near(name, COMMANDS)}; `ray-dit --help` lists them")
     command = COMMANDS[name]
     if {"-h", "--help"} & set(rest):
-        print(command_help(name, command.config, command.positional, more=HELP if command.plan else {}))
+        more = help_for(command.config) if command.plan else {}
+        print(command_help(name, command.config, command.positional, more=more))
         return
     if command.positional and rest and not rest[0].startswith("-"):
         rest = [f"--{command.positional}", *rest]
-    planned = take_plan(rest) if command.plan else None
+    planned = take_plan(rest, command.config) if command.plan else None
     config = parse(name, command.config, rest)
     if command.plan is None or planned is None:
         command.run(config)

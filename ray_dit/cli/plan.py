@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_dit.cli.options import take_option
+from ray_dit.config import Config
 from ray_dit.core.units import bytes_text, duration
 from ray_dit.errors import UserError
 
+PRICE = "--price-per-hour FLOAT"
 HELP = {
     "--plan [json]": "Say what would be made, read and needed, by a short trial on this Ray, and write "
     "nothing; as a table or as JSON.",
-    "--price-per-hour FLOAT": "With --plan: the price of one actor or worker per hour, for the cost.",
+    PRICE: "With --plan: the price of one worker for an hour, for the cost.",
 }
 
 
@@ -24,9 +26,17 @@ class PlanOptions:
     price_per_hour: float | None
 
 
-def take_plan(words: list[str]) -> PlanOptions | None:
-    """Removes ``--plan`` and what belongs to it from the words; None where it is not given."""
-    price = take_option(words, "--price-per-hour", wants="a price")
+def help_for(config: type[Config]) -> Mapping[str, str]:
+    """The options of a command with these settings that are none of them."""
+    return {option: text for option, text in HELP.items() if option != PRICE or not _has_price(config)}
+
+
+def take_plan(words: list[str], config: type[Config]) -> PlanOptions | None:
+    """Removes ``--plan`` and what belongs to it from the words; None where it is not given.
+
+    The price stays where it is one of the command's settings, and the plan has the cost then.
+    """
+    price = None if _has_price(config) else take_option(words, "--price-per-hour", wants="a price")
     place = next((at for at, word in enumerate(words) if word.partition("=")[0] == "--plan"), None)
     if place is None:
         if price is not None:
@@ -42,8 +52,7 @@ def take_plan(words: list[str]) -> PlanOptions | None:
 
 def shown(plan: Any, options: PlanOptions) -> str:
     """The plan as it is printed."""
-    if options.price_per_hour is not None:
-        plan = plan.priced(options.price_per_hour)
+    plan = plan.priced(options.price_per_hour)
     return json.dumps(plan.model_dump(), indent=1) if options.as_json else table(plan)
 
 
@@ -87,6 +96,10 @@ def _speed(plan: Any) -> Iterator[tuple[str, str, str]]:
     left = plan.counts.get("steps", 0) - plan.done.get("steps", 0)
     if left and seconds:
         yield "steps per second", f"{left / seconds:,.3g}", ""
+
+
+def _has_price(config: type[Config]) -> bool:
+    return "price_per_hour" in config.model_fields
 
 
 def _price(word: str) -> float:

@@ -14,6 +14,9 @@ class ShardsConfig(StageConfig):
     actors: Placement[NumberOrRange] = 2
     """Actors that make shards, or a range: 2..64 takes as many as there is room for, and a private Ray must
     have room for the first number. Those without room start when the cluster grows."""
+    price_per_hour: Placement[Annotated[float, Field(ge=0)] | None] = None
+    """Price of one actor for an hour: for the cost that --plan says, and at the end the cost of 1,000
+    images."""
     shard_deadline: Placement[Annotated[float, Field(gt=0)] | None] = None
     """Seconds a shard may take once the model is loaded, before its process is killed and the shard tried
     again (three tries in all); by default 15 minutes, or 20 times the median of this run's finished shards if

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray_dit.runtime.account import NO_TIME, ActorTime
 from ray_dit.runtime.shard_queue import Failure, ShardQueue, Turn
 
 Enough = Callable[[Mapping[str, Any]], str | None]
@@ -45,6 +46,10 @@ class News:
     """Handles of the actors that passed their deadline."""
     actors: list[Any]
     """Handles of all actors that ever joined."""
+    lost: int
+    """How many shards are given up."""
+    time: ActorTime
+    """Of all actors' processes, by their last words."""
 
 
 class Coordinator:
@@ -54,6 +59,8 @@ class Coordinator:
         self._queue = ShardQueue(shards, deadline=deadline)
         self._enough = enough
         self._handles: dict[str, Any] = {}
+        self._processes: dict[str, str] = {}
+        self._times: dict[str, ActorTime] = {}  # of each process
         self._finished: list[int] = []
         self._failures: list[tuple[Failure, str]] = []
         self._start_errors: list[tuple[str, str]] = []
@@ -66,11 +73,17 @@ class Coordinator:
         if self._queue.over:
             return False
         self._handles[worker] = handle
+        self._processes[worker] = process
         self._failures += [(failure, "") for failure in self._queue.join(worker, process)]
         return not self._queue.over
 
-    def take(self, worker: str, lane: int) -> Turn:
-        """The next turn of one of the actor's lanes. Asking twice does no harm: a lane holds one shard."""
+    def take(self, worker: str, lane: int, time_so_far: ActorTime = NO_TIME) -> Turn:
+        """The next turn of one of the actor's lanes. Asking twice does no harm: a lane holds one shard.
+
+        Lanes ask after each shard, and often while there is none: so that is where they tell their process's
+        time.
+        """
+        self._times[self._processes.get(worker, worker)] = time_so_far
         return self._queue.take(worker, time.monotonic(), lane)
 
     def finish(self, worker: str, shard: int, facts: Mapping[str, Any]) -> None:
@@ -110,7 +123,15 @@ class Coordinator:
         self._failures += [(failure, "") for failure in failures]
         stuck = [self._handles[worker] for worker in workers]
         actors = list(self._handles.values())
-        news = News(self._finished, self._failures, self._start_errors, stuck, actors)
+        news = News(
+            self._finished,
+            self._failures,
+            self._start_errors,
+            stuck,
+            actors,
+            lost=len(self._queue.lost),
+            time=sum(self._times.values(), start=NO_TIME),
+        )
         self._finished, self._failures, self._start_errors = [], [], []
         return news
 

@@ -74,8 +74,10 @@ class Plan(BaseModel):
     cost: float | None = None
     """For the total time on all workers, in the unit of the price."""
 
-    def priced(self, per_hour: float) -> "Plan":
-        """With the cost at this price per worker and hour."""
+    def priced(self, per_hour: float | None) -> "Plan":
+        """With the cost at this price per worker and hour; without where there is none."""
+        if per_hour is None:
+            return self
         return self.model_copy(update={"cost": self.total_seconds / 3600 * self.workers * per_hour})
 
 
@@ -163,11 +165,11 @@ def plan_shards(
         "workers": workers,
     }
     if _is_finished(store, work.generation):
-        return _finished(common, store)
+        return _finished(common, store).priced(config.price_per_hour)
     with ray_session(config) as ray:
         if gpus and not _gpus(ray):
             share = units_left / max(units, 1)
-            return assumed(common, known, share=share, workers=workers)
+            return assumed(common, known, share=share, workers=workers).priced(config.price_per_hour)
         common["workers"] = workers = min(workers, _room(ray, config, gpus))
         ready = time.monotonic()
         earlier, earlier_bytes = before(ray) if before is not None else ({}, 0)
@@ -181,7 +183,7 @@ def plan_shards(
     if workers < most and config.address != "local":
         basis += f", which has room for {workers} of {most} now; with more it takes less time"
     bytes_out = round(pieces * times.shard_bytes) + earlier_bytes + known.other_bytes
-    return summed(common, seconds, bytes_out=bytes_out, basis=basis)
+    return summed(common, seconds, bytes_out=bytes_out, basis=basis).priced(config.price_per_hour)
 
 
 def plan_training(
@@ -264,6 +266,7 @@ def try_shards(
         first=0,
         generation=0,
         shard_bytes=work.shard_bytes * trial.size // max(work.sizes),
+        look_in=None,
     )
     make_shards(ray, small, _scratch_job(work.what), _TimedBuild(trial.build, tally), trial_work, gpus=gpus)
     whole = time.monotonic() - begun

@@ -19,6 +19,7 @@ from ray_dit.ledger.job import Job
 from ray_dit.ledger.results import Marker
 from ray_dit.ledger.writers import HashAlarm
 from ray_dit.results import ShardFacts
+from ray_dit.runtime.account import Stopwatch
 from ray_dit.runtime.shard_maker import Careful, ShardMaker, shard_name
 from ray_dit.runtime.shard_queue import Turn
 from ray_dit.storage.proven import trust_settings
@@ -47,6 +48,7 @@ class Actor:
         import ray
         from ray.exceptions import ActorDiedError
 
+        self._watch = Stopwatch()
         context = ray.get_runtime_context()
         self._get, self._coordinator, self._job, self._lanes = ray.get, coordinator, job, lanes
         self._orphaned = ActorDiedError
@@ -77,7 +79,9 @@ class Actor:
                 answer, inputs = call
                 try:
                     assert self._maker is not None
-                    answer.set_result(self._maker.compute(inputs))
+                    with self._watch.computing():
+                        outputs = self._maker.compute(inputs)
+                    answer.set_result(outputs)
                 except BaseException as error:
                     answer.set_exception(error)
         for lane in lanes:
@@ -119,7 +123,7 @@ class Actor:
                 self._start_again()
 
     def _take(self, lane: int) -> Turn:
-        return self._get(self._coordinator.take.remote(self._id, lane))
+        return self._get(self._coordinator.take.remote(self._id, lane, self._watch.read()))
 
     def _make(self, shard: int, compute: Callable[[Any], Any], *, careful: bool) -> Mapping[str, Any] | None:
         """Makes and stores a shard; the facts of its marker, or None where that failed, which is reported."""

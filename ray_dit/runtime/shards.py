@@ -14,6 +14,7 @@ import contextlib
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from ray_dit.errors import UserError, first_message
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.results import F, Marker
 from ray_dit.ledger.runs import RunRecord
+from ray_dit.runtime.account import NO_TIME, Account, ActorTime
 from ray_dit.runtime.coordinator import Coordinator, Enough, News, Outcome
 from ray_dit.runtime.progress import Advance, progress
 from ray_dit.runtime.session import beside_the_driver, check_resources, cpus_for, debugging, largest_node
@@ -65,6 +67,9 @@ class Work:
     """Memory that a shard takes while it is under way, about."""
     shared_bytes: int = 0
     """Memory that an actor takes beside it for all its shards together."""
+    look_in: Callable[[Sequence[int]], None] | None = None
+    """Told several times a second, in a thread of the driver's, which shards were finished meanwhile; neither
+    raises nor waits."""
 
     @property
     def numbers(self) -> range:
@@ -128,7 +133,7 @@ def make_shards(
     missing = _missing(job, work.numbers)
     total = sum(work.sizes)
     before = after = total - sum(map(work.size, missing))
-    outcome = Outcome()
+    outcome, begun, taken = Outcome(), time.monotonic(), NO_TIME
     with job.run({"what": work.what, "actors": config.actors, "device": "gpu" if gpus else "cpu"}) as run:
         if missing:
             resources, lanes = reserve(ray, config, work)
@@ -136,7 +141,7 @@ def make_shards(
             check_resources(ray, config, cpus=fewest * resources["num_cpus"], gpus=fewest * gpus)
             resources |= {"num_gpus": gpus}
             with progress(work.what, total, work.unit, done=before) as advance:
-                watch = _Watch(work, run, advance, done=before)
+                watch = _Watch(work, run, advance, done=before, shards_done=len(work.sizes) - len(missing))
                 arguments = {
                     "job": job,
                     "build": build,
@@ -149,12 +154,22 @@ def make_shards(
                     if not outcome.orphaned:
                         break
                     missing = _missing(job, work.numbers)
-                    watch.done = total - sum(map(work.size, missing))
-                after = watch.done
+                    watch.begin_again(missing)
+                    if not missing:
+                        outcome = Outcome()
+                        break
+                after, taken = watch.done, watch.time
+        account = Account(
+            after - before, work.unit, time.monotonic() - begun, taken, price=config.price_per_hour
+        )
         run.end(
             **{work.unit: after - before, "shards": sum(outcome.made), "shards_by_actor": outcome.made},
+            **(account.facts() if taken.there else {}),
             failed=sorted(outcome.lost),
         )
+        if account.made:
+            with contextlib.suppress(OSError):
+                print(f"{work.what}: {account}", file=sys.stderr)
         if outcome.lost or outcome.stopped or not outcome.over:
             raise UserError(_complaint(outcome, job, work, run))
 
@@ -178,9 +193,32 @@ class _Watch:
     run: RunRecord
     advance: Advance
     done: int
+    shards_done: int = 0
+    retried: int = 0
+    """Tries that failed, of shards that were then tried again."""
+    lost: int = 0
+    """Shards given up."""
+    time: ActorTime = NO_TIME
+    """Of all actors, those of earlier coordinators too."""
     recording: bool = True
     actors: Sequence[Any] = ()
     """Handles of the actors of this fan-out."""
+    _earlier: ActorTime = NO_TIME
+
+    def begin_again(self, missing: Sequence[int]) -> None:
+        """Another coordinator will have these shards made."""
+        self.done = sum(self.work.sizes) - sum(map(self.work.size, missing))
+        self.shards_done = len(self.work.sizes) - len(missing)
+        self._earlier = self.time
+
+    @property
+    def note(self) -> str:
+        """What progress says beside how many are done."""
+        words = [f"{self.shards_done:,}/{len(self.work.sizes):,} shards"]
+        words += [f"{self.retried:,} retried"] if self.retried else []
+        words += [f"{self.lost:,} failed"] if self.lost else []
+        words += [f"actors compute {self.time.share:.0%} of the time"] if self.time.computing else []
+        return ", ".join(words)
 
     def look(self, ray: Any, coordinator: Any) -> None:
         """Takes in what has happened since the last look."""
@@ -190,8 +228,13 @@ class _Watch:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(handle, no_restart=False)
         self.done += sum(map(self.work.size, news.finished))
+        self.shards_done += len(news.finished)
+        self.retried += sum(failure.failures < TRIES for failure, _ in news.failures)
+        self.lost, self.time = news.lost, self._earlier + news.time
         with contextlib.suppress(OSError):  # nobody may be reading standard error any more
-            self.advance(self.done)
+            self.advance(self.done, self.note)
+        if self.work.look_in is not None:
+            self.work.look_in(news.finished)
         for failure, trace in news.failures:
             which = f"shard {failure.shard} failed (try {failure.failures} of {TRIES})"
             self._report(which, failure.cause, trace, {"shard": failure.shard, "try": failure.failures})

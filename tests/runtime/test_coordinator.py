@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ray_dit.runtime.account import ActorTime
 from ray_dit.runtime.coordinator import Coordinator
 from ray_dit.runtime.shard_queue import Turn
 
@@ -49,6 +50,18 @@ def test_without_a_limit_all_are_handed_out() -> None:
         assert coordinator.take("a", 0) == Turn(shard)
         coordinator.finish("a", shard, {"bad": 9})
     assert coordinator.outcome().stopped is None
+
+
+def test_the_time_of_actors_is_the_last_word_of_each_process() -> None:
+    coordinator = joined(None)
+    coordinator.join("b", "3", None)
+    coordinator.take("a", 0, ActorTime(1.0, 0.0))
+    coordinator.take("a", 1, ActorTime(9.0, 5.0))
+    coordinator.take("b", 0, ActorTime(10.0, 8.0))
+    assert coordinator.news().time == ActorTime(19.0, 13.0)
+    coordinator.join("a", "2", None)
+    coordinator.take("a", 0, ActorTime(2.0, 1.0))
+    assert coordinator.news().time == ActorTime(21.0, 14.0)
 
 
 def test_a_shard_whose_process_died_is_told_to_be_suspect() -> None:

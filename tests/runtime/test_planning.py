@@ -27,6 +27,7 @@ def test_the_cost_is_that_of_all_workers() -> None:
         workers=4, seconds={"work": 1800.0}, total_seconds=1800.0, basis="assumed",
     )  # fmt: skip
     assert plan.priced(3.0).cost == pytest.approx(4 * 0.5 * 3.0)
+    assert plan.priced(None) == plan
 
 
 def test_what_is_assumed_is_said() -> None:

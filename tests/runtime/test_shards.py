@@ -2,8 +2,10 @@
 
 import json
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -11,9 +13,12 @@ from ray_dit.config import EncodeConfig, ImagesConfig, ShardsConfig
 from ray_dit.errors import UserError
 from ray_dit.ledger.job import Job
 from ray_dit.results import ShardFacts
+from ray_dit.runtime import shards
+from ray_dit.runtime.account import ActorTime
+from ray_dit.runtime.coordinator import News, Outcome
 from ray_dit.runtime.shard_maker import shard_name
-from ray_dit.runtime.shard_queue import TRIES
-from ray_dit.runtime.shards import Work, make_shards, pool_sizes, reserve, shard_sizes
+from ray_dit.runtime.shard_queue import TRIES, Failure
+from ray_dit.runtime.shards import Work, _Watch, make_shards, pool_sizes, reserve, shard_sizes
 from ray_dit.storage.local import TEMP, LocalStore
 from tests.support.shard_makers import SIZE, run
 
@@ -41,13 +46,23 @@ def expected(shards: Any) -> dict[str, bytes]:
 
 
 @pytest.mark.ray
-def test_actors_that_are_ready_together_make_equal_numbers(one_ray: Any, tmp_path: Path) -> None:
-    run(one_ray, tmp_path, 41, actors=3, seconds=0.3, together=3)
-    counts = records(tmp_path)["shards_by_actor"]
+def test_actors_that_are_ready_together_make_equal_numbers(
+    one_ray: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(one_ray, tmp_path, 41, actors=3, seconds=0.3, together=3, price=7.0)
+    record = records(tmp_path)
+    counts = record["shards_by_actor"]
     assert sum(counts) == 41
     assert len(counts) == 3
     assert max(counts) - min(counts) <= 2
     assert made(tmp_path) == expected(range(41))
+    assert record["actor_hours"] < 3 * record["seconds"] / 3600
+    assert record["actor_hours"] * record["computing_share"] > 30 * 0.3 / 3600, "their last words are late"
+    assert record["cost_per_1000"] == pytest.approx(1000 * 7 * record["actor_hours"] / 410, rel=1e-2)
+    assert record["images_per_second"] == pytest.approx(410 / record["seconds"], rel=0.5)
+    said = capsys.readouterr().err
+    assert "41/41 shards" in said
+    assert "test: 410 images in " in said
 
 
 @pytest.mark.ray
@@ -233,6 +248,46 @@ def test_a_resume_reads_no_marker(tmp_path: Path) -> None:
     assert reads == []
 
 
+@dataclass
+class OneAnswer:
+    """A Ray whose coordinator has this news."""
+
+    answer: News
+
+    def get(self, ref: Any) -> News:
+        return self.answer
+
+
+def test_progress_tells_shards_tries_and_how_much_actors_compute() -> None:
+    coordinator, shown, seen = MagicMock(), list[tuple[int, str]](), list[int]()
+    work = Work("test", "images", [10] * 1000, look_in=seen.extend)
+    watch = _Watch(
+        work, MagicMock(), lambda done, note="": shown.append((done, note)), done=5000, shards_done=500
+    )
+    tries = [(Failure(3, 1, "no"), ""), (Failure(4, 3, "no"), "")]
+    news = News([7, 8], tries, [], [], [], lost=1, time=ActorTime(100.0, 80.0))
+    watch.look(OneAnswer(news), coordinator)
+    assert shown == [(5020, "502/1,000 shards, 1 retried, 1 failed, actors compute 80% of the time")]
+    assert seen == [7, 8]
+    watch.begin_again(range(400))  # another coordinator, and actors of its own
+    watch.look(OneAnswer(replace(news, failures=[], lost=0, time=ActorTime(100.0, 40.0))), coordinator)
+    assert watch.time == ActorTime(200.0, 120.0)
+    assert shown[-1] == (6020, "602/1,000 shards, 1 retried, actors compute 60% of the time")
+
+
+def test_a_coordinator_that_dies_when_all_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job.open(LocalStore(str(tmp_path)), "generate", {"made": "by a test"})
+
+    def make_and_die(*_: Any) -> Outcome:
+        job.put(shard_name(0), "data/0", b"", ShardFacts(shard=0))
+        return Outcome(stopped="it died", orphaned=True)
+
+    monkeypatch.setattr(shards, "_fan_out", make_and_die)
+    make_shards(
+        OneNode(CPU=1.0), ShardsConfig(output=str(tmp_path)), job, MagicMock(), Work("test", "images", [SIZE])
+    )
+
+
 def test_shards_are_full_but_the_last() -> None:
     assert shard_sizes(10, 4) == [4, 4, 2]
     assert shard_sizes(8, 4) == [4, 4]
@@ -258,6 +313,9 @@ class OneNode:
 
     def __init__(self, **resources: float) -> None:
         self._resources = resources
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self._resources
 
     def nodes(self) -> list[dict[str, Any]]:
         return [{"Resources": self._resources, "Alive": True}]

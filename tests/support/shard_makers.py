@@ -155,7 +155,14 @@ def _claim(folder: Path, what: str) -> int:
 
 
 def run(
-    ray: Any, folder: Path, num_shards: int, *, actors: int | str, deadline: float | None = None, **build: Any
+    ray: Any,
+    folder: Path,
+    num_shards: int,
+    *,
+    actors: int | str,
+    deadline: float | None = None,
+    price: float | None = None,
+    **build: Any,
 ) -> Job:
     """Makes shards below ``folder`` and returns the job."""
     from ray import cloudpickle
@@ -163,7 +170,9 @@ def run(
     cloudpickle.register_pickle_by_value(
         sys.modules[__name__]
     )  # Ray's workers don't have the tests on their path
-    config = ShardsConfig(output=str(folder / "out"), actors=actors, shard_deadline=deadline)
+    config = ShardsConfig(
+        output=str(folder / "out"), actors=actors, shard_deadline=deadline, price_per_hour=price
+    )
     job = Job.open(open_store(config.output), "generate", {"made": "by a test"})
     work = Work("test", "images", [SIZE] * num_shards)
     maker = Build(str(folder / "claims"), shards=num_shards, **build)
