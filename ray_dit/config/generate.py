@@ -83,6 +83,8 @@ class GenerateConfig(ShardsConfig):
     repair: Placement[bool] = False
     """First read all that is there again, and make damaged or missing shards anew."""
 
+    preview: Placement[Uri | None] = None
+    """PNG outside output that shows some of the newest images, drawn anew at times while the job runs."""
     only: Placement[Annotated[tuple[NonNegativeInt, ...] | None, _CommasToo]] = None
     """Make only the images of these numbers of the dataset in output, whose settings are taken from there;
     they go to only_output."""
@@ -110,8 +112,8 @@ class GenerateConfig(ShardsConfig):
             raise ValueError("only needs the number of an image")
         if self.only_output is None:
             raise ValueError("only needs only_output, the folder for its images")
-        if self.extend or self.repair:
-            raise ValueError("only makes images beside a dataset: leave extend and repair out")
+        if self.extend or self.repair or self.preview is not None:
+            raise ValueError("only makes images beside a dataset: leave extend, repair and preview out")
         if given > 1:
             raise ValueError("give one of num_images, per_class and requests, or none of them beside only")
 

@@ -7,6 +7,7 @@ it or when.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -48,6 +49,7 @@ from ray_dit.stages.dataset_plan import STAGE, DatasetPlan
 from ray_dit.stages.extension import settings_begun, totals_of
 from ray_dit.stages.fingerprint import STAGE_RULES, open_job, rules_with_plan
 from ray_dit.stages.painter import Build, rows_of
+from ray_dit.stages.preview import check_preview, open_preview
 from ray_dit.storage.open import open_output, open_store
 
 COUNTS = ("config.num_images", "config.per_class")
@@ -84,6 +86,7 @@ class Settled:
 
 def generate(config: GenerateConfig) -> Manifest[DatasetResult]:
     """Makes the dataset, or the shards still missing; returns the manifest."""
+    check_preview(config)
     settled = settle(config)
     plan = settled.plan
     _check_sizes(config, settled)
@@ -96,9 +99,11 @@ def generate(config: GenerateConfig) -> Manifest[DatasetResult]:
     if manifest is not None:
         return manifest
 
+    preview = open_preview(config, job)
+
     def make() -> None:
-        with ray_session(config) as ray:
-            make_shards(ray, config, job, build, _work(settled), gpus=gpus)
+        with ray_session(config) as ray, preview or nullcontext():
+            make_shards(ray, config, job, build, replace(_work(settled), look_in=preview), gpus=gpus)
 
     return finish_shards(job, make, lambda: _finish(config, job, settled))
 

@@ -429,7 +429,7 @@ def test_the_shard_size_that_is_said_to_fit_fits(model: Path, tmp_path: Path) ->
         ({"requests": "r.csv", "num_images": None, "classes": ("a",)}, "leave classes, labels and"),
         ({"only_output": "x"}, "only_output belongs to only"),
         ({"only": (1,)}, "only needs only_output"),
-        ({"only": (1,), "only_output": "x", "repair": True}, "leave extend and repair out"),
+        ({"only": (1,), "only_output": "x", "repair": True}, "leave extend, repair and preview out"),
     ],
 )
 def test_settings_that_do_not_fit_together(fields: dict[str, Any], message: str) -> None:

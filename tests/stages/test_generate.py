@@ -93,8 +93,9 @@ def test_settings_that_can_not_be_followed_leave_the_folder_free(place: Path) ->
 
 
 def test_one_actor_makes_the_bytes_of_two(place: Path, made: dict[str, Any]) -> None:
-    generate(settings(place, "alone", actors=1))
+    generate(settings(place, "alone", actors=1, preview=str(place / "alone.png")))
     assert contents(place / "alone") == contents(place / "dataset")
+    assert decode((place / "alone.png").read_bytes()).shape[2] == 3, "a picture was drawn while it ran"
 
 
 def test_every_picture_is_the_pipelines_at_its_canonical_batch(place: Path, made: dict[str, Any]) -> None:
