@@ -20,9 +20,10 @@ anywhere, run again, or run twice at the same time. An extension is a new genera
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 from ray_dit.errors import Conflict, Damaged
 from ray_dit.ledger.comparison import Comparison
@@ -66,7 +67,7 @@ from ray_dit.ledger.runs import RunRecord
 from ray_dit.ledger.settling import Objects
 from ray_dit.ledger.stored_json import Json, canonical, json_line, read_json, sealed
 from ray_dit.ledger.writers import WRITERS, Writers
-from ray_dit.storage.store import Store, ahead
+from ray_dit.storage.store import FileBytes, Store, ahead
 
 _AS_WRITTEN = Comparison()
 _log = logging.getLogger(__name__)
@@ -332,22 +333,26 @@ class Job:
             yield from self.plain.remake(made_again)
             yield from self.plain.restore(self.plain.markers(), made_again)
 
-    def finish(self, result: R, *, objects: Iterable[Marker[Any]] | None = None) -> Manifest[R]:
+    def finish(
+        self, result: R | Callable[[], R], *, objects: Iterable[Marker[Any]] | None = None
+    ) -> Manifest[R]:
         """Writes the listings, then the manifest, the last write, and returns it.
 
+        ``result``: the facts, or what gives them once all ``objects`` have been taken.
         ``objects``: markers, streamed, in the order they shall be listed; by default all, in ``in_order``.
-        Their lines are gathered as bytes (about 350 per object), never as Python objects. Listings and a
-        manifest that are damaged are replaced.
+        Their lines are gathered in a file, so none is held, whatever their number. Listings and a manifest
+        that are damaged are replaced.
         """
-        facts = result.to_json()
-        if clash := MANIFEST_FIELDS & facts.keys():
-            raise ValueError(f"a manifest's own fields cannot be facts: {sorted(clash)}")
         job = read_json(self.store, job_key(self.generation))
-        before = unless_damaged(lambda: self.manifest(type(result)))
         listing, accepted = self._list(
             listing_key(self.generation), self.markers(Facts) if objects is None else objects
         )
-        as_before = before is not None and before.facts == result and before.listings[-1] == listing
+        found: R = result() if callable(result) else result
+        facts = found.to_json()
+        if clash := MANIFEST_FIELDS & facts.keys():
+            raise ValueError(f"a manifest's own fields cannot be facts: {sorted(clash)}")
+        before = unless_damaged(lambda: self.manifest(type(found)))
+        as_before = before is not None and before.facts == found and before.listings[-1] == listing
         if before is not None and as_before and not before.plain:
             return before  # of an earlier version, which listed no plain objects
         plain, _ = self._list(plain_listing_key(self.generation), self.plain.markers())
@@ -363,7 +368,7 @@ class Job:
         )
         key = manifest_key(self.generation)
         self._put_derived(key, canonical(manifest))
-        return parse_manifest(manifest, type(result), self.store.where(key))
+        return parse_manifest(manifest, type(found), self.store.where(key))
 
     def run(self, facts: Mapping[str, Json]) -> RunRecord:
         """Begins the record of this run: what may differ between runs of the same job."""
@@ -394,29 +399,31 @@ class Job:
 
     def _list(self, key: str, objects: Iterable[Marker[Any]]) -> tuple[Listing, list[str]]:
         """Stores a listing; its entry in the manifest, and the accepted fingerprints that occur in it."""
-        lines = bytearray()
         count = size = 0
         accepted: set[str] = set()
-        for marker in objects:
-            lines += json_line(marker.to_json())
-            count, size = count + 1, size + marker.bytes
-            accepted |= {marker.fingerprint} if marker.fingerprint else set()
-        data = bytes(lines)
-        self._put_derived(key, data)
-        sha256 = hashlib.sha256(data).hexdigest()
-        return Listing(key=key, sha256=sha256, count=count, bytes=size), sorted(accepted)
+        sha256 = hashlib.sha256()
+        with tempfile.TemporaryFile() as lines:
+            for marker in objects:
+                line = json_line(marker.to_json())
+                lines.write(line)
+                sha256.update(line)
+                count, size = count + 1, size + marker.bytes
+                accepted |= {marker.fingerprint} if marker.fingerprint else set()
+            lines.flush()
+            self._put_derived(key, lines)
+        return Listing(key=key, sha256=sha256.hexdigest(), count=count, bytes=size), sorted(accepted)
 
-    def _put_derived(self, key: str, data: bytes) -> None:
-        """Writes a listing or manifest; Conflict if the job was finished with another one.
+    def _put_derived(self, key: str, data: bytes | BinaryIO) -> None:
+        """Writes a manifest, or the listing in a file; Conflict if the job was finished with another one.
 
         One that no whole manifest vouches for is damaged, or was left by a killed run.
         """
         try:
-            self.store.put(key, data)
+            self.store.put(key, data) if isinstance(data, bytes) else self.store.put_file(key, data)
         except Conflict:
             if self.whole(Facts) is not None:
                 raise
-            overwrite(self.store, key, data)
+            overwrite(self.store, key, data if isinstance(data, bytes) else FileBytes(data).whole)
 
     def _before(self) -> dict[str, Json]:
         """What the manifest of the generation before lists."""

@@ -5,17 +5,18 @@ per object. An extended job has a manifest and a listing per generation; the new
 manifest counts.
 """
 
-import io
+import hashlib
 import re
+import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from ray_dit.errors import NotFound, UserError
-from ray_dit.ledger.restore import read_whole
+from ray_dit.ledger.restore import read_twice
 from ray_dit.ledger.results import F, Facts, Listing, Manifest, Marker, R, parse_manifest, parse_marker
 from ray_dit.ledger.stored_json import parse_json, read_json
 from ray_dit.storage.open import open_store
-from ray_dit.storage.store import Store
+from ray_dit.storage.store import CHUNK, Store
 
 FORMAT = 1
 
@@ -152,8 +153,25 @@ def plain_objects(store: Store, manifest: Manifest[Any]) -> list[Marker[Facts]]:
 def listed(store: Store, listing: Listing, facts: type[F]) -> Iterator[Marker[F]]:
     """The markers in one listing, one parsed at a time; Damaged where it is not the manifest's.
 
-    It is read whole first, which takes as much memory as writing it did: parts of it have no hash.
+    It is read whole first, into a file: parts of it have no hash, and it may be larger than memory.
     """
     where = store.where(listing.key)
-    for line in io.BytesIO(read_whole(store, listing.key, listing.sha256)):
-        yield parse_marker(parse_json(line, where), facts, where)
+    with tempfile.TemporaryFile() as lines:
+        read_twice(store, listing.key, lambda: _copied(store, listing, lines))
+        lines.seek(0)
+        for line in lines:
+            yield parse_marker(parse_json(line, where), facts, where)
+
+
+def _copied(store: Store, listing: Listing, file: BinaryIO) -> bool | None:
+    """Copies a listing into an empty file; None, and the file empty, where it is not the manifest's."""
+    sha256 = hashlib.sha256()
+    with store.open_file(listing.key) as source:
+        while chunk := source.read(CHUNK):
+            sha256.update(chunk)
+            file.write(chunk)
+    if sha256.hexdigest() == listing.sha256:
+        return True
+    file.seek(0)
+    file.truncate()
+    return None

@@ -5,6 +5,7 @@ run it, by the same actors or workers at the same time, into a store that keeps 
 are carried over to the whole. Where the cluster lacks the device, figures rest on an assumption, and say so.
 """
 
+import heapq
 import statistics
 import threading
 import time
@@ -423,10 +424,10 @@ def _finished(common: dict[str, Any], store: Store) -> Plan:
 
 def makespan(sizes: Sequence[int], done: set[int], workers: int) -> int:
     """Units that the busiest of the workers makes, each taking the next shard when it is free."""
-    loads = [0] * workers
+    loads = [0] * workers  # a heap: the least first
     for shard, size in enumerate(sizes):
         if shard not in done:
-            loads[loads.index(min(loads))] += size
+            heapq.heapreplace(loads, loads[0] + size)
     return max(loads)
 
 

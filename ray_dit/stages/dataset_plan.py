@@ -81,10 +81,8 @@ class DatasetPlan:
     @property
     def work(self) -> Work:
         """What this generation adds."""
-        part = self._parts[self.generation]
-        numbers = range(part.first_shard, part.first_shard + part.num_shards)
-        sizes = [len(self.ids(shard)) for shard in numbers]
-        return Work(STAGE, "images", sizes, first=part.first_shard, generation=part.generation)
+        sizes = [len(self._span(shard)) for shard in self.own_numbers]
+        return Work(STAGE, "images", sizes, first=self.own_numbers.start, generation=self.generation)
 
     def of(self, generation: int) -> "DatasetPlan":
         """The plan of another generation of the same dataset."""
@@ -92,18 +90,19 @@ class DatasetPlan:
 
     def ids(self, shard: int) -> NDArray[np.int64]:
         """Image numbers of a shard, of whatever generation."""
-        part, size = self._part(shard), self.shard_size
-        cell = part.begin // size + shard - part.first_shard
-        return np.arange(max(cell * size, part.begin), min((cell + 1) * size, part.end))
+        span = self._span(shard)
+        return np.arange(span.start, span.stop)
 
     def batches(self, shard: int, batch_size: int) -> list[NDArray[np.int64]]:
         """Image numbers of the canonical batches that hold a shard's images, each of full size.
 
         The first may begin with images of the generation before, the last ends with numbers that follow.
         """
-        ids = self.ids(shard)
-        first = ids[0] - ids[0] % self.shard_size % batch_size
-        return [np.arange(begin, begin + batch_size) for begin in range(first, ids[-1] + 1, batch_size)]
+        return [np.arange(begin, begin + batch_size) for begin in self._batch_begins(shard, batch_size)]
+
+    def num_batches(self, shard: int, batch_size: int) -> int:
+        """How many canonical batches hold a shard's images."""
+        return len(self._batch_begins(shard, batch_size))
 
     def labels(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Classes of the images with these numbers.
@@ -186,6 +185,12 @@ class DatasetPlan:
         part = self._parts[self.generation]
         return range(part.first_shard + part.num_shards)
 
+    @property
+    def own_numbers(self) -> range:
+        """Those of the shards that this generation adds."""
+        part = self._parts[self.generation]
+        return range(part.first_shard, part.first_shard + part.num_shards)
+
     def batch_of(self, number: int, batch_size: int) -> NDArray[np.int64]:
         """Numbers of the images of the canonical batch that an image is made in."""
         cell = number - number % self.shard_size
@@ -201,6 +206,17 @@ class DatasetPlan:
             parts.append(_Part(generation, begin, end, shards, num_shards))
             begin, shards = end, shards + num_shards
         return tuple(parts)
+
+    def _span(self, shard: int) -> range:
+        """Image numbers of a shard; a range takes no memory, however many they are."""
+        part, size = self._part(shard), self.shard_size
+        cell = part.begin // size + shard - part.first_shard
+        return range(max(cell * size, part.begin), min((cell + 1) * size, part.end))
+
+    def _batch_begins(self, shard: int, batch_size: int) -> range:
+        """First image of each canonical batch that holds a shard's images."""
+        span = self._span(shard)
+        return range(span.start - span.start % self.shard_size % batch_size, span.stop, batch_size)
 
     def _part(self, shard: int) -> _Part:
         """The generation that has the shard."""

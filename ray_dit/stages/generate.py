@@ -146,7 +146,7 @@ def plan_generate(config: GenerateConfig, *, begun: float) -> Plan:
     _check_sizes(config, settled)
     folder, plan, size, work = settled.folder, settled.plan, config.batch_size, _work(settled)
     # the last batch of a shard is filled up, and so is the first where it belongs to the generation before
-    rows = size * sum(len(plan.batches(shard, size)) for shard in work.numbers)
+    rows = size * sum(plan.num_batches(shard, size) for shard in work.numbers)
     evaluations = round(rows * _evaluations_per_image(settled))
     images = sum(work.sizes)
     trial = replace(plan, totals=(-(-images // size) * size,), shard_size=size, generation=0)
@@ -274,14 +274,15 @@ def _check_sizes(config: GenerateConfig, settled: Settled) -> None:
 
 def _finish(config: GenerateConfig, job: Job, settled: Settled) -> Manifest[DatasetResult]:
     plan, labels = settled.plan, settled.folder.labels
-    markers = list(_markers(job, plan))
     pixels = hashlib.sha256()
-    for marker in chain(extended_objects(job.store, job.generation, ImageShardFacts), markers):
-        pixels.update(marker.facts.pixels_sha256.encode())
-    for key, made in _at_the_end(config, settled, job, plan).items():
-        job.put_plain(key, made())
-    return job.finish(
-        DatasetResult(
+
+    def hashed(markers: Iterator[Marker[ImageShardFacts]]) -> Iterator[Marker[ImageShardFacts]]:
+        for marker in markers:
+            pixels.update(marker.facts.pixels_sha256.encode())
+            yield marker
+
+    def result() -> DatasetResult:
+        return DatasetResult(
             rows=plan.num_images,
             classes=labels.names,
             labels=plan.classes,
@@ -289,9 +290,13 @@ def _finish(config: GenerateConfig, job: Job, settled: Settled) -> Manifest[Data
             sampler=UsedSampler.of(settled.sampler),
             pixels_sha256=pixels.hexdigest(),
             **(_more_facts(config, settled) if plan.layout > 1 else {}),
-        ),
-        objects=markers,
-    )
+        )
+
+    for key, made in _at_the_end(config, settled, job, plan).items():
+        job.put_plain(key, made())
+    for _ in hashed(extended_objects(job.store, job.generation, ImageShardFacts)):
+        pass
+    return job.finish(result, objects=hashed(_markers(job, plan)))
 
 
 def _more_facts(config: GenerateConfig, settled: Settled) -> dict[str, Any]:
@@ -313,7 +318,8 @@ def _more_facts(config: GenerateConfig, settled: Settled) -> dict[str, Any]:
 
 def _markers(job: Job, plan: DatasetPlan) -> Iterator[Marker[ImageShardFacts]]:
     """Those of the shards of the job's generation."""
-    return all_markers(job, len(plan.work.sizes), ImageShardFacts, first=plan.work.first)
+    numbers = plan.own_numbers
+    return all_markers(job, len(numbers), ImageShardFacts, first=numbers.start)
 
 
 def _at_the_end(config: GenerateConfig, settled: Settled, job: Job, plan: DatasetPlan) -> MadeAgain:

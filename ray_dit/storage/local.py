@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ray_dit.errors import Conflict, NotFound, StoreFailure, UserError
-from ray_dit.storage.store import ObjectInfo, Store, checked_key
+from ray_dit.storage.store import FileBytes, ObjectInfo, Store, checked_key, chunks_of
 
 TEMP = ".put-"
 """Temp files start with it; objects never do."""
@@ -70,6 +70,12 @@ class LocalStore(Store):
             return None
 
     def put(self, key: str, data: bytes) -> bool:
+        return self._put(key, data)
+
+    def _put_large(self, key: str, data: FileBytes) -> bool:
+        return self._put(key, data)
+
+    def _put(self, key: str, data: bytes | FileBytes) -> bool:
         path = self._path(key)
         with self._saying(key):
             if path.exists():
@@ -196,7 +202,7 @@ def _is_special(found: os.stat_result) -> bool:
     return not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode)
 
 
-def _write_temp(path: Path, data: bytes) -> Path:
+def _write_temp(path: Path, data: bytes | FileBytes) -> Path:
     """A durable file with the content, beside the place it will have."""
     try:
         _make_folder(path.parent)
@@ -211,7 +217,8 @@ def _write_temp(path: Path, data: bytes) -> Path:
     temp = path.with_name(f"{TEMP}{uuid.uuid4().hex}")
     with open(temp, "xb") as file:
         try:
-            file.write(data)
+            for chunk in chunks_of(data):
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
         except BaseException:

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, TypeGuard, TypeVar, cast
 
 import fsspec.asyn  # pyright: ignore[reportMissingTypeStubs]
 
@@ -37,7 +37,7 @@ from ray_dit.storage.retry import (
     with_fresh_credentials,
 )
 from ray_dit.storage.s3_client import ask_why, renew, shared_client, shared_pace
-from ray_dit.storage.store import CHUNK, ObjectInfo, Store, ahead, checked_key
+from ray_dit.storage.store import CHUNK, FileBytes, ObjectInfo, Store, ahead, checked_key, sha256_of
 
 T = TypeVar("T")
 Reply = dict[str, Any]
@@ -102,7 +102,13 @@ class S3Store(Store):
             return None
 
     def put(self, key: str, data: bytes) -> bool:
-        if len(data) > ONE_PUT and self.head(key) is not None:
+        return self._put(key, data)
+
+    def _put_large(self, key: str, data: FileBytes) -> bool:
+        return self._put(key, data)
+
+    def _put(self, key: str, data: bytes | FileBytes) -> bool:
+        if not _in_one(data) and self.head(key) is not None:
             return self._same_or_conflict(key, data)  # without sending it all to be refused
         token = uuid.uuid4().hex
         try:
@@ -197,16 +203,16 @@ class S3Store(Store):
         rest = (self._read(key, start, CHUNK, info.etag)[0] for start in range(CHUNK, info.size, CHUNK))
         return itertools.chain([first], rest), info
 
-    def _write(self, key: str, data: bytes, token: str, **condition: str) -> None:
+    def _write(self, key: str, data: bytes | FileBytes, token: str, **condition: str) -> None:
         """Writes under the condition, or raises _Refused.
 
         The token tells our object from another writer's.
         """
         if not self.conditional:
             self._look(key, condition)
-        metadata = {"sha256": hashlib.sha256(data).hexdigest(), "writer": token}
+        metadata = {"sha256": sha256_of(data), "writer": token}
         headers = condition if self.conditional else {}
-        if len(data) <= ONE_PUT:
+        if _in_one(data):
             self._ask(
                 "put_object",
                 key,
@@ -218,7 +224,7 @@ class S3Store(Store):
             )
         else:
             self._write_parts(key, data, metadata, headers)
-        if (len(data) > ONE_PUT or not self.conditional) and not self._wrote(key, token):
+        if not (_in_one(data) and self.conditional) and not self._wrote(key, token):
             raise _Refused
 
     def _look(self, key: str, condition: dict[str, str]) -> None:
@@ -228,7 +234,7 @@ class S3Store(Store):
             raise _Refused
 
     def _write_parts(
-        self, key: str, data: bytes, metadata: dict[str, str], condition: dict[str, str]
+        self, key: str, data: bytes | FileBytes, metadata: dict[str, str], condition: dict[str, str]
     ) -> None:
         """A multipart upload whose completion carries the condition.
 
@@ -250,7 +256,8 @@ class S3Store(Store):
         # then no upload of this key can succeed any more: one whose reply was lost, or another writer's
         taken = False
         try:
-            parts = {"Parts": list(ahead(part, range(1, -(-len(data) // PART) + 1), threads=4))}
+            threads = 4 if isinstance(data, bytes) else 1  # of a file each part takes memory
+            parts = {"Parts": list(ahead(part, range(1, -(-len(data) // PART) + 1), threads=threads))}
             self._ask(
                 "complete_multipart_upload", key, needs="ETag",
                 Key=name, UploadId=upload, MultipartUpload=parts, **condition,
@@ -366,6 +373,11 @@ def _obeys_conditions(store: S3Store) -> bool:
         return store.obeys(probe, b"2", IfNoneMatch="*") and store.obeys(probe, b"3", IfMatch='"0"')
     finally:
         store.delete(probe)
+
+
+def _in_one(data: bytes | FileBytes) -> TypeGuard[bytes]:
+    """Whether it goes up in a single PUT, from memory."""
+    return isinstance(data, bytes) and len(data) <= ONE_PUT
 
 
 def _body(data: bytes) -> Reply:

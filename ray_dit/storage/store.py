@@ -13,6 +13,7 @@ Three kinds of storage: ``local.py`` (a folder), ``s3.py`` (S3 and everything th
 """
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,8 @@ R = TypeVar("R")
 
 CHUNK = 16 << 20
 """Bytes read at once where an object is streamed."""
+LARGE = 64 << 20
+"""Bytes of a file from which on it is stored without being in memory."""
 UNKNOWN_SIZE = -1
 """That of an object in a listing that tells none, as a page of links on the web."""
 
@@ -93,6 +96,15 @@ class Store(ABC):
         there. Conflict: other bytes are there; nothing was changed.
         """
 
+    def put_file(self, key: str, file: BinaryIO) -> bool:
+        """As ``put``, of all that a file of this machine holds, which may be more than memory does."""
+        data = FileBytes(file)
+        return self._put_large(key, data) if len(data) > LARGE else self.put(key, data.whole)
+
+    def _put_large(self, key: str, data: "FileBytes") -> bool:
+        """As ``put``; by default from memory after all."""
+        return self.put(key, data.whole)
+
     @abstractmethod
     def replace(self, key: str, data: bytes, *, if_match: str) -> None:
         """Replaces the object whose etag is ``if_match``; Conflict if it is another by now, or gone."""
@@ -137,7 +149,7 @@ class Store(ABC):
         """
         return iter(())
 
-    def _same_or_conflict(self, key: str, data: bytes) -> bool:
+    def _same_or_conflict(self, key: str, data: "bytes | FileBytes") -> bool:
         """False if ``data`` is what the occupied key holds, else Conflict: the end of a put that lost."""
         info = self.head(key)
         if info is None:
@@ -146,13 +158,47 @@ class Store(ABC):
                 "file, or it was removed just now"
             )
         stored = info.sha256 or self.sha256(key)
-        ours = hashlib.sha256(data).hexdigest()
+        ours = sha256_of(data)
         if stored != ours:
             raise Conflict(
                 f"{self.where(key)} already holds other bytes (sha256 {stored[:12]}, not {ours[:12]});"
                 " write to another folder or remove this one"
             )
         return False
+
+
+@dataclass(frozen=True)
+class FileBytes:
+    """An open file as bytes that are read where they are wanted, in any thread."""
+
+    file: BinaryIO
+
+    def __len__(self) -> int:
+        return os.fstat(self.file.fileno()).st_size
+
+    def __getitem__(self, span: slice) -> bytes:
+        return os.pread(self.file.fileno(), span.stop - span.start, span.start)
+
+    @property
+    def whole(self) -> bytes:
+        """All of it."""
+        return b"".join(chunks_of(self))
+
+
+def sha256_of(data: bytes | FileBytes) -> str:
+    """Hex digest; no more than a chunk of a file is in memory."""
+    digest = hashlib.sha256()
+    for chunk in chunks_of(data):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def chunks_of(data: bytes | FileBytes) -> Iterator[bytes]:
+    """The bytes, those of a file in pieces."""
+    if isinstance(data, bytes):
+        yield data
+    else:
+        yield from (data[start : start + CHUNK] for start in range(0, len(data), CHUNK))
 
 
 def checked_key(key: str) -> str:

@@ -1,11 +1,13 @@
 """The job protocol: who writes what, what is read, how jobs are extended, verified, repaired and cleaned."""
 
 import hashlib
+import io
 import json
 import pickle
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import pytest
 
@@ -204,6 +206,21 @@ def test_markers_are_in_the_order_of_their_numbers_however_many(store: Store):
     assert list(manifest_objects(store, job.finish(Shards(rows=4)), Facts)) == by_number + words
 
 
+def test_a_result_may_be_told_once_all_objects_were_taken(store: Store):
+    job = Job.open(store, "generate", PARTS)
+    put_shards(job, 0, 1, 2)
+    taken: list[str] = []
+
+    def objects() -> Iterator[Marker[Facts]]:
+        for marker in job.markers(Facts):
+            taken.append(marker.key)
+            yield marker
+
+    manifest = job.finish(lambda: Shards(rows=len(taken)), objects=objects())
+    assert manifest.facts.rows == 3
+    assert job.finish(Shards(rows=3)) == manifest
+
+
 def test_a_marker_that_is_there_is_returned_and_nothing_written(tmp_path: Path):
     job = Job.open(open_store(str(tmp_path)), "generate", PARTS)
     marker = put_shards(job, 0)[0]
@@ -308,15 +325,16 @@ def test_an_object_whose_writer_died_before_its_marker_is_made_anew(
 
 
 class FlippingStore(LocalStore):
-    """Each object is read with a flipped bit the first ``wrong`` times."""
+    """Each object is read with other bytes, and more of them, the first ``wrong`` times."""
 
     wrong = 1
     reads: ClassVar[Counter[str]] = Counter()
 
-    def get(self, key: str) -> bytes:
-        data = super().get(key)
+    def open_file(self, key: str) -> BinaryIO:
+        with super().open_file(key) as file:
+            data = file.read()
         self.reads[key] += 1
-        return data if self.reads[key] > self.wrong else data.replace(b'"rows"', b'"sows"')
+        return io.BytesIO(data if self.reads[key] > self.wrong else data.replace(b'"rows"', b'"rowss"'))
 
 
 def test_a_listing_is_held_against_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """What each image is: classes in turn or drawn, scales drawn, and lists of requests. Without Ray."""
 
+import hashlib
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ from ray_dit.config import SamplerConfig
 from ray_dit.core.media import decode
 from ray_dit.errors import Conflict, UserError
 from ray_dit.ledger.manifest import read_manifest
-from ray_dit.results import DatasetResult
+from ray_dit.ledger.markers import mark
+from ray_dit.ledger.stored_json import canonical
+from ray_dit.results import DatasetResult, ImageShardFacts
+from ray_dit.runtime.shard_maker import shard_name
 from ray_dit.stages import generate as stage
 from ray_dit.stages.dataset_plan import DatasetPlan
 from tests.stages.test_dataset_formats import shards
@@ -78,6 +83,47 @@ def test_the_canonical_batch_of_an_image_is_the_one_its_shard_is_made_in() -> No
 def requests(path: Path, rows: list[dict[str, Any]] = ROWS) -> str:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return str(path)
+
+
+@pytest.mark.parametrize("totals", [(11,), (11, 12, 13, 25), (4, 9), (8, 16)])
+def test_sizes_and_batches_are_counted_as_they_are_listed(totals: tuple[int, ...]) -> None:
+    for generation in range(len(totals)):
+        plan = DatasetPlan((0, 1), totals, 4, generation)
+        assert plan.work.numbers == plan.own_numbers
+        assert plan.work.sizes == [len(plan.ids(shard)) for shard in plan.own_numbers]
+        assert sum(plan.work.sizes) == totals[generation] - (0, *totals)[generation]
+        for shard in plan.own_numbers:
+            assert plan.num_batches(shard, 3) == len(plan.batches(shard, 3))
+
+
+def test_planning_lists_no_images() -> None:
+    many = 10**15
+    plan = DatasetPlan((0,), (2 * many,), many)
+    assert plan.work.sizes == [many, many]
+    assert plan.num_batches(1, 50) == many // 50
+
+
+def test_a_dataset_is_finished_without_holding_its_markers(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", tuple(f"class {number}" for number in range(1000)))
+    config = dataset_config(tmp_path / "model", tmp_path / "dataset", num_images=400_000, shard_size=1000)
+    settled = stage.settle(config)
+    job = stage._open(config, settled)
+    classes = dict.fromkeys(map(str, range(1000)), 1)
+    for shard in settled.plan.work.numbers:
+        facts = ImageShardFacts(
+            shard=shard, rows=1000, pixels_sha256=str(shard), first_id=1000 * shard, classes=classes
+        )
+        data = canonical(mark(shard_name(shard), f"{shard}.parquet", b"", facts).to_json())
+        job.store.put(f"_markers/{shard_name(shard)}.json", data)
+    tracemalloc.start()
+    try:
+        manifest = stage._finish(config, job, settled)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert manifest.listings[0].count == 400
+    assert manifest.facts.pixels_sha256 == hashlib.sha256("".join(map(str, range(400))).encode()).hexdigest()
+    assert peak < 28e6  # all of them take 50 MB and more
 
 
 def test_every_request_is_the_image_the_pipeline_makes_of_it(model: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from ray_dit.storage.local import TEMP, LocalStore
 from ray_dit.storage.open import open_store
 from ray_dit.storage.other import FsspecStore
 from ray_dit.storage.retry import Incomplete, Patience, attempts, kind_of, said
-from ray_dit.storage.store import CHUNK, Store, ahead
+from ray_dit.storage.store import CHUNK, FileBytes, Store, ahead, sha256_of
 from tests.support import seaweed
 
 QUICK = Patience(deadline=2.0, attempt=0.5, bytes_per_second=20e6, first_pause=0.02, longest_pause=0.1)
@@ -98,6 +98,32 @@ def test_put_never_overwrites(store: Store):
     with pytest.raises(Conflict, match="key already holds other bytes"):
         store.put("key", b"other")
     assert store.get("key") == b"first"
+
+
+def test_a_file_is_put_as_its_bytes_are(store: Store, tmp_path: Path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"one")
+    two.write_bytes(b"two")
+    with one.open("rb") as file, two.open("rb") as other:
+        file.seek(1)  # all of it counts, wherever it is read
+        assert store.put_file("a", file) is True
+        assert store.put_file("a", file) is False
+        with pytest.raises(Conflict):
+            store.put_file("a", other)
+    assert store.put("a", b"one") is False
+    assert store.get("a") == b"one"
+
+
+def test_a_file_larger_than_a_chunk_is_stored_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ray_dit.storage.store.LARGE", CHUNK)
+    data = os.urandom(CHUNK + 5)
+    path = tmp_path / "lines"
+    path.write_bytes(data)
+    store = LocalStore(str(tmp_path / "store"))
+    with path.open("rb") as file:
+        assert store.put_file("a", file)
+        assert sha256_of(FileBytes(file)) == hashlib.sha256(data).hexdigest()
+    assert store.get("a") == data
 
 
 def test_replace_needs_the_version_that_is_there(store: Store):
@@ -355,7 +381,7 @@ def test_the_environment_decides_where_s3_is(s3_environment: str, monkeypatch: p
 
 @pytest.mark.s3
 def test_large_objects_go_up_in_parts_under_the_same_contract(
-    s3_environment: str, monkeypatch: pytest.MonkeyPatch
+    s3_environment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(s3, "ONE_PUT", 6 << 20)
     monkeypatch.setattr(s3, "PART", 5 << 20)
@@ -373,6 +399,18 @@ def test_large_objects_go_up_in_parts_under_the_same_contract(
     store.replace("big", data[1:], if_match=info.etag or "")
     assert store.get("big") == data[1:]
     assert list(store.clean(-1)) == []
+    monkeypatch.setattr("ray_dit.storage.store.LARGE", 5 << 20)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    with path.open("rb") as file:
+        assert store.put_file("file", file) is True
+        assert store.put_file("file", file) is False
+    assert store.get("file") == data
+    info = store.head("file")
+    assert info is not None
+    assert info.sha256 == hashlib.sha256(data).hexdigest()
+    assert info.etag
+    assert info.etag.rstrip('"').endswith("-3")  # a file larger than a part goes up in parts
 
 
 @pytest.mark.s3
