@@ -44,8 +44,8 @@ class News:
     """What kept actors from loading their model, each with a traceback."""
     stuck: list[Any]
     """Handles of the actors that passed their deadline."""
-    actors: list[Any]
-    """Handles of all actors that ever joined."""
+    joined: list[Any]
+    """Handles of the actors that are not known yet to who asks."""
     lost: int
     """How many shards are given up."""
     time: ActorTime
@@ -117,18 +117,20 @@ class Coordinator:
         """No more shards are handed out."""
         self._queue.stop(why)
 
-    def news(self) -> News:
-        """What has happened since the last call; takes shards from actors that are past their deadline."""
+    def news(self, known: int) -> News:
+        """What has happened since the last call; takes shards from actors that are past their deadline.
+
+        ``known``: how many actors' handles who asks has. A handle costs both much more than a number does.
+        """
         workers, failures = self._queue.overdue(time.monotonic())
         self._failures += [(failure, "") for failure in failures]
         stuck = [self._handles[worker] for worker in workers]
-        actors = list(self._handles.values())
         news = News(
             self._finished,
             self._failures,
             self._start_errors,
             stuck,
-            actors,
+            list(self._handles.values())[known:],
             lost=len(self._queue.lost),
             time=sum(self._times.values(), start=NO_TIME),
         )

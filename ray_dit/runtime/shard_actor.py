@@ -26,8 +26,6 @@ from ray_dit.storage.proven import trust_settings
 
 ERRORS = 2
 """Errors in a row after which an actor goes on in a new process."""
-PAUSE = 0.2
-"""Seconds after which an idle lane asks again."""
 
 
 class Actor:
@@ -100,7 +98,7 @@ class Actor:
             with contextlib.suppress(self._orphaned):
                 while not (turn := self._take(lane)).over:
                     if turn.shard is None:
-                        time.sleep(PAUSE)
+                        time.sleep(turn.wait)
                     elif (facts := self._make(turn.shard, compute, careful=turn.suspect)) is not None:
                         self._coordinator.finish.remote(self._id, turn.shard, facts)
         finally:

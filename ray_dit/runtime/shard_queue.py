@@ -8,7 +8,7 @@ of its own: one is read while another is computed. It gets one ahead only while 
 workers, so no worker waits while another sits on shards it has not begun.
 """
 
-import bisect
+import heapq
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -32,14 +32,23 @@ LONGEST_REST = 3600.0
 error."""
 
 
+LEAST_WAIT = 0.2
+"""Seconds after which a worker that got no shard asks again."""
+WAIT_PER_WORKER = 0.01
+"""How many they are for each worker, where that is more: many idle workers must not keep the busy ones from
+being heard."""
+
+
 @dataclass(frozen=True)
 class Turn:
-    """What a worker that asks for work is told: make ``shard``; if None, ask again soon; or it is over."""
+    """What a worker that asks for work is told: make ``shard``; if None, ask again; or it is over."""
 
     shard: int | None = None
     over: bool = False
     suspect: bool = False
     """Whether a process ended that made this shard, perhaps by its fault."""
+    wait: float = LEAST_WAIT
+    """Seconds after which to ask again where there is no shard."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,28 @@ class _Shard:
     else under way, lest it cost the shards beside it a try once more."""
 
 
+class Median:
+    """That of numbers which come one by one; the greater of two in the middle.
+
+    The smaller half and the larger one are heaps, so that a number takes little time however many there are.
+    """
+
+    def __init__(self) -> None:
+        self._below: list[float] = []  # negated, so that the largest is first
+        self._above: list[float] = []
+
+    def add(self, number: float) -> None:
+        """Takes one more."""
+        heapq.heappush(self._above, -heapq.heappushpop(self._below, -number))
+        if len(self._above) > len(self._below) + 1:
+            heapq.heappush(self._below, -heapq.heappop(self._above))
+
+    @property
+    def value(self) -> float | None:
+        """None before the first."""
+        return self._above[0] if self._above else None
+
+
 class ShardQueue:
     """The unfinished shards of a job and who works on them. A worker holds one shard per lane."""
 
@@ -83,7 +114,7 @@ class ShardQueue:
         self._start_error: str | None = None
         self._deadline = deadline
         self._timeouts = 0
-        self._seconds: list[float] = []  # of the finished shards, sorted
+        self._usual = Median()  # seconds of the finished shards
         self._errors_in_a_row: dict[str, int] = {}
         self._last_error: dict[str, float] = {}
         self.made: dict[str, int] = {}
@@ -134,13 +165,13 @@ class ShardQueue:
         if self.over:
             return Turn(over=True)
         if worker in self._condemned or self._rests(worker, now):
-            return Turn()
+            return self._nothing()
         self._release(worker, lane)
         while self._waiting and self._waiting[0] not in self._open:
             self._waiting.popleft()  # a try that was believed lost has finished it after all
         held = self._held(worker)
         if held and (len(self._waiting) < len(self._processes) or any(map(self._is_suspect, held))):
-            return Turn()
+            return self._nothing()
         for shard in self._waiting:
             if (
                 shard in self._open
@@ -150,7 +181,7 @@ class ShardQueue:
                 self._waiting.remove(shard)
                 return self._lease(worker, lane, shard, now)
         late = None if held else self._late(worker, now)
-        return Turn() if late is None else self._lease(worker, lane, late, now)
+        return self._nothing() if late is None else self._lease(worker, lane, late, now)
 
     def finish(self, worker: str, shard: int, now: float) -> bool:
         """The shard is stored; True where nobody had finished it before.
@@ -164,7 +195,7 @@ class ShardQueue:
         self.lost.pop(shard, None)
         self.made[worker] = self.made.get(worker, 0) + 1
         if worker in state.holders:
-            bisect.insort(self._seconds, now - state.holders[worker][1])
+            self._usual.add(now - state.holders[worker][1])
         self._errors_in_a_row[worker] = 0
         self._failed_starts = 0
         return True
@@ -220,6 +251,9 @@ class ShardQueue:
         self._shards.setdefault(shard, _Shard()).holders[worker] = lane, now
         return Turn(shard, suspect=self._is_suspect(shard))
 
+    def _nothing(self) -> Turn:
+        return Turn(wait=max(LEAST_WAIT, WAIT_PER_WORKER * len(self._processes)))
+
     def _is_suspect(self, shard: int) -> bool:
         return shard in self._shards and self._shards[shard].suspect
 
@@ -251,7 +285,7 @@ class ShardQueue:
         state = self._shards.get(shard)
         if state is None or worker not in state.failed_on or not self._others_fare_better(worker):
             return False
-        return now - state.failed_on[worker] < max(LEAST_REST, self._median() or 0.0)
+        return now - state.failed_on[worker] < max(LEAST_REST, self._usual.value or 0.0)
 
     def _others_fare_better(self, worker: str) -> bool:
         return any(not errors for other, errors in self._errors_in_a_row.items() if other != worker)
@@ -262,7 +296,7 @@ class ShardQueue:
         By then another worker would probably be done sooner, and whoever stores the shard first wins. Without
         it a slow, stuck or lost worker would hold up the end of the job.
         """
-        usual = self._median()
+        usual = self._usual.value
         if usual is None:
             return None
         held = [
@@ -297,13 +331,10 @@ class ShardQueue:
                 self._waiting.append(shard)
         return Failure(shard, len(state.causes), cause)
 
-    def _median(self) -> float | None:
-        return self._seconds[len(self._seconds) // 2] if self._seconds else None
-
     def _seconds_allowed(self) -> float:
         if self._deadline is not None:
             return self._deadline
-        usual = self._median()
+        usual = self._usual.value
         if usual is not None:
             return max(LEAST_DEADLINE, DEADLINE_IN_MEDIANS * usual)
         # Nothing tells a slow job from a stuck one yet: each time that all have timed out, all may take twice

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray_dit.config import ShardsConfig, range_of
@@ -201,8 +201,8 @@ class _Watch:
     time: ActorTime = NO_TIME
     """Of all actors, those of earlier coordinators too."""
     recording: bool = True
-    actors: Sequence[Any] = ()
-    """Handles of the actors of this fan-out."""
+    actors: list[Any] = field(default_factory=list[Any])
+    """Handles of the actors of this fan-out, in the order in which they joined first."""
     _earlier: ActorTime = NO_TIME
 
     def begin_again(self, missing: Sequence[int]) -> None:
@@ -222,8 +222,8 @@ class _Watch:
 
     def look(self, ray: Any, coordinator: Any) -> None:
         """Takes in what has happened since the last look."""
-        news: News = ray.get(coordinator.news.remote())
-        self.actors = news.actors
+        news: News = ray.get(coordinator.news.remote(len(self.actors)))
+        self.actors += news.joined
         for handle in news.stuck:  # also works on a stopped process; Ray starts it again
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(handle, no_restart=False)
@@ -281,6 +281,7 @@ def _fan_out(
     enough: Enough | None,
 ) -> Outcome:
     """Lets actors, made with these ``arguments``, pull the shards until each is made or given up."""
+    watch.actors = []
     coordinator = beside_the_driver(ray, Coordinator).remote(shards, config.shard_deadline, enough)
     actors = min(config.most_actors, len(shards))
     with ray.data.DataContext.current(_data_context(ray, actors)):

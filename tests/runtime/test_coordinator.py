@@ -1,5 +1,7 @@
 """The coordinator without Ray: what it is told of shards, and when it hands out no more."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,7 +34,7 @@ def test_no_more_shards_are_handed_out_once_there_is_enough() -> None:
         coordinator.finish("a", shard, {"bad": bad})
     assert coordinator.take("a", 0) == Turn(over=True)
     assert coordinator.outcome().stopped == "3 are too many"
-    assert coordinator.news().finished == [0, 1, 2]
+    assert coordinator.news(0).finished == [0, 1, 2]
 
 
 def test_a_shard_that_two_have_made_counts_once() -> None:
@@ -58,10 +60,10 @@ def test_the_time_of_actors_is_the_last_word_of_each_process() -> None:
     coordinator.take("a", 0, ActorTime(1.0, 0.0))
     coordinator.take("a", 1, ActorTime(9.0, 5.0))
     coordinator.take("b", 0, ActorTime(10.0, 8.0))
-    assert coordinator.news().time == ActorTime(19.0, 13.0)
+    assert coordinator.news(0).time == ActorTime(19.0, 13.0)
     coordinator.join("a", "2", None)
     coordinator.take("a", 0, ActorTime(2.0, 1.0))
-    assert coordinator.news().time == ActorTime(21.0, 14.0)
+    assert coordinator.news(0).time == ActorTime(21.0, 14.0)
 
 
 def test_a_shard_whose_process_died_is_told_to_be_suspect() -> None:
@@ -73,3 +75,24 @@ def test_a_shard_whose_process_died_is_told_to_be_suspect() -> None:
         coordinator.finish("a", turns[-1].shard or 0, {})
         turns.append(coordinator.take("a", 0))
     assert [turn.suspect for turn in turns] == [False] * (len(turns) - 1) + [True]
+
+
+def test_each_handle_is_told_once() -> None:
+    coordinator = Coordinator(range(10), None)
+    for worker in "abc":
+        coordinator.join(worker, "1", f"handle of {worker}")
+    assert coordinator.news(0).joined == ["handle of a", "handle of b", "handle of c"]
+    coordinator.join("b", "2", "handle of b")
+    coordinator.join("d", "1", "handle of d")
+    assert coordinator.news(3).joined == ["handle of d"]
+    assert coordinator.news(3).joined == ["handle of d"]  # the answer before was lost
+    assert coordinator.news(4).joined == []
+
+
+def test_neither_the_coordinator_nor_an_actor_imports_torch_before_it_is_set_up() -> None:
+    code = (
+        "import sys; import ray_dit.runtime.coordinator, ray_dit.runtime.shard_actor;"
+        "print([m for m in ('torch', 'diffusers', 'numpy', 'pyarrow') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_dit.runtime.shard_queue import HOPELESS, LEAST_DEADLINE, LEAST_REST, STARTS, TRIES, ShardQueue, Turn
+from ray_dit.runtime.shard_queue import (
+    HOPELESS,
+    LEAST_DEADLINE,
+    LEAST_REST,
+    STARTS,
+    TRIES,
+    Median,
+    ShardQueue,
+    Turn,
+)
 
 OVER = Turn(over=True)
 ASK_AGAIN = Turn()
@@ -31,6 +40,27 @@ def test_each_worker_gets_what_nobody_has_begun() -> None:
     assert shards.over
     assert shards.take("b", 2) == OVER
     assert shards.made == {"a": 2, "b": 1}
+
+
+@given(st.lists(st.floats(0, 1e6)))
+def test_the_median_is_the_one_in_the_middle(numbers: list[float]) -> None:
+    median = Median()
+    assert median.value is None
+    for count, number in enumerate(numbers, 1):
+        median.add(number)
+        assert median.value == sorted(numbers[:count])[count // 2]
+
+
+def test_of_many_workers_those_without_work_ask_less_often() -> None:
+    few, many = ShardQueue(range(1)), ShardQueue(range(1))
+    for number in range(500):
+        many.join(str(number), "first")
+        many.take(str(number), 0)
+    few.join("a", "first")
+    few.take("a", 0)
+    assert few.take("a", 0, lane=1).wait == 0.2
+    assert many.take("499", 0, lane=1).wait == 5.0
+    assert 3 * 500 / many.take("499", 0, lane=1).wait <= 300  # calls a second, with three lanes each
 
 
 def test_it_is_ready_once_a_worker_has_asked_for_work() -> None:
