@@ -57,6 +57,7 @@ bench: .venv/dev ## benchmarks; results in benchmarks/results/ (hours: see each 
 	$(BIN)/python -m benchmarks.store_listing
 	$(BIN)/python -m benchmarks.planning
 	$(BIN)/python -m benchmarks.fan_out
+	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.overlap
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.training_overheads
