@@ -157,8 +157,15 @@ def plan_encode(config: EncodeConfig, *, begun: float) -> Plan:
 def _work(config: EncodeConfig, sizes: list[int], generation: int = 0) -> Work:
     """The shards of a generation, with as many under way as fit into memory."""
     shard_bytes = 3 * max(sizes) * config.images.size**2
-    memory = {"shard_bytes": shard_bytes, "shared_bytes": BYTES_AHEAD}
-    return Work(STAGE, UNIT, sizes, lanes_for(shard_bytes), generation=generation, **memory)
+    return Work(
+        STAGE,
+        UNIT,
+        sizes,
+        lanes_for(shard_bytes),
+        generation=generation,
+        shard_bytes=shard_bytes,
+        shared_bytes=BYTES_AHEAD,
+    )
 
 
 def _inputs(config: EncodeConfig, by: ListedBy) -> tuple[Planned, Any]:
