@@ -100,7 +100,12 @@ class Account:
     def __str__(self) -> str:
         cost = self.cost_per_1000
         return (
-            f"{self.made:,} {self.unit} in {duration(self.seconds)}, {self.per_second:.3g}/s, "
-            f"{self.time.hours:.3g} actor-hours, {self.time.share:.0%} of them computing"
-            + ("" if cost is None else f", at {cost:.3g} per 1,000 {self.unit}")
+            f"{self.made:,} {self.unit} in {duration(self.seconds)}, {_short(self.per_second)}/s, "
+            f"{_short(self.time.hours)} actor-hours, {self.time.share:.0%} of them computing"
+            + ("" if cost is None else f", at {_short(cost)} per 1,000 {self.unit}")
         )
+
+
+def _short(value: float) -> str:
+    """Three digits, of large numbers all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

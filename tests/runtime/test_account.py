@@ -40,4 +40,6 @@ def test_an_account_in_numbers_and_in_words() -> None:
     unpriced = Account(2000, "images", 900.0, ActorTime(7200.0, 5400.0))
     assert str(unpriced) == words
     assert "cost_per_1000" not in unpriced.facts()
+    large = Account(10_000_000, "images", 8000.0, ActorTime(3600.0 * 1234, 3600.0 * 617))
+    assert str(large) == "10,000,000 images in 2 h 13 min, 1,250/s, 1,234 actor-hours, 50% of them computing"
     assert Account(0, "images", 900.0, ActorTime(), price=3.0).cost_per_1000 is None
