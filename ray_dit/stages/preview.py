@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ray_dit.config import GenerateConfig
 from ray_dit.core.media import decode, grid, thumbnails
+from ray_dit.core.order import evenly
 from ray_dit.errors import NotFound, UserError, first_message
 from ray_dit.folders.dataset import read_shard
 from ray_dit.ledger.job import Job
@@ -76,7 +77,7 @@ def chosen(labels: NDArray[np.int64], most: int = MOST_IMAGES) -> list[int]:
     classes, first = np.unique(labels, return_index=True)
     if 1 < len(classes) <= most:
         return first.tolist()
-    return np.linspace(0, len(labels) - 1, min(most, len(labels))).round().astype(int).tolist()
+    return evenly(len(labels), most).tolist()
 
 
 class Preview:
