@@ -410,7 +410,8 @@ def s3_part(model: str, folder: Path, sizes: Sizes) -> dict[str, Any]:
             "actor_ms_per_shard": round(2000 * wall / sizes.stored, 2),
             "cpu_ms_per_shard": per_shard(watch.spent(first, made), sizes.stored),
             "finishing_seconds": round(ended - made, 1),
-            "driver_mb": watch.peak_mb(),
+            "driver_mb_while_made": watch.peak_mb(end=made),
+            "driver_mb_while_finishing": watch.peak_mb(begin=made),
         }
         print(f"s3: {result}", flush=True)
         before = objects(store)

@@ -385,6 +385,7 @@ def test_large_objects_go_up_in_parts_under_the_same_contract(
 ):
     monkeypatch.setattr(s3, "ONE_PUT", 6 << 20)
     monkeypatch.setattr(s3, "PART", 5 << 20)
+    monkeypatch.setattr(s3, "FILE_PART", 5 << 20)
     monkeypatch.setattr(s3, "CHUNK", 4 << 20)
     store = s3.S3Store(seaweed.fresh_uri())
     data = os.urandom(12 << 20)
