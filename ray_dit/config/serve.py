@@ -18,10 +18,13 @@ class EngineConfig(Config):
     """One engine: the rows it keeps and the requests it takes. All counts are per replica of a model."""
 
     max_step_rows: PositiveInt = 128
-    """Most rows of one call of the network, unconditional ones among them; a profile at the start may lower
-    it."""
+    """Most rows of one call of the network, unconditional ones among them; the profile of step times may
+    lower it."""
     profile_seconds: Annotated[float, Field(ge=0)] = 10.0
-    """Most time for that profile; 0 leaves it out."""
+    """Most time for measuring that profile at the start; 0 leaves it out, and then nothing is learnt from
+    steps either."""
+    pad_calls: bool = False
+    """Pad calls to 1, 2, 4, ... rows, so that a device that prepares itself for each size meets few."""
     slots: PositiveInt = 256
     """Images on their way at once: what bounds the engine's memory."""
     max_queued: NonNegativeInt = 256

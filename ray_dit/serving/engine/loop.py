@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,8 +21,8 @@ from ray_dit.serving.engine.bank import BankEntry, SamplerBank
 from ray_dit.serving.engine.batch import Batch
 from ray_dit.serving.engine.decoder import Decoder, Latents
 from ray_dit.serving.engine.model import Model
-from ray_dit.serving.engine.policy import Load, Schedule, count_rows
-from ray_dit.serving.engine.profile import profile_steps
+from ray_dit.serving.engine.policy import Load, Schedule, StepCurve, count_rows
+from ray_dit.serving.engine.profile import call_sizes, measure
 from ray_dit.serving.engine.tickets import (
     Closed,
     Done,
@@ -53,13 +54,16 @@ class Engine:
         self.model = model
         self.config = config = config or EngineConfig()
         self.observer = observer or Observer()
-        self.curve = profile_steps(model, max_rows=config.max_step_rows, seconds=config.profile_seconds)
+        self._profile = measure(
+            model, max_rows=config.max_step_rows, seconds=config.profile_seconds, padded=config.pad_calls
+        )
+        self._pad_to = call_sizes(config.max_step_rows) if config.pad_calls else None
         self.healthy = True
         self._wake = threading.Condition()
         """Held for every look at the schedule and its tickets; never during a call of the network."""
         self._schedule = Schedule(
             self.curve,
-            max_step_rows=self.curve.best_rows(),
+            max_step_rows=self._profile.best_rows,
             slots=config.slots,
             max_queued=config.max_queued,
         )
@@ -79,8 +83,13 @@ class Engine:
         self._thread.start()
 
     @property
+    def curve(self) -> StepCurve:
+        """How long steps take now, by the profile."""
+        return self._profile.curve
+
+    @property
     def max_step_rows(self) -> int:
-        """Most rows of a call now: what the profile said, or less once memory was short."""
+        """Most rows of a call now: what the profile says, or less once memory was short."""
         return self._schedule.max_step_rows
 
     def submit(self, work: Work, on_event: Callable[[Event], None]) -> Ticket:
@@ -170,8 +179,11 @@ class Engine:
         started = time.perf_counter()
         try:
             rows = self._batch.gather(chosen)
-            rows, x_start = denoise_step(self.model.guided_model, rows, self._bank.tables)
-            self._pacer.wait()
+            self._pacer.begin()
+            rows, x_start = denoise_step(
+                self.model.guided_model, rows, self._bank.tables, pad_to=self._pad_to
+            )
+            done = self._pacer.wait(num_rows)
         except torch.OutOfMemoryError:
             # The batch is as it was, or holds its rows before this step: a smaller one can go on from there.
             self._shrink(chosen, num_rows)
@@ -182,6 +194,8 @@ class Engine:
             return
         self._failures = 0
         self.observer.stepped(num_rows, time.perf_counter() - started)
+        if done is not None:
+            self._learn(*done)
         try:
             self._after(rows, x_start)
         except Exception:
@@ -210,12 +224,25 @@ class Engine:
         if images:
             self._decoder.put(images)
 
+    def _learn(self, num_rows: int, seconds: float) -> None:
+        """A call took so long: the profile follows, and what the schedule goes by."""
+        changed = self._profile.observe(num_rows, seconds)
+        trial = self._profile.trial()
+        if not (changed or trial):
+            return
+        with self._wake:
+            if changed:
+                self._schedule.follow(self._profile.curve, self._profile.best_rows)
+            if trial:
+                self._schedule.try_rows(trial)
+
     def _shrink(self, chosen: Iterable[Row], num_rows: int) -> None:
         logger.warning("a step of %d rows ran out of memory; smaller ones from now on", num_rows)
         if num_rows <= 2:  # no call is smaller than a guided image
             self._fail(chosen)
+        self._profile.most = max(2, num_rows // 2)
         with self._wake:
-            self._schedule.shrink(num_rows)
+            self._schedule.follow(self._profile.curve, self._profile.best_rows)
 
     def _fail(self, chosen: Iterable[Row]) -> None:
         """A step's state is lost, and with it the tickets that had a part in it."""
@@ -258,19 +285,42 @@ class Engine:
         self._wake.notify_all()
 
 
+@dataclass(frozen=True)
+class _Issued:
+    """A step on its way on a GPU: the rows of its call, and the moments between which it runs."""
+
+    rows: int
+    begin: torch.cuda.Event
+    end: torch.cuda.Event
+
+
 class _Pacer:
-    """Lets the host run at most one step ahead of a GPU: it never idles, yet joins take effect at once."""
+    """Lets the host run at most one step ahead of a GPU: it never idles, yet joins take effect at once.
+
+    And says how long steps took, on a GPU by its own clock: the host's would tell when a step was issued.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._last: torch.cuda.Event | None = None
+        self._began = 0.0
+        self._begin: torch.cuda.Event | None = None
+        self._last: _Issued | None = None
 
-    def wait(self) -> None:
-        """After a step is issued: until the one before it is done."""
-        if not self._cuda:
-            return
-        event = torch.cuda.Event()
-        event.record()
-        if self._last is not None:
-            self._last.synchronize()
-        self._last = event
+    def begin(self) -> None:
+        """Before a step is issued."""
+        self._began = time.perf_counter()
+        if self._cuda:
+            self._begin = torch.cuda.Event(enable_timing=True)
+            self._begin.record()
+
+    def wait(self, rows: int) -> tuple[int, float] | None:
+        """After a step is issued: until the one before it is done. Gives rows and seconds of one that is."""
+        if self._begin is None:
+            return rows, time.perf_counter() - self._began
+        issued = _Issued(rows, self._begin, torch.cuda.Event(enable_timing=True))
+        issued.end.record()
+        last, self._last = self._last, issued
+        if last is None:
+            return None
+        last.end.synchronize()
+        return last.rows, last.begin.elapsed_time(last.end) / 1000

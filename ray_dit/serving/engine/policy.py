@@ -11,7 +11,7 @@ Rows are those of the network's call: a guided image takes two.
 """
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from ray_dit.serving.engine.tickets import QueueFull, Row, Ticket
@@ -27,12 +27,15 @@ MAX_RETRY = 60.0
 
 
 class StepCurve:
-    """Seconds of a step by the rows of its call: measured points, rising, straight lines between them."""
+    """Seconds of a step by the rows of its call: measured points, rising, straight lines between them.
 
-    def __init__(self, rows: list[int], seconds: list[float]) -> None:
+    ``padded``: calls are padded to the next of these points, so between two of them it is the later one's.
+    """
+
+    def __init__(self, rows: list[int], seconds: list[float], *, padded: bool = False) -> None:
         if not rows or len(rows) != len(seconds) or sorted(set(rows)) != rows:
             raise ValueError("a curve needs rising numbers of rows, and a time for each")
-        self.rows = rows
+        self.rows, self.padded = rows, padded
         # A larger call measured faster is noise of the clock.
         self._seconds = [max(seconds[: i + 1]) for i in range(len(seconds))]
 
@@ -43,16 +46,20 @@ class StepCurve:
             return self._seconds[0]
         if i == len(self.rows):
             return self._seconds[-1] * rows / self.rows[-1]
+        if self.padded:
+            return self._seconds[i]
         low, high = self.rows[i - 1], self.rows[i]
         share = (rows - low) / (high - low)
         return self._seconds[i - 1] + share * (self._seconds[i] - self._seconds[i - 1])
 
-    def best_rows(self) -> int:
-        """The fewest rows measured that reach nearly the best throughput; at least 2, a guided image."""
-        rates = [rows / max(seconds, 1e-9) for rows, seconds in zip(self.rows, self._seconds, strict=True)]
-        enough = next(
-            rows for rows, rate in zip(self.rows, rates, strict=True) if rate >= ENOUGH * max(rates)
-        )
+    def best_rows(self, among: Collection[int] | None = None) -> int:
+        """The fewest rows measured that reach nearly the best throughput; at least 2, a guided image.
+
+        Only points ``among`` these are looked at; by default all.
+        """
+        points = [rows for rows in self.rows if among is None or rows in among]
+        rates = [rows / max(self.seconds(rows), 1e-9) for rows in points]
+        enough = next(rows for rows, rate in zip(points, rates, strict=True) if rate >= ENOUGH * max(rates))
         return max(enough, 2)
 
     def rows_within(self, seconds: float) -> int:
@@ -108,6 +115,7 @@ class Schedule:
         """Something happened since the last choice that may alter it."""
         self._chosen: list[Row] = []
         self._chosen_rows = 0
+        self._trial: int | None = None
 
     def __contains__(self, ticket: Ticket) -> bool:
         return ticket in self.running or ticket in self.waiting
@@ -167,6 +175,19 @@ class Schedule:
             bisect.insort(self.running, self.waiting.pop(0), key=_turn)
         self.changed = True
 
+    def follow(self, curve: StepCurve, max_step_rows: int) -> None:
+        """From now on steps take so long, and calls have at most so many rows."""
+        self.curve, self.max_step_rows = curve, max_step_rows
+        self.changed = True
+
+    def try_rows(self, rows: int) -> None:
+        """The next call alone has so many rows at most, whatever pays: to learn how long it takes.
+
+        Nothing happens where there are not as many.
+        """
+        if sum(ticket.demand for ticket in self.running if ticket.rows) >= rows:
+            self._trial, self.changed = rows, True
+
     def choose(self) -> list[Row]:
         """The images of the next step: those due first, as many as `row_limit` allows.
 
@@ -179,9 +200,10 @@ class Schedule:
         room = 0
         if active:
             room = row_limit([ticket.demand for ticket in active], self.curve, self.max_step_rows)
-        self._chosen = self._choose_due(active, room)
+        trial, self._trial = self._trial, None
+        self._chosen = self._choose_due(active, trial or room)
         self._chosen_rows = count_rows(self._chosen)
-        self.changed = False
+        self.changed = trial is not None
         return self._chosen
 
     def _choose_due(self, active: Sequence[Ticket], room: int) -> list[Row]:
@@ -201,11 +223,6 @@ class Schedule:
                 chosen.append(row)
                 room -= row.cost
         return chosen
-
-    def shrink(self, failed_rows: int) -> None:
-        """Calls have half as many rows from now on: one of so many did not fit into memory."""
-        self.max_step_rows = max(2, failed_rows // 2)
-        self.changed = True
 
     def load(self) -> Load:
         """How busy it is now."""

@@ -55,6 +55,12 @@ def step(made: Schedule) -> list[Row]:
 # ---- the curve
 
 
+def test_a_padded_call_takes_as_long_as_the_size_it_is_padded_to():
+    curve = StepCurve([1, 2, 4], [1.0, 2.0, 4.0], padded=True)
+    assert [curve.seconds(rows) for rows in (1, 2, 3, 4, 8)] == [1, 2, 4, 4, 8]
+    assert curve.rows_within(3.9) == 2
+
+
 def test_a_device_with_constant_cost_takes_large_steps_and_a_linear_one_small_ones():
     constant = StepCurve([1, 2, 4, 8, 16], [1.0, 1.0, 1.0, 1.01, 1.02])
     linear = StepCurve([1, 2, 4, 8, 16], [1.0, 2.0, 4.0, 8.0, 16.0])
@@ -175,13 +181,20 @@ def test_who_is_too_late_or_has_a_reason_ends_and_frees_slots():
     assert made.take_ending(late.submitted + 6) == []
 
 
-def test_calls_shrink_where_memory_is_short():
+def test_calls_have_the_size_that_the_profile_now_says():
     made = schedule(ticket(images=20), rows=16)
     assert count_rows(made.choose()) == 16
-    made.shrink(16)
+    made.follow(FLAT, 8)
     assert count_rows(made.choose()) == made.load().max_step_rows == 8
-    made.shrink(3)
-    assert made.max_step_rows == 2
+
+
+def test_one_call_may_try_another_size():
+    made = schedule(ticket(images=20), rows=8)
+    for rows in (16, 4):
+        made.try_rows(rows)
+        assert [count_rows(step(made)) for _ in range(3)] == [rows, 8, 8]
+    made.try_rows(32)  # there are not as many
+    assert count_rows(made.choose()) == 8
 
 
 @pytest.mark.parametrize("curve", [FLAT, LINEAR])
