@@ -84,10 +84,11 @@ def _terminate(*_: object) -> None:
 
 
 @contextlib.contextmanager
-def ray_session(config: Placed, *, logs: bool = False) -> Iterator[Any]:
+def ray_session(config: Placed, *, logs: bool = False, metrics_port: int | None = None) -> Iterator[Any]:
     """Connects to Ray as ``config`` says and disconnects at the end; yields the ray module.
 
-    ``logs``: what its workers write to standard error shows here. Inside an outer session (several stages in
+    ``logs``: what its workers write to standard error shows here. ``metrics_port``: where a private one tells
+    its metrics; else any free port. Inside an outer session (several stages in
     one process) it uses that one. UserError if the address does not answer.
     """
     if not debugging():  # Ray's C++ part warns about what Ray Data does by design
@@ -100,7 +101,7 @@ def ray_session(config: Placed, *, logs: bool = False) -> Iterator[Any]:
     with stopped_by_sigterm():
         try:
             with _without_greeting():
-                _connect(ray, config, logs)
+                _connect(ray, config, logs, metrics_port)
             _take_sigterm()  # again: Ray has taken it, and its C++ part would print stack traces
             yield ray
         finally:
@@ -129,26 +130,31 @@ def _without_greeting() -> Iterator[None]:
         os.close(kept)
 
 
-def _connect(ray: Any, config: Placed, logs: bool) -> None:
+def _connect(ray: Any, config: Placed, logs: bool, metrics_port: int | None) -> None:
     try:
-        _init(ray, config, logs)
+        _init(ray, config, logs, metrics_port)
     except SystemExit as error:  # what Ray makes of SIGTERM while it starts
         raise Terminated from error
 
 
-def _init(ray: Any, config: Placed, logs: bool) -> None:
+def _init(ray: Any, config: Placed, logs: bool, metrics_port: int | None) -> None:
     common: dict[str, Any] = {
         "log_to_driver": logs or debugging(),
         "logging_level": logging.ERROR,
     }
     if config.address == "local":
         cpus = config.num_cpus or max(MIN_CPUS, os.cpu_count() or MIN_CPUS)
+        common |= {} if metrics_port is None else {"_metrics_export_port": metrics_port}
         ray.init(address="local", num_cpus=cpus, include_dashboard=False, **common)
     else:
         try:
             address = _resolved(config.address)
             _check_reachable(address)
+            _take_token(found=config.address == "auto" and "RAY_ADDRESS" not in os.environ)
+            _check_token(address)
             ray.init(address=address, **common)
+        except ray.exceptions.AuthenticationError as error:
+            raise UserError(_wants_token(config.address)) from error
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"no Ray cluster could be joined at {config.address!r} ({first_message(error)}): start one "
@@ -235,3 +241,44 @@ def _check_reachable(address: str) -> None:
             f"nothing answers at the Ray address {address!r} ({error.strerror or error}): check host and "
             "port, or leave --address out for a private Ray on this machine"
         ) from error
+
+
+def _take_token(*, found: bool) -> None:
+    """Shows this user's token, if there is one, to a cluster that was found on this machine, as Ray does.
+
+    `ray start` asks for tokens by itself where the user has one. An address that was given may be anybody's.
+    """
+    if found:
+        from ray._private.authentication import authentication_token_setup as tokens
+
+        tokens.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+
+
+def _check_token(address: str) -> None:
+    """Asks the cluster once: ray.init would ask for 20 seconds, and say nothing of tokens in the end.
+
+    Raises Ray's AuthenticationError. What else is wrong is ray.init's to say.
+    """
+    if address.startswith("ray://"):
+        return
+    import ray._raylet
+    from ray._private.authentication import authentication_token_setup as tokens
+    from ray.exceptions import AuthenticationError
+
+    # Without any token the client below would end this process.
+    tokens.ensure_token_if_auth_enabled(None, create_token_if_missing=False)
+    client: Any = ray._raylet
+    try:
+        client.GcsClient(address=address)
+    except AuthenticationError:
+        raise
+    except Exception:
+        return
+
+
+def _wants_token(address: str) -> str:
+    return (
+        f"the Ray cluster at {address!r} wants a token that this process does not show: set "
+        "RAY_AUTH_MODE=token here, and have the cluster's token in ~/.ray/auth_token, in the file "
+        "RAY_AUTH_TOKEN_PATH or in RAY_AUTH_TOKEN"
+    )

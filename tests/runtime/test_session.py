@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from ray_dit.config import StageConfig
 from ray_dit.errors import UserError
+from ray_dit.runtime import session
 from ray_dit.runtime.session import (
     MIN_CPUS,
     Terminated,
@@ -127,6 +129,51 @@ def test_a_cluster_that_is_gone_is_said_within_seconds(monkeypatch: pytest.Monke
     with gone, ray_session(StageConfig(output="o", address="auto")):
         pass
     assert time.monotonic() - began < 8
+
+
+@pytest.mark.parametrize("where", ["GcsClient", "ensure_token_if_auth_enabled"])
+def test_a_cluster_that_wants_a_token_is_said_at_once(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    import ray._raylet
+    import ray.exceptions
+    from ray._private.authentication import authentication_token_setup
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ray.exceptions.AuthenticationError("no token, or another one")
+
+    monkeypatch.setattr(ray._raylet if where == "GcsClient" else authentication_token_setup, where, refuse)
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        address = f"127.0.0.1:{there.getsockname()[1]}"
+        wanted = pytest.raises(UserError, match=f"'{address}' wants a token .*: set RAY_AUTH_MODE=token")
+        with wanted, ray_session(StageConfig(output="o", address=address)):
+            pass
+
+
+@pytest.mark.parametrize(("given", "shown"), [(None, True), ("127.0.0.1:1", False)])
+def test_a_token_is_shown_to_a_cluster_that_was_found(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, shown: bool
+) -> None:
+    """Not to an address that was given: it may be anybody's."""
+    from ray._private.authentication import authentication_token_setup
+
+    seen: list[bool] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("RAY_ADDRESS", given)
+    monkeypatch.setattr(session, "_resolved", lambda address: "127.0.0.1:1")
+    monkeypatch.setattr(session, "_check_reachable", lambda address: None)
+    monkeypatch.setattr(
+        authentication_token_setup,
+        "maybe_enable_token_auth_if_token_available",
+        lambda **_: seen.append(True),
+    )
+
+    def stop(address: str) -> None:
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(session, "_check_token", stop)
+    with pytest.raises(UserError, match="far enough"), ray_session(StageConfig(output="o", address="auto")):
+        pass
+    assert bool(seen) is shown
 
 
 ENOUGH: dict[str, Any] = {"cpus": 4, "gpus": 0}
