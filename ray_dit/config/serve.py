@@ -116,8 +116,9 @@ class ServeConfig(Config):
     """Replicas of each model, at least."""
     max_replicas: PositiveInt | None = None
     """Replicas of each model, at most: autoscaling between the two; by default as many as ``replicas``."""
-    images_per_replica: PositiveInt = 64
-    """Autoscaling aims at so many images, on their way and waiting, per replica."""
+    image_steps_per_replica: PositiveInt = 1600
+    """Autoscaling aims at so many steps that images, on their way and waiting, have yet to take, per
+    replica: 64 images of 25 steps."""
     upscale_seconds: Annotated[float, Field(ge=0)] = 10.0
     """More replicas are started once they were wanted for so long."""
     downscale_seconds: Annotated[float, Field(ge=0)] = 300.0

@@ -32,6 +32,8 @@ class ImageSpec:
     output_format: OutputFormat = "png"
     output_compression: int = 100
     """0-100, the quality of jpeg and webp."""
+    image_steps: int = 1
+    """Images times steps, by which the spec is weighed where it is routed; decides nothing of the images."""
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,26 @@
-"""How many replicas the images ask for."""
+"""How many replicas the steps ask for."""
 
 from types import SimpleNamespace
 
-from ray_dit.serving.scaling import ImagesPolicy
+import pytest
+
+from ray_dit.serving.scaling import STEPS_METRIC, UNKNOWN, StepsPolicy
 
 
-def test_replicas_follow_the_images_on_their_way_and_waiting():
-    def replicas(images: list[float], queued: float = 0) -> int:
-        context = SimpleNamespace(
-            aggregated_metrics={"images": dict(enumerate(images))}, total_queued_requests=queued
-        )
-        return ImagesPolicy(images_per_replica=10)(context)[0]
-
-    assert [replicas([0]), replicas([10]), replicas([11]), replicas([30, 30]), replicas([5], 20)] == [
-        1,
-        1,
-        2,
-        6,
-        3,
-    ]
-    assert replicas([]) == 1
+@pytest.mark.parametrize(
+    ("steps", "queued", "replicas"),
+    [
+        ([0], 0, 1),
+        ([1000], 0, 1),
+        ([1001], 0, 2),
+        ([3000, 3000], 0, 6),
+        ([500], 2000 // UNKNOWN, 3),
+        ([], 0, 1),
+        ([500], None, 1),  # where Serve does not know
+    ],
+)
+def test_replicas_follow_the_steps_that_are_to_be_done(steps, queued, replicas):
+    context = SimpleNamespace(
+        aggregated_metrics={STEPS_METRIC: dict(enumerate(steps))}, total_queued_requests=queued
+    )
+    assert StepsPolicy(image_steps_per_replica=1000)(context)[0] == replicas

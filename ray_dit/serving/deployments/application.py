@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ray import serve as ray_serve
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 
 from ray_dit.config.serve import ApiConfig, ServeConfig
@@ -16,6 +16,7 @@ from ray_dit.serving.deployments.replica import ModelReplica, set_up_logging
 from ray_dit.serving.deployments.replica_backend import ReplicaBackend
 from ray_dit.serving.http.keys import VARIABLE
 
+ROUTER: Any = "ray_dit.serving.deployments.router:FewestStepsRouter"
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 """Ray Serve's own log: the API writes one line per request, which says more."""
 
@@ -95,6 +96,7 @@ def deployment(name: str, config: ServeConfig, replica: type) -> Any:
         graceful_shutdown_timeout_s=config.drain_seconds,
         graceful_shutdown_wait_loop_s=0.5,
         health_check_period_s=5,
+        request_router_config=RequestRouterConfig(request_router_class=ROUTER),
         logging_config=QUIET,
         **count,
     )
@@ -109,7 +111,7 @@ def _autoscaling(config: ServeConfig) -> AutoscalingConfig:
         metrics_interval_s=2,
         look_back_period_s=10,
         policy=AutoscalingPolicy(
-            policy_function="ray_dit.serving.scaling:ImagesPolicy",
-            policy_kwargs={"images_per_replica": config.images_per_replica},
+            policy_function="ray_dit.serving.scaling:StepsPolicy",
+            policy_kwargs={"image_steps_per_replica": config.image_steps_per_replica},
         ),
     )

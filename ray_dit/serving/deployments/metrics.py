@@ -33,6 +33,9 @@ class EngineMetrics(Observer):
         )
         self._cancels = Counter("ray_dit_cancelled_total", "Requests cancelled.", ("model",))
         self._images = Gauge("ray_dit_images", "Images on their way and waiting.", ("model",))
+        self._image_steps = Gauge(
+            "ray_dit_image_steps", "Steps that images on their way and waiting have yet to take.", ("model",)
+        )
         self._queued = Gauge("ray_dit_queued_requests", "Requests waiting for a slot.", ("model",))
 
     def stepped(self, rows: int, seconds: float) -> None:
@@ -54,6 +57,7 @@ class EngineMetrics(Observer):
     def gauge(self, load: Load) -> None:
         """Sets the gauges; called now and then."""
         self._images.set(load.images, self._tags)
+        self._image_steps.set(load.image_steps, self._tags)
         self._queued.set(load.queued, self._tags)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from ray_dit.config import Precision
 from ray_dit.config.serve import EngineConfig
 from ray_dit.serving.backend import ImageSpec, Message, ModelInfo
-from ray_dit.serving.scaling import IMAGES_METRIC
+from ray_dit.serving.engine.policy import Load
+from ray_dit.serving.scaling import STEPS_METRIC
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,7 @@ class ModelReplica:
         self._metrics = EngineMetrics(name)
         pipeline = load(uri, precision=precision)
         self._service = ModelService(name, pipeline, EngineConfig(**engine), self._metrics)
-        engine_now = self._service.engine
-        logger.info("model %s: up to %d rows per step", name, engine_now.max_step_rows)
+        logger.info("model %s: ready", name)
 
     async def info(self) -> ModelInfo:
         """See Backend."""
@@ -54,7 +54,7 @@ class ModelReplica:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Ray Serve, for the policy."""
-        return {IMAGES_METRIC: float(self._gauge())}
+        return {STEPS_METRIC: float(self._gauge().image_steps)}
 
     async def check_health(self) -> None:
         """Called by Ray Serve, which replaces a replica that raises."""
@@ -62,10 +62,10 @@ class ModelReplica:
         if not await self._service.ready():
             raise RuntimeError("the engine fails at every step")
 
-    def _gauge(self) -> int:
+    def _gauge(self) -> Load:
         load = self._service.load()
         self._metrics.gauge(load)
-        return load.images
+        return load
 
     def __del__(self) -> None:
         if hasattr(self, "_service"):

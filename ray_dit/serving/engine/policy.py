@@ -93,6 +93,8 @@ class Load:
     """How busy an engine is: images waiting or on their way, tickets, and the most rows a call may have."""
 
     images: int
+    image_steps: int
+    """Steps that the images have yet to take."""
     running: int
     queued: int
     max_step_rows: int
@@ -227,7 +229,8 @@ class Schedule:
     def load(self) -> Load:
         """How busy it is now."""
         images = sum(ticket.undelivered for ticket in self.tickets)
-        return Load(images, len(self.running), len(self.waiting), self.max_step_rows)
+        steps = sum(ticket.num_steps - row.step for ticket in self.tickets for row in ticket.rows)
+        return Load(images, steps, len(self.running), len(self.waiting), self.max_step_rows)
 
     def _free_slots(self) -> int:
         """Places for images; a running ticket none of whose images has begun keeps one for itself."""

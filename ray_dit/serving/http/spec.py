@@ -39,6 +39,7 @@ def read_spec(body: ImageRequest, info: ModelInfo, limits: LimitsConfig) -> Imag
         seconds=limits.request_seconds,
         output_format=body.output_format or "png",
         output_compression=100 if body.output_compression is None else body.output_compression,
+        image_steps=total,
     )
 
 

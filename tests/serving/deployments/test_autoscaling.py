@@ -32,7 +32,7 @@ def config(model_uri: str, tmp_path: Any) -> Any:
         port=free_port(),
         replicas=1,
         max_replicas=2,
-        images_per_replica=8,
+        image_steps_per_replica=1600,
         upscale_seconds=1,
         downscale_seconds=2,
         engine=EngineConfig(profile_seconds=0),

@@ -199,7 +199,7 @@ def _images(model: str) -> int:
     from ray import serve as ray_serve
 
     handle = ray_serve.get_deployment_handle(f"model-{model}", app_name="ray-dit")
-    return int(handle.record_autoscaling_stats.remote().result(timeout_s=10)["images"])
+    return int(handle.record_autoscaling_stats.remote().result(timeout_s=10)["image_steps"])
 
 
 def test_while_the_api_is_replaced_answers_are_its_own(url):
