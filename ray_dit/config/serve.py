@@ -4,12 +4,13 @@ Each limit says what it counts: a replica of the API, a replica of a model's eng
 makes no job: nothing of it is in a fingerprint.
 """
 
+import ipaddress
 import re
 from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ray_dit.config.base import Config, NonNegativeInt, PositiveInt, Precision, Seconds, Uri
 
@@ -77,6 +78,18 @@ class ApiConfig(Config):
     such lines too. Without any key everyone who reaches the port may ask."""
     allowed_hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1")
     """Host names a request may be addressed to (against DNS rebinding); * allows any."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks (10.0.0.0/8) of proxies in front, whose X-Forwarded-For the log believes."""
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        for text in texts:
+            try:
+                ipaddress.ip_network(text)
+            except ValueError as error:
+                raise ValueError(f"{error}: give an address or a network such as 10.0.0.0/8") from None
+        return texts
 
     def models_by_alias(self, models: Collection[str]) -> dict[str, str]:
         """The served model behind each alias; ValueError where an alias leads nowhere or hides a model."""
@@ -102,6 +115,9 @@ class ServeConfig(Config):
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 lets other machines in: set API keys then, and allowed_hosts."""
     port: Annotated[int, Field(gt=0, lt=65536)] = 8000
+    metrics_port: Annotated[int, Field(gt=0, lt=65536)] | None = None
+    """Port at which a private Ray tells Prometheus its metrics; by default one that is free. A cluster has
+    its own."""
     address: str = "local"
     """local: a private Ray on this machine; auto or host:port: the cluster that is there."""
     num_cpus: PositiveInt | None = None

@@ -56,6 +56,12 @@ def test_aliases_stand_for_served_models():
     assert config.api.models_by_alias(["digits", "faces"]) == {"dall-e-3": "digits", "dall-e-2": "digits"}
 
 
+def test_trusted_proxies_are_addresses_or_networks():
+    assert ApiConfig(trusted_proxies=("10.0.0.0/8", "::1")).trusted_proxies == ("10.0.0.0/8", "::1")
+    with pytest.raises(ValueError, match=r"'proxy.example' .*: give an address or a network"):
+        ApiConfig(trusted_proxies=("proxy.example",))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray import serve as ray_serve
@@ -15,10 +16,16 @@ from ray_dit.config.serve import ServeConfig
 from ray_dit.errors import UserError
 from ray_dit.runtime.session import ray_session
 from ray_dit.serving.deployments.application import QUIET, build
+from ray_dit.serving.deployments.terminal import show_json_bare
 from ray_dit.serving.http.keys import Keys
 
 APP_NAME = "ray-dit"
-PROXY_CALLBACK = "ray_dit.serving.http.middleware.proxy:proxy_middlewares"
+PROXY_ENVIRONMENT = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "ray_dit.serving.http.middleware.proxy:proxy_middlewares",
+    # uvicorn, of which the proxy is made, would believe X-Forwarded-For of everyone on this machine.
+    "FORWARDED_ALLOW_IPS": "",
+}
+"""What Ray Serve's proxy is told by the environment."""
 
 
 def serve(config: ServeConfig) -> None:
@@ -32,10 +39,18 @@ def serve(config: ServeConfig) -> None:
         read_model(uri)  # a clear error now, instead of replicas that fail one after another
     if config.address == "local":
         Keys.load(config.api.keys_file)
-    _check_port(config)
-    os.environ.setdefault("RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", PROXY_CALLBACK)  # for a private Ray
-    with ray_session(config, logs=True):
-        _serve(config)
+    _check_port(config.host, config.port, "--port")
+    if config.metrics_port is not None:
+        if config.address != "local":
+            raise UserError(
+                "--metrics-port is a private Ray's: a cluster's is `ray start --metrics-export-port`"
+            )
+        _check_port("127.0.0.1", config.metrics_port, "--metrics-port")
+    for name, value in PROXY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # for a private Ray
+    with ray_session(config, logs=True, metrics_port=config.metrics_port) as ray:
+        show_json_bare()
+        _serve(config, ray)
 
 
 def start(config: ServeConfig) -> None:
@@ -53,13 +68,14 @@ def start(config: ServeConfig) -> None:
         ) from error
 
 
-def _serve(config: ServeConfig) -> None:
+def _serve(config: ServeConfig, ray: Any) -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # after Ray, which sets its own
     try:
         start(config)
         url = f"http://{'127.0.0.1' if config.host == '0.0.0.0' else config.host}:{config.port}"
         print(f"serving {', '.join(name for name, _ in config.models())} at {url}", flush=True)
         print(f"page: {url}/   API: {url}/docs   stop: Ctrl-C", flush=True)
+        print(f"metrics: {metrics_url(ray.nodes())}", flush=True)
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
@@ -67,6 +83,14 @@ def _serve(config: ServeConfig) -> None:
         _drain(config.drain_seconds)
     finally:
         ray_serve.shutdown()
+
+
+def metrics_url(nodes: Sequence[Mapping[str, Any]]) -> str:
+    """Where Prometheus finds the metrics of a Ray with these nodes (``ray.nodes()``): each has its own."""
+    there = [node for node in nodes if node.get("Alive")]
+    urls = [f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics" for node in there]
+    more = f" and {len(urls) - 1} more nodes" if len(urls) > 1 else ""
+    return (urls[0] if urls else "none") + more
 
 
 def _drain(seconds: float) -> None:
@@ -78,15 +102,15 @@ def _drain(seconds: float) -> None:
             time.sleep(0.2)
 
 
-def _check_port(config: ServeConfig) -> None:
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+def _check_port(host: str, port: int, option: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((config.host, config.port))
+            probe.bind((host, port))
         except OSError as error:
             raise UserError(
-                f"port {config.port} of {config.host} can't be used ({error.strerror}): give another --port"
+                f"port {port} of {host} can't be used ({error.strerror}): give another {option}"
             ) from error
 
 

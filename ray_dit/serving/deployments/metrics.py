@@ -1,4 +1,7 @@
-"""Counters for Prometheus by way of Ray; every replica has its own, told apart by Ray's tags."""
+"""Counters for Prometheus by way of Ray; every replica has its own, told apart by Ray's tags.
+
+Ray puts ``ray_`` in front of every name: these are `ray_dit_...` in Prometheus.
+"""
 
 from collections.abc import Sequence
 
@@ -17,26 +20,26 @@ class EngineMetrics(Observer):
 
     def __init__(self, model: str) -> None:
         self._tags = {"model": model}
-        self._steps = _histogram("ray_dit_step_rows", "Rows of the network per step.", ROWS, ("model",))
-        self._step_seconds = _histogram("ray_dit_step_seconds", "Time of a step.", STEP_SECONDS, ("model",))
+        self._steps = _histogram("dit_step_rows", "Rows of the network per step.", ROWS, ("model",))
+        self._step_seconds = _histogram("dit_step_seconds", "Time of a step.", STEP_SECONDS, ("model",))
         self._busy = Counter(
-            "ray_dit_busy_seconds_total",
+            "dit_busy_seconds_total",
             "Time in which steps ran: its rate is the share of the device.",
             ("model",),
         )
-        self._decode = Counter("ray_dit_decode_seconds_total", "Time in which the VAE decoded.", ("model",))
+        self._decode = Counter("dit_decode_seconds_total", "Time in which the VAE decoded.", ("model",))
         self._first = _histogram(
-            "ray_dit_first_image_seconds", "Submission to first preview or image.", SECONDS, ("model",)
+            "dit_first_image_seconds", "Submission to first preview or image.", SECONDS, ("model",)
         )
         self._requests = _histogram(
-            "ray_dit_engine_request_seconds", "Submission to end.", SECONDS, ("model", "outcome")
+            "dit_engine_request_seconds", "Submission to end.", SECONDS, ("model", "outcome")
         )
-        self._cancels = Counter("ray_dit_cancelled_total", "Requests cancelled.", ("model",))
-        self._images = Gauge("ray_dit_images", "Images on their way and waiting.", ("model",))
+        self._cancels = Counter("dit_cancelled_total", "Requests cancelled.", ("model",))
+        self._images = Gauge("dit_images", "Images on their way and waiting.", ("model",))
         self._image_steps = Gauge(
-            "ray_dit_image_steps", "Steps that images on their way and waiting have yet to take.", ("model",)
+            "dit_image_steps", "Steps that images on their way and waiting have yet to take.", ("model",)
         )
-        self._queued = Gauge("ray_dit_queued_requests", "Requests waiting for a slot.", ("model",))
+        self._queued = Gauge("dit_queued_requests", "Requests waiting for a slot.", ("model",))
 
     def stepped(self, rows: int, seconds: float) -> None:
         self._steps.observe(rows, self._tags)
@@ -66,9 +69,9 @@ class RequestMetrics:
 
     def __init__(self) -> None:
         keys = ("path", "status")
-        self._requests = Counter("ray_dit_requests_total", "HTTP requests.", keys)
+        self._requests = Counter("dit_requests_total", "HTTP requests.", keys)
         self._seconds = _histogram(
-            "ray_dit_request_seconds", "HTTP request to the end of its answer.", SECONDS, keys
+            "dit_request_seconds", "HTTP request to the end of its answer.", SECONDS, keys
         )
 
     def __call__(self, path: str, status: int, seconds: float) -> None:

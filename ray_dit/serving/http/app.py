@@ -12,6 +12,7 @@ from ray_dit.serving.http.errors import add_error_handlers
 from ray_dit.serving.http.keys import Keys
 from ray_dit.serving.http.middleware.answer_errors import AnswerErrors
 from ray_dit.serving.http.middleware.body import ReadBody
+from ray_dit.serving.http.middleware.client_address import networks
 from ray_dit.serving.http.middleware.edits import RefuseEdits
 from ray_dit.serving.http.middleware.head import AnswerHead
 from ray_dit.serving.http.middleware.headers import CheckHeaders
@@ -68,7 +69,7 @@ def _middleware(
     open_paths = {"/health"} | ({"/ready"} if config.ready_without_key else set())
     return [
         Middleware(OnlyHttp),
-        Middleware(LogRequests, observe=observe),
+        Middleware(LogRequests, observe=observe, trusted=networks(config.trusted_proxies)),
         *answers,
         Middleware(AddSecurityHeaders),
         Middleware(AnswerHead),

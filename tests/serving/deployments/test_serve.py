@@ -111,25 +111,26 @@ def test_metrics_reach_prometheus(url, client):
     client.images.generate(prompt="hen")
     metrics = f"http://127.0.0.1:{ray.nodes()[0]['MetricsExportPort']}/metrics"
     wanted = {
-        "ray_dit_requests_total",
-        "ray_dit_step_rows",
-        "ray_dit_step_seconds",
-        "ray_dit_busy_seconds_total",
+        "dit_requests_total",
+        "dit_step_rows",
+        "dit_step_seconds",
+        "dit_busy_seconds_total",
     }
-    wanted |= {"ray_dit_first_image_seconds", "ray_dit_engine_request_seconds", "ray_dit_images"}
+    wanted |= {"dit_first_image_seconds", "dit_engine_request_seconds", "dit_images"}
     wanted |= {
-        "ray_dit_request_seconds",
-        "ray_dit_cancelled_total",
-        "ray_dit_queued_requests",
+        "dit_request_seconds",
+        "dit_cancelled_total",
+        "dit_queued_requests",
     }  # by the test above
-    wanted |= {"ray_dit_decode_seconds_total"}
+    wanted |= {"dit_decode_seconds_total"}
     deadline = time.monotonic() + 40  # Ray collects them every few seconds
     missing = wanted
     while missing and time.monotonic() < deadline:
         time.sleep(1)
         said = httpx.get(metrics).text
-        missing = {name for name in wanted if f"ray_{name}" not in said}
+        missing = {name for name in wanted if f"\n# TYPE ray_{name} " not in said}
     assert missing == set()
+    assert "ray_ray_dit" not in said
 
 
 def test_a_killed_replica_costs_no_request(url):
@@ -217,11 +218,12 @@ def test_while_the_api_is_replaced_answers_are_its_own(url):
 
 
 def test_the_command_serves_and_lets_requests_finish(model_uri, tmp_path):
-    port = free_port()
+    port, metrics_port = free_port(), free_port()
     code = (
         "from ray_dit.serving.deployments.launcher import serve; "
         "from ray_dit.config.serve import EngineConfig, ServeConfig; "
-        f"serve(ServeConfig(model=({model_uri!r},), port={port}, engine=EngineConfig(profile_seconds=0)))"
+        f"serve(ServeConfig(model=({model_uri!r},), port={port}, metrics_port={metrics_port}, "
+        "engine=EngineConfig(profile_seconds=0)))"
     )
     environment = os.environ | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
     with subprocess.Popen(
@@ -234,6 +236,10 @@ def test_the_command_serves_and_lets_requests_finish(model_uri, tmp_path):
         assert server.stdout is not None
         assert server.stderr is not None
         assert server.stdout.readline() == f"serving tiny at http://127.0.0.1:{port}\n"
+        assert server.stdout.readline().startswith("page: ")
+        said_at = server.stdout.readline().removeprefix("metrics: ").strip()
+        assert said_at.endswith(f":{metrics_port}/metrics")
+        assert httpx.get(said_at).status_code == 200
         # what Ray Serve's proxy answers by itself, before any key is looked at: health alone
         assert httpx.get(f"http://127.0.0.1:{port}/-/routes").status_code == 404
         assert httpx.get(f"http://127.0.0.1:{port}/-/healthz").status_code == 200
@@ -250,7 +256,7 @@ def test_the_command_serves_and_lets_requests_finish(model_uri, tmp_path):
             assert running.result().status_code == 200
         said = server.communicate(timeout=60)[1]
     assert 503 in {answer.status_code for answer in late}
-    lines = [json.loads(part[part.index("{") :]) for part in said.splitlines() if '"request_id"' in part]
+    lines = [json.loads(part) for part in said.splitlines() if '"request_id"' in part]  # nothing before them
     lines = [line for line in lines if line["path"] != "/v1/models"]
     assert [line["status"] for line in lines] == [200, 200]
     assert lines[1]["n"] == 10
