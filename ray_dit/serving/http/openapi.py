@@ -70,7 +70,7 @@ def describe(app: FastAPI, config: ApiConfig) -> dict[str, Any]:
         document["security"] = [{"key": []}, {}]
         for path in ("/health", *(["/ready"] if config.ready_without_key else [])):
             document["paths"][path]["get"]["security"] = []
-        # From pydantic itself: FastAPI makes floats of bounds, and 2^63 - 1 is none.
+        # From pydantic itself: FastAPI makes floats of bounds.
         document["components"]["schemas"]["ImageRequest"] = _request_schema(config)
         body = document["paths"]["/v1/images/generations"]["post"]["requestBody"]
         body["content"]["application/json"]["schema"] = {"$ref": "#/components/schemas/ImageRequest"}

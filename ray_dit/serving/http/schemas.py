@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray_dit.config import SamplerName
 
 Label = Annotated[int, Field(ge=0, lt=2**31)] | Annotated[str, Field(max_length=400)]
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**53 - 1
+"""Beyond it readers of JSON that know floats only, as a browser, would ask for another seed than is said."""
 MAX_PROMPT = 32_000
 """Characters of a prompt that OpenAI takes at most."""
 

@@ -36,7 +36,7 @@ INFO = ModelInfo(
         ("n", 2.0, 2),
         ("n", "2", 2),
         ("n", " 2.0 ", 2),
-        ("seed", "9223372036854775807", 2**63 - 1),
+        ("seed", "9007199254740991", 2**53 - 1),
         ("seed", -7, -7),  # refused when the body is checked
         ("guidance_scale", "4.5", 4.5),
         ("num_inference_steps", "25", 25),
