@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import Body, FastAPI, Query, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from ray_dit.config.serve import ApiConfig
+from ray_dit.config.serve import ApiConfig, LimitsConfig
 from ray_dit.serving.backend import (
     Accepted,
     Backend,
@@ -135,11 +135,11 @@ class Routes:
     async def models(self) -> Any:
         """All models, the default one first."""
         infos = [await _info(backend) for backend in self.backends.values()]
-        return {"object": "list", "data": [_model_data(info) for info in infos]}
+        return {"object": "list", "data": [_model_data(info, self.config.limits) for info in infos]}
 
     async def model(self, model: str) -> Any:
         """One model by name or alias."""
-        return _model_data(await _info(self._backend(model)))
+        return _model_data(await _info(self._backend(model)), self.config.limits)
 
     async def labels(
         self,
@@ -213,7 +213,7 @@ async def _info(backend: Backend) -> ModelInfo:
         raise not_ready("the model is being loaded; try again") from None
 
 
-def _model_data(info: ModelInfo) -> dict[str, Any]:
+def _model_data(info: ModelInfo, limits: LimitsConfig) -> dict[str, Any]:
     return {
         "id": info.name,
         "object": "model",
@@ -223,7 +223,12 @@ def _model_data(info: ModelInfo) -> dict[str, Any]:
         "num_classes": len(info.labels),
         "num_inference_steps": info.sampler.num_steps,
         "guidance_scale": info.sampler.guidance_scale if info.guidable else 1.0,
+        "guidable": info.guidable,
         "sampler": info.sampler.name,
+        "max_images": limits.max_images,
+        "max_inference_steps": limits.max_inference_steps,
+        "max_total_steps": limits.max_total_steps,
+        "max_partial_images": limits.max_partial_images,
     }
 
 

@@ -161,7 +161,12 @@ class ModelData(BaseModel):
     num_classes: int
     num_inference_steps: int
     guidance_scale: float
+    guidable: bool = Field(description="Whether guidance scales other than 1 mean anything.")
     sampler: str
+    max_images: int = Field(description="Images per request.")
+    max_inference_steps: int = Field(description="Steps per image.")
+    max_total_steps: int = Field(description="Images times steps per request.")
+    max_partial_images: int = Field(description="Previews per image.")
 
 
 class ModelList(BaseModel):

@@ -89,6 +89,13 @@ def test_the_document_shows_the_operators_limits_and_exact_bounds(mode):
         assert said in error["message"]
 
 
+def test_a_model_tells_the_limits_and_whether_it_can_be_guided():
+    limits = LimitsConfig(max_images=4, max_inference_steps=30, max_total_steps=77, max_partial_images=2)
+    model = ask(config=ApiConfig(limits=limits), method="GET", path="/v1/models/fake").json()
+    names = ("max_images", "max_inference_steps", "max_total_steps", "max_partial_images", "guidable")
+    assert [model[name] for name in names] == [4, 30, 77, 2, True]
+
+
 @pytest.mark.parametrize("mode", ["openai", "strict"])
 def test_the_document_knows_how_images_are_answered(mode):
     config = ApiConfig(compatibility=mode)

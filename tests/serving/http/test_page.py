@@ -46,8 +46,8 @@ def page(browser, url):
 
 
 def _unexpected(said) -> bool:
-    """An error in the console, other than Chromium's note that an answer was not 200."""
-    return said.type == "error" and "responded with a status" not in said.text
+    """An error in the console, other than Chromium's note that an answer was not 200, or none came."""
+    return said.type == "error" and not said.text.startswith("Failed to load resource")
 
 
 def slide(page, name: str, value: float) -> None:
@@ -73,11 +73,16 @@ def test_images_sharpen_and_can_be_kept(page):
     with page.expect_download() as download:
         page.locator(".tile").first.hover()
         page.locator(".tile .save").first.click()
-    assert download.value.suggested_filename == "tench-7-0.png"
+    assert download.value.suggested_filename == "tench-7-1.png"
     page.locator(".tile .open").nth(1).click()
-    playwright_api.expect(page.locator("#viewer-caption")).to_have_text(
-        "tench, Tinca tinca · seed 7 · image 1"
-    )
+    playwright_api.expect(page.locator("#viewer-name")).to_have_text("tench, Tinca tinca")
+    settings = "100 steps · guidance 2 · ddim · seed 7"
+    caption = playwright_api.expect(page.locator("#viewer-caption"))
+    caption.to_have_text(f"image 2 of 3 · {settings}")
+    page.keyboard.press("ArrowRight")
+    caption.to_have_text(f"image 3 of 3 · {settings}")
+    page.click("#viewer-next")
+    caption.to_have_text(f"image 1 of 3 · {settings}")
     page.keyboard.press("Escape")
     playwright_api.expect(page.locator("#viewer")).not_to_be_visible()
 
@@ -101,13 +106,111 @@ def test_everything_by_keyboard(page):
 
 
 def test_stopping(page):
-    slide(page, "steps", 100)
+    page.evaluate("document.getElementById('steps').max = 250")
+    slide(page, "steps", 250)
     page.select_option("#sampler", "ddpm")
     slide(page, "n", 10)
+    place = page.locator("#go").bounding_box()
     page.click("#go")
+    playwright_api.expect(page.locator(".tile img:not([hidden])")).not_to_have_count(0)
+    playwright_api.expect(page.locator("#go")).not_to_be_visible()
+    assert page.locator("#stop").bounding_box() == place
     page.click("#stop")
     playwright_api.expect(page.locator("#status")).to_have_text("Stopped.")
     playwright_api.expect(page.locator("#go")).to_be_enabled()
+    said = page.locator(".tile.failed figcaption")
+    playwright_api.expect(said).not_to_have_count(0)
+    for text in said.all_text_contents():
+        assert re.fullmatch("stopped( after step [0-9]+ of 250)?", text)
+
+
+def test_what_is_typed_is_asked_for_or_the_field_says_why_not(page):
+    page.fill("#label", "goldfish")
+    page.click("#go")
+    playwright_api.expect(page.locator(".batch h2")).to_have_text("goldfish")
+    playwright_api.expect(page.locator("#go")).to_be_visible()
+    page.fill("#label", "Tinca tinca")  # a synonym
+    page.click("#go")
+    playwright_api.expect(page.locator(".batch h2").first).to_have_text("tench, Tinca tinca")
+    playwright_api.expect(page.locator("#go")).to_be_visible()
+    for typed, said in (
+        ("unicorn", "No class is called “unicorn”."),
+        ("crane", "2 classes are called like “crane”: choose one."),
+    ):
+        page.fill("#label", typed)
+        page.click("#go")
+        playwright_api.expect(page.locator("#label-problem")).to_have_text(said)
+        playwright_api.expect(page.locator("#label")).to_have_attribute("aria-invalid", "true")
+    playwright_api.expect(page.locator(".batch")).to_have_count(2)
+
+
+def test_few_classes_are_chips_with_a_sample_each(page):
+    chips = page.locator(".chip")
+    playwright_api.expect(chips).to_have_text(
+        ["One of each", "tench", "goldfish", "great white shark", "crane, bird", "crane, machine", "hen"]
+    )
+    playwright_api.expect(page.locator(".chip img[src^='data:image/webp']")).to_have_count(6)
+    chips.nth(6).click()
+    playwright_api.expect(page.locator("#label")).to_have_value("hen")
+    playwright_api.expect(chips.nth(6)).to_have_attribute("aria-pressed", "true")
+    chips.first.click()
+    playwright_api.expect(page.locator("#n-field")).not_to_be_visible()
+    page.click("#go")
+    playwright_api.expect(page.locator(".tile.done")).to_have_count(6)
+    playwright_api.expect(page.locator(".tile figcaption").last).to_have_text("hen")
+
+
+def test_settings_are_in_the_address_and_images_outlast_a_reload(page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator(".chip").nth(6).click()
+    slide(page, "n", 2)
+    slide(page, "steps", 3)
+    page.select_option("#sampler", "ddpm")
+    page.click("#go")
+    playwright_api.expect(page.locator("#status")).to_contain_text("2 images in")
+    page.locator(".share").click()
+    link = page.evaluate("navigator.clipboard.readText()")
+    assert re.search(r"class=5&n=2&steps=3&guidance=2&sampler=ddpm&seed=\d+$", link)
+    first = page.locator(".tile img").first.get_attribute("src")
+    page.goto(link)
+    playwright_api.expect(page.locator("#label")).to_have_value("hen")
+    assert page.locator("#sampler").input_value() == "ddpm"
+    playwright_api.expect(page.locator(".tile.done img").first).to_have_attribute("src", first)
+    page.click("#go")
+    playwright_api.expect(page.locator(".tile.done")).to_have_count(4)
+    playwright_api.expect(page.locator(".tile img").first).to_have_attribute("src", first)  # the same image
+    playwright_api.expect(page.locator("#status")).to_contain_text("2 images in")
+    page.click("#forget")
+    playwright_api.expect(page.locator(".batch")).to_have_count(0)
+    page.reload()
+    playwright_api.expect(page.locator("#label")).to_have_value("hen")
+    playwright_api.expect(page.locator(".batch")).to_have_count(0)
+
+
+def test_a_server_that_is_gone_is_said_in_words(page):
+    playwright_api.expect(page.locator(".chip img[src]")).to_have_count(6)
+    page.route("**/v1/images/generations", lambda route: route.abort("connectionrefused"))
+    page.click("#go")
+    playwright_api.expect(page.locator("#status")).to_contain_text("The server does not answer")
+    page.context.set_offline(True)
+    page.click("#go")
+    playwright_api.expect(page.locator("#status")).to_have_text("This device is offline.")
+
+
+def test_controls_are_those_of_the_model_within_the_limits(page):
+    def other(route) -> None:
+        answer = route.fetch()
+        data = answer.json()
+        data["data"][0] |= {"guidable": False, "num_classes": 0, "max_images": 3, "max_inference_steps": 40}
+        route.fulfill(response=answer, json=data)
+
+    page.route("**/v1/models", other)
+    page.reload()
+    playwright_api.expect(page.locator("#about")).to_contain_text("no classes")
+    playwright_api.expect(page.locator("#guidance-field")).not_to_be_visible()
+    playwright_api.expect(page.locator("#label-field")).not_to_be_visible()
+    assert page.locator("#n").get_attribute("max") == "3"
+    assert page.locator("#steps").get_attribute("max") == "40"
 
 
 def test_an_error_of_the_server_is_told(page):
@@ -172,6 +275,8 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser, url):
     page.tap("#go")
     playwright_api.expect(page.locator(".tile.done")).to_have_count(4)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    tile = page.locator(".tile").first.bounding_box()
+    assert tile["y"] + tile["height"] <= 740  # the first images are seen as they come
     small = page.evaluate("""() => [...document.querySelectorAll('button, input, select, .save')]
         .filter((e) => e.checkVisibility() && e.type !== 'range' && e.getBoundingClientRect().height < 36)
         .map((e) => e.id || e.className)""")

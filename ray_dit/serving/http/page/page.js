@@ -1,58 +1,59 @@
-// The page: asks /v1/images/generations for a stream and shows each image as it sharpens. No other code is loaded.
+// The page: asks /v1/images/generations for a stream and shows each image as it sharpens. All code is the server's own.
 
-const $ = (id) => document.getElementById(id);
+import { $, ask, copy, getJson, model, say, state } from "./common.js";
+import { bindClasses, numbered, settled, useClasses } from "./classes.js";
+import { addBatch, bindViewer } from "./gallery.js";
+import { forgetBatches, keepBatch, keptBatches } from "./history.js";
+
 const PREVIEWS = 8;
-const state = { models: [], label: null, found: [], active: -1, running: null, needsKey: false };
+const AGAIN_MS = 3000;
+const SETTLING_MS = 300; // a second click on "Make images" does not stop them
 
 start();
 
 async function start() {
   bindForm();
-  bindLabels();
+  bindClasses(rememberSettings);
   bindViewer();
+  const wide = matchMedia("(min-width: 52rem)");
+  $("more").open = wide.matches; // on a phone the images come first
+  wide.addEventListener("change", () => ($("more").open = wide.matches));
+  for (const { images, ...batch } of await keptBatches()) addBatch(batch, { useAgain, share }).restore(images);
+  await load();
+}
+
+async function load() {
   try {
     state.models = (await getJson("v1/models")).data;
+    // Whether a call from elsewhere needs a key; asked without the browser's own credentials.
+    state.needsKey = (await fetch("v1/models", { credentials: "omit" })).status === 401;
+    say("");
   } catch (error) {
-    say(error.message, true);
-    setTimeout(() => location.reload(), 3000); // the models may still be loading
+    say(`${error.message} Trying again …`, true);
+    setTimeout(load, AGAIN_MS); // the models may still be loading
     return;
   }
-  $("model").replaceChildren(...state.models.map((model) => new Option(model.id, model.id)));
+  $("model").replaceChildren(...state.models.map((one) => new Option(one.id, one.id)));
   $("model-field").hidden = state.models.length < 2;
-  useModel();
-  // Whether a call from elsewhere needs a key; asked without the browser's own credentials.
-  state.needsKey = (await fetch("v1/models", { credentials: "omit" })).status === 401;
-}
-
-function model() {
-  return state.models.find((one) => one.id === $("model").value) ?? state.models[0];
-}
-
-async function useModel() {
-  const { num_classes, size, num_inference_steps, guidance_scale, sampler } = model();
-  $("about").textContent = `${model().id}: ${num_classes || "no"} classes, ${size.replace("x", " × ")} pixels`;
-  $("steps").max = Math.max(100, num_inference_steps);
-  $("steps").value = num_inference_steps;
-  $("guidance").value = guidance_scale;
-  $("sampler").value = sampler;
-  $("label-field").hidden = num_classes === 0;
-  showValues();
-  state.label = null;
-  $("label").value = "";
-  if (num_classes) choose((await search("", 1)).data[0]);
+  await useSettings(new URLSearchParams(location.search));
 }
 
 // ---- the form
 
 function bindForm() {
-  $("model").addEventListener("change", useModel);
-  $("form").addEventListener("input", showValues);
+  $("model").addEventListener("change", () => useSettings(new URLSearchParams({ model: $("model").value })));
+  $("form").addEventListener("input", () => {
+    showValues();
+    rememberSettings();
+  });
   $("form").addEventListener("submit", (event) => {
     event.preventDefault();
     make();
   });
   $("stop").addEventListener("click", () => state.running?.abort());
+  $("link").addEventListener("click", () => copyLink(settings()));
   $("curl").addEventListener("click", copyCurl);
+  $("forget").addEventListener("click", forget);
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) make();
     if (event.key === "Escape" && !$("viewer").open && $("label-list").hidden) state.running?.abort();
@@ -65,9 +66,28 @@ function showValues() {
   }
 }
 
-function say(text, bad = false) {
-  $("status").textContent = text;
-  $("status").classList.toggle("bad", bad);
+// The model's own settings, but for those that `asked` has; controls that mean nothing for it are not shown.
+async function useSettings(asked) {
+  if (state.models.some((one) => one.id === asked.get("model"))) $("model").value = asked.get("model");
+  const { num_classes, size, num_inference_steps, guidance_scale, guidable, sampler, max_images, max_inference_steps } =
+    model();
+  $("about").textContent = `${model().id}: ${num_classes || "no"} classes, ${size.replace("x", " × ")} pixels`;
+  $("n").max = max_images;
+  $("n").value = asked.get("n") ?? 4;
+  $("steps").max = Math.min(max_inference_steps, Math.max(100, num_inference_steps, asked.get("steps") ?? 0));
+  $("steps").value = asked.get("steps") ?? num_inference_steps;
+  $("guidance").value = asked.get("guidance") ?? guidance_scale;
+  $("guidance-field").hidden = !guidable;
+  $("sampler").value = asked.get("sampler") ?? sampler;
+  if ($("sampler").selectedIndex < 0) $("sampler").value = sampler;
+  $("seed").value = /^[0-9]{1,15}$/.test(asked.get("seed") ?? "") ? asked.get("seed") : "";
+  showValues();
+  try {
+    await useClasses(asked.get("class"));
+  } catch (error) {
+    say(error.message, true);
+  }
+  rememberSettings();
 }
 
 function settings() {
@@ -75,20 +95,52 @@ function settings() {
     model: model().id,
     n: Number($("n").value),
     num_inference_steps: Number($("steps").value),
-    guidance_scale: Number($("guidance").value),
     sampler: $("sampler").value,
   };
-  if (state.label) asked.class_labels = Array(asked.n).fill(state.label.id);
+  if (model().guidable) asked.guidance_scale = Number($("guidance").value);
   if (/^[0-9]+$/.test($("seed").value)) asked.seed = Number($("seed").value);
+  if (state.each) asked.class = "each";
+  else if (state.label) asked.class = state.label.id;
   return asked;
 }
 
-async function copyCurl() {
-  const asked = settings();
-  if (state.label) {
-    asked.prompt = state.label.name;
-    delete asked.class_labels;
+// ---- settings as a link
+
+function linkTo(asked) {
+  const names = { model: "model", class: "class", n: "n", steps: "num_inference_steps", guidance: "guidance_scale",
+                  sampler: "sampler", seed: "seed" };
+  const query = new URLSearchParams();
+  for (const [short, name] of Object.entries(names)) {
+    if (asked[name] !== undefined) query.set(short, asked[name]);
   }
+  return new URL(`?${query}`, location.href);
+}
+
+function rememberSettings() {
+  if (state.models.length) history.replaceState(null, "", linkTo(settings()));
+}
+
+function copyLink(asked) {
+  copy(String(linkTo(asked)), "The link is on the clipboard; it leads to these settings.", "The link:");
+}
+
+function share({ asked, seed }) {
+  copyLink({ ...asked, seed });
+}
+
+async function useAgain({ asked, seed }) {
+  const query = linkTo({ ...asked, seed }).searchParams;
+  await useSettings(query);
+  say("Settings and seed are in the form: the same images would come again.");
+  $("go").focus();
+}
+
+async function copyCurl() {
+  if (!(await settled())) return;
+  const { class: label, ...asked } = settings();
+  if (label === "each") asked.class_labels = eachClass();
+  else if (state.label) asked.prompt = state.label.name;
+  if (label === "each") delete asked.n;
   const key = state.needsKey ? ` \\\n  -H "Authorization: Bearer $API_KEY"` : "";
   const body = JSON.stringify(asked).replaceAll("'", "'\\''");
   const url = new URL("v1/images/generations", location.href);
@@ -96,280 +148,114 @@ async function copyCurl() {
     `curl -s ${url} \\\n  -H "Content-Type: application/json"${key} \\\n  -d '${body}' \\\n` +
     `  | python3 -c 'import sys,json,base64\nfor i in json.load(sys.stdin)["data"]: ` +
     `open("image-%d.png" % i["index"],"wb").write(base64.b64decode(i["b64_json"]))'`;
-  try {
-    await navigator.clipboard.writeText(command);
-    say("The command is on the clipboard; it writes image-0.png and so on.");
-  } catch {
-    prompt("The command:", command);
-  }
-}
-
-// ---- choosing a class
-
-function bindLabels() {
-  const input = $("label");
-  let timer;
-  input.addEventListener("focus", () => input.select());
-  input.addEventListener("input", () => {
-    clearTimeout(timer);
-    timer = setTimeout(showFound, 120);
-  });
-  input.addEventListener("click", () => showFound(true));
-  input.addEventListener("blur", () => setTimeout(() => closeList(true), 150));
-  input.addEventListener("keydown", labelKey);
-  $("label-list").addEventListener("pointerdown", (event) => event.preventDefault()); // keeps the focus
-  $("label-list").addEventListener("click", (event) => {
-    const item = event.target.closest("[role=option]");
-    if (item) choose(state.found[Number(item.dataset.place)]);
-  });
-  $("any-label").addEventListener("click", anyLabel);
-}
-
-function labelKey(event) {
-  const open = !$("label-list").hidden;
-  if (event.key === "ArrowDown" || event.key === "ArrowUp") {
-    event.preventDefault();
-    if (open) activate(state.active + (event.key === "ArrowDown" ? 1 : -1));
-    else showFound(true);
-  } else if (event.key === "Enter" && open) {
-    event.preventDefault();
-    event.stopPropagation();
-    if (state.found.length) choose(state.found[Math.max(state.active, 0)]);
-  } else if (event.key === "Escape" && open) {
-    event.stopPropagation();
-    closeList(true);
-  }
-}
-
-function search(q, limit = 50) {
-  const query = new URLSearchParams({ q, limit, model: model().id });
-  return getJson(`v1/labels?${query}`);
-}
-
-async function showFound(all = false) {
-  const q = all === true ? "" : $("label").value.trim();
-  let answer;
-  try {
-    answer = await search(q);
-  } catch (error) {
-    say(error.message, true);
-    return;
-  }
-  state.found = answer.data;
-  const items = answer.data.map((label, place) => {
-    const item = element("li", { role: "option", id: `label-${place}` });
-    item.dataset.place = place;
-    const [first, ...others] = label.name.split(",");
-    const name = element("span", {}, first);
-    if (others.length) name.append(element("span", { class: "more" }, others.join(",").trim()));
-    item.append(name, element("span", { class: "number" }, label.id));
-    return item;
-  });
-  if (!items.length) items.push(element("li", { class: "none" }, "No class is called that"));
-  if (answer.total > items.length && answer.data.length) {
-    items.push(element("li", { class: "none" }, `${answer.total - items.length} more: go on typing`));
-  }
-  $("label-list").replaceChildren(...items);
-  $("label-list").hidden = false;
-  $("label").setAttribute("aria-expanded", "true");
-  const current = state.found.findIndex((label) => label.id === state.label?.id);
-  activate(all === true ? current : 0);
-}
-
-function activate(place) {
-  const options = $("label-list").querySelectorAll("[role=option]");
-  if (!options.length) return;
-  state.active = Math.min(Math.max(place, 0), options.length - 1);
-  options.forEach((item, at) => item.setAttribute("aria-selected", String(at === state.active)));
-  options[state.active].scrollIntoView({ block: "nearest" });
-  $("label").setAttribute("aria-activedescendant", options[state.active].id);
-}
-
-function choose(label) {
-  state.label = label;
-  closeList(true);
-}
-
-function closeList(restore) {
-  $("label-list").hidden = true;
-  $("label").setAttribute("aria-expanded", "false");
-  $("label").removeAttribute("aria-activedescendant");
-  if (restore && state.label) $("label").value = state.label.name;
-}
-
-async function anyLabel() {
-  const place = Math.floor(Math.random() * model().num_classes);
-  const found = (await search(String(place), 1)).data;
-  if (found.length) choose(found[0]);
+  await copy(command, "The command is on the clipboard; it writes image-0.png and so on.", "The command:");
 }
 
 // ---- making images
 
 async function make() {
   if (state.running || !state.models.length) return;
-  if (!$("form").reportValidity()) return;
-  const asked = settings();
   const running = (state.running = new AbortController());
-  $("go").disabled = true;
-  $("stop").hidden = false;
-  say("Waiting …");
-  const batch = newBatch(asked);
-  const began = performance.now();
+  let shown = null;
   try {
-    const answer = await fetch("v1/images/generations", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ ...asked, stream: true, partial_images: PREVIEWS }),
-      signal: running.signal,
-    });
-    if (!answer.ok) throw await problem(answer);
-    for await (const event of events(answer.body)) batch.show(event);
+    if (!(await settled()) || !seedIsOne()) return;
+    const asked = settings();
+    const labels = labelsOf(asked);
+    const batch = await newBatch(asked, labels);
+    busy(true);
+    say("Waiting …");
+    shown = addBatch(batch, { useAgain, share });
+    if (!matchMedia("(min-width: 52rem)").matches) $("form").scrollIntoView({ block: "start" });
+    const began = performance.now();
+    await sharpen(batch, labels, shown, running.signal);
     const seconds = (performance.now() - began) / 1000;
-    say(`${asked.n} image${asked.n > 1 ? "s" : ""} in ${seconds.toFixed(1)} s`);
+    say(`${batch.names.length} image${batch.names.length > 1 ? "s" : ""} in ${seconds.toFixed(1)} s`);
+    await keepBatch({ ...batch, images: shown.end() });
+    shown = null;
   } catch (error) {
-    batch.fail();
     if (error.name === "AbortError") say("Stopped.");
     else say(error.message, true);
   } finally {
+    if (shown) await keepStopped(shown);
     state.running = null;
-    $("go").disabled = false;
-    $("stop").hidden = true;
+    busy(false);
   }
 }
 
-function newBatch(asked) {
-  $("empty")?.remove();
-  const name = state.label?.name ?? asked.model;
-  const label = state.label;
-  const article = $("batch-template").content.cloneNode(true).firstElementChild;
-  const [title, caption] = [article.querySelector("h2"), article.querySelector("header p")];
-  title.textContent = name;
-  const tiles = Array.from({ length: asked.n }, (_, index) => newTile(name, index));
-  article.querySelector(".grid").append(...tiles.map((tile) => tile.figure));
-  article.classList.toggle("small", parseInt(model().size) < 128);
-  const describe = (seed) => {
-    const parts = [`${asked.num_inference_steps} steps`, `guidance ${asked.guidance_scale}`, asked.sampler];
-    caption.textContent = [...parts, ...(seed === undefined ? [] : [`seed ${seed}`])].join(" · ");
-  };
-  describe(asked.seed);
-  let seed = asked.seed;
-  article.querySelector(".again").addEventListener("click", () => useAgain(asked, label, seed));
-  $("results").prepend(article);
-  if (matchMedia("(max-width: 52rem)").matches) article.scrollIntoView({ behavior: "smooth", block: "nearest" });
+async function keepStopped(shown) {
+  const images = shown.end();
+  if (images.some(Boolean)) await keepBatch({ ...shown.batch, images });
+  const left = document.querySelector(".batch") !== null;
+  $("empty").hidden = left;
+  $("forget").hidden = !left;
+}
+
+// One request, or as many as the server's limits make of it; image i of each is a function of (seed, i).
+async function sharpen(batch, labels, shown, signal) {
+  const { asked } = batch;
+  const most = Math.max(1, Math.min(model().max_images, Math.floor(model().max_total_steps / asked.num_inference_steps)));
+  const { class: _, n, ...common } = asked;
   let done = 0;
-  return {
-    show(event) {
-      if (event.error) throw new Error(event.error.message);
-      seed = event.seed;
-      describe(seed);
-      tiles[event.index].show(event, asked);
+  for (let first = 0; first < batch.names.length; first += batch.each ? most : batch.names.length) {
+    const body = { ...common, partial_images: Math.min(PREVIEWS, model().max_partial_images) };
+    if (batch.each) body.class_labels = labels.slice(first, first + most);
+    else if (labels) Object.assign(body, { n, class_labels: labels.slice(0, 1) });
+    else body.n = n;
+    if (batch.seed !== undefined) body.seed = batch.seed;
+    for await (const event of ask(body, signal)) {
+      shown.show(first + event.index, event);
       done += event.type.endsWith("completed") ? 1 : 0;
-      say(`${done} of ${asked.n} done …`);
-    },
-    fail() {
-      for (const tile of tiles) tile.fail();
-      if (!done && !article.querySelector("img:not([hidden])")) article.remove();
-    },
-  };
-}
-
-function newTile(name, index) {
-  const figure = $("tile-template").content.cloneNode(true).firstElementChild;
-  const [image, progress] = [figure.querySelector("img"), figure.querySelector("progress")];
-  const [open, save] = [figure.querySelector(".open"), figure.querySelector(".save")];
-  figure.classList.add("waiting");
-  progress.setAttribute("aria-label", `Image ${index + 1}`);
-  return {
-    figure,
-    show(event, asked) {
-      figure.classList.remove("waiting");
-      image.hidden = false;
-      image.src = `data:image/${event.output_format};base64,${event.b64_json}`;
-      progress.value = event.step ? event.step / event.num_inference_steps : 1;
-      if (!event.type.endsWith("completed")) return;
-      figure.classList.add("done");
-      progress.remove();
-      const file = `${name.split(",")[0].trim().replaceAll(/[^\p{L}\p{N}]+/gu, "-")}-${event.seed}-${index}.png`;
-      image.alt = `${name}, image ${index + 1}`;
-      Object.assign(save, { href: image.src, download: file, hidden: false, title: "Download" });
-      save.setAttribute("aria-label", `Download image ${index + 1}`);
-      open.disabled = false;
-      open.setAttribute("aria-label", `Look at image ${index + 1}`);
-      open.addEventListener("click", () => view(image, file, `${name} · seed ${event.seed} · image ${index}`, asked));
-    },
-    fail() {
-      if (figure.classList.contains("done")) return;
-      figure.classList.remove("waiting");
-      figure.classList.add("failed");
-      progress.remove();
-    },
-  };
-}
-
-function useAgain(asked, label, seed) {
-  if (label) choose(label);
-  $("n").value = asked.n;
-  $("steps").value = asked.num_inference_steps;
-  $("guidance").value = asked.guidance_scale;
-  $("sampler").value = asked.sampler;
-  $("seed").value = seed ?? "";
-  showValues();
-  say("Settings and seed are in the form: the same images would come again.");
-  $("go").focus();
-}
-
-// ---- looking at one image
-
-function bindViewer() {
-  $("viewer-close").addEventListener("click", () => $("viewer").close());
-  $("viewer").addEventListener("click", (event) => {
-    if (event.target === $("viewer")) $("viewer").close();
-  });
-}
-
-function view(image, file, caption) {
-  $("viewer-image").src = image.src;
-  $("viewer-image").alt = image.alt;
-  $("viewer-image").classList.toggle("small", image.naturalWidth < 128);
-  $("viewer-caption").textContent = caption;
-  Object.assign($("viewer-save"), { href: image.src, download: file });
-  $("viewer").showModal();
-}
-
-// ---- talking to the server
-
-async function getJson(url) {
-  const answer = await fetch(url);
-  if (!answer.ok) throw await problem(answer);
-  return answer.json();
-}
-
-async function problem(answer) {
-  const body = await answer.json().catch(() => null);
-  const wait = answer.headers.get("retry-after");
-  const text = body?.error?.message ?? `The server answered ${answer.status}.`;
-  return new Error(answer.status === 429 && wait ? `${text} (in ${wait} s)` : text);
-}
-
-async function* events(stream) {
-  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) throw new Error("The connection ended early.");
-    const blocks = (rest + value).split("\n\n");
-    rest = blocks.pop();
-    for (const block of blocks) {
-      const data = block.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("");
-      if (data === "[DONE]") return;
-      if (data) yield JSON.parse(data);
+      say(`${done} of ${batch.names.length} done …`);
     }
   }
 }
 
-function element(name, attributes = {}, text = "") {
-  const made = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  made.textContent = text;
-  return made;
+function eachClass() {
+  return Array.from({ length: model().num_classes }, (_, place) => place);
+}
+
+function labelsOf(asked) {
+  if (asked.class === undefined) return null;
+  return asked.class === "each" ? eachClass() : Array(asked.n).fill(asked.class);
+}
+
+async function newBatch(asked, labels) {
+  const each = asked.class === "each";
+  const names = each
+    ? await Promise.all(labels.map(async (place) => (await numbered(place)).name))
+    : Array(asked.n).fill(state.label?.name ?? asked.model);
+  const title = each ? "One of each" : names[0];
+  return { asked, each, names, title, seed: asked.seed, size: parseInt(model().size) };
+}
+
+function seedIsOne() {
+  const right = $("seed").checkValidity();
+  if (!right) {
+    $("more").open = true;
+    $("seed").focus();
+    say("A seed is a whole number; empty for a random one.", true);
+  }
+  return right;
+}
+
+// Make and Stop are one place; which of them stands there has the focus if the other had it.
+function busy(running) {
+  const [from, to] = running ? [$("go"), $("stop")] : [$("stop"), $("go")];
+  const focused = document.activeElement === from;
+  from.hidden = true;
+  to.hidden = false;
+  to.disabled = running;
+  const enable = () => {
+    to.disabled = false;
+    if (focused) to.focus();
+  };
+  if (running) setTimeout(enable, SETTLING_MS);
+  else enable();
+}
+
+async function forget() {
+  await forgetBatches();
+  for (const batch of document.querySelectorAll(".batch")) batch.remove();
+  $("empty").hidden = false;
+  $("forget").hidden = true;
 }
