@@ -26,13 +26,13 @@ check: .venv/dev ## format, lint, types, import rules
 ALONE := ray or s3 or browser or slow
 pytest: .venv/dev browser ## the tests, and which lines they reach
 	$(BIN)/coverage erase
-	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m pytest -n logical --dist loadfile -m "not ($(ALONE))"
+	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m pytest -n logical --dist loadfile -m "not ($(ALONE) or faults)"
 	COVERAGE_PROCESS_START=$(CURDIR)/pyproject.toml $(BIN)/python -m pytest -n 2 --dist loadfile -m "($(ALONE)) and not faults" --durations=20
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
 quick: .venv/dev ## the fast half of the tests, without Ray, S3 and a browser (six minutes on 2 cores)
-	$(BIN)/python -m pytest -q -n logical --dist loadfile -m "not ($(ALONE))"
+	$(BIN)/python -m pytest -q -n logical --dist loadfile -m "not ($(ALONE) or faults)"
 
 # The page is tested in Debian's Chromium; where it is not and cannot be installed, those tests are skipped and say so.
 browser:

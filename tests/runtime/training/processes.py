@@ -119,7 +119,8 @@ def start(
     meeting = folder.with_name(f"{folder.name}-meeting")
     meeting.unlink(missing_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # torch takes seconds to load
+    # torch takes seconds to load, and so does what its optimizers load when the first one is made
+    context.set_forkserver_preload([__name__, make_task.__module__, "torch._dynamo"])
     arguments: Any = (workers, meeting, store, config, task, dict(os.environ))
     processes = [context.Process(target=_work, args=(rank, *arguments)) for rank in range(workers)]
     for process in processes:
