@@ -185,5 +185,6 @@ def test_a_wrong_token_is_one_sentence(cluster: Cluster, place: Path, tmp_path: 
     refused = cluster.run(*encode, RAY_AUTH_TOKEN_PATH=str(tmp_path / "token"))
     assert refused.returncode == 1, refused.stderr[-2000:]
     assert refused.stderr.count("\n") == 1
-    assert "no Ray cluster could be joined at" in refused.stderr
+    assert f"the Ray cluster at '{cluster.address}' wants a token" in refused.stderr
+    assert "RAY_AUTH_MODE" in refused.stderr
     assert not list((place / "stranger").glob("_markers/*"))
