@@ -141,7 +141,8 @@ def make_shards(
             check_resources(ray, config, cpus=fewest * resources["num_cpus"], gpus=fewest * gpus)
             resources |= {"num_gpus": gpus}
             with progress(work.what, total, work.unit, done=before) as advance:
-                watch = _Watch(work, run, advance, done=before, shards_done=len(work.sizes) - len(missing))
+                watch = _Watch(work, run, advance)
+                watch.begin(missing)
                 arguments = {
                     "job": job,
                     "build": build,
@@ -154,7 +155,7 @@ def make_shards(
                     if not outcome.orphaned:
                         break
                     missing = _missing(job, work.numbers)
-                    watch.begin_again(missing)
+                    watch.begin(missing)
                     if not missing:
                         outcome = Outcome()
                         break
@@ -192,7 +193,7 @@ class _Watch:
     work: Work
     run: RunRecord
     advance: Advance
-    done: int
+    done: int = 0
     shards_done: int = 0
     retried: int = 0
     """Tries that failed, of shards that were then tried again."""
@@ -205,11 +206,11 @@ class _Watch:
     """Handles of the actors of this fan-out, in the order in which they joined first."""
     _earlier: ActorTime = NO_TIME
 
-    def begin_again(self, missing: Sequence[int]) -> None:
-        """Another coordinator will have these shards made."""
+    def begin(self, missing: Sequence[int]) -> None:
+        """A coordinator, the first or another, will have these shards made, by actors of its own."""
         self.done = sum(self.work.sizes) - sum(map(self.work.size, missing))
         self.shards_done = len(self.work.sizes) - len(missing)
-        self._earlier = self.time
+        self._earlier, self.actors = self.time, []
 
     @property
     def note(self) -> str:
@@ -281,7 +282,6 @@ def _fan_out(
     enough: Enough | None,
 ) -> Outcome:
     """Lets actors, made with these ``arguments``, pull the shards until each is made or given up."""
-    watch.actors = []
     coordinator = beside_the_driver(ray, Coordinator).remote(shards, config.shard_deadline, enough)
     actors = min(config.most_actors, len(shards))
     with ray.data.DataContext.current(_data_context(ray, actors)):

@@ -269,7 +269,7 @@ def test_progress_tells_shards_tries_and_how_much_actors_compute() -> None:
     watch.look(OneAnswer(news), coordinator)
     assert shown == [(5020, "502/1,000 shards, 1 retried, 1 failed, actors compute 80% of the time")]
     assert seen == [7, 8]
-    watch.begin_again(range(400))  # another coordinator, and actors of its own
+    watch.begin(range(400))  # another coordinator, and actors of its own
     watch.look(OneAnswer(replace(news, failures=[], lost=0, time=ActorTime(100.0, 40.0))), coordinator)
     assert watch.time == ActorTime(200.0, 120.0)
     assert shown[-1] == (6020, "602/1,000 shards, 1 retried, actors compute 60% of the time")
