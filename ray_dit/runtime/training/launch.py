@@ -108,14 +108,15 @@ def fit_while_it_advances(
 
     It counts the failures of the whole training, be they days apart. Each time it has a name of its own.
     """
+    newest = newest_step(job.store, job.prefix)
     for turn in count(1):
-        newest = newest_step(job.store, job.prefix)
         try:
             fit(name if turn == 1 else f"{name}-{turn}")
             return
         except Exception as error:
             raise_final()
-            if newest_step(job.store, job.prefix) <= newest:
+            before, newest = newest, newest_step(job.store, job.prefix)
+            if newest <= before:
                 raise RuntimeError(
                     f"training failed after {MAX_WORKER_FAILURES} restarts of its workers, none of which "
                     "came to a new checkpoint"
