@@ -49,9 +49,7 @@ class GenerateConfig(ShardsConfig):
     """Classes by name or number; all by default."""
     labels: Content[Literal["balanced", "random"]] = "balanced"
     """balanced: the classes in turn; random: each image's class is drawn by the seed and its number."""
-    guidance_scales: Content[
-        Annotated[tuple[GuidanceScale, ...] | None, BeforeValidator(_without_commas)]
-    ] = None
+    guidance_scales: Content[Annotated[tuple[GuidanceScale, ...] | None, _CommasToo]] = None
     """Scales of which each image is given one, drawn by the seed and its number; in place of
     sampler.guidance_scale."""
     format: Content[DatasetFormatName] = "parquet"

@@ -22,7 +22,7 @@ from ray_dit.serving.engine.batch import Batch
 from ray_dit.serving.engine.decoder import Decoder, Latents
 from ray_dit.serving.engine.model import Model
 from ray_dit.serving.engine.policy import Load, Schedule, StepCurve, count_rows
-from ray_dit.serving.engine.profile import call_sizes, measure
+from ray_dit.serving.engine.profile import measure
 from ray_dit.serving.engine.tickets import (
     Closed,
     Done,
@@ -57,7 +57,7 @@ class Engine:
         self._profile = measure(
             model, max_rows=config.max_step_rows, seconds=config.profile_seconds, padded=config.pad_calls
         )
-        self._pad_to = call_sizes(config.max_step_rows) if config.pad_calls else None
+        self._pad_to = self._profile.sizes if config.pad_calls else None
         self.healthy = True
         self._wake = threading.Condition()
         """Held for every look at the schedule and its tickets; never during a call of the network."""

@@ -143,10 +143,12 @@ def described(curve: StepCurve, best_rows: int) -> str:
 def measure(model: Model, *, max_rows: int, seconds: float, padded: bool = False) -> Profile:
     """The profile of a model at its start, measured when no other replica of this machine measures.
 
-    ``seconds`` as in `profile_steps`; ``padded``: calls are padded to the least of `call_sizes` that fits.
+    ``padded``: calls are padded to the least of `call_sizes` that fits. Without time (0 ``seconds``) the
+    curve is flat and stays so: rows cost nothing, so calls are as large as they may be.
     """
     if seconds == 0:
-        return Profile(_flat_curve(max_rows, padded), most=max_rows, follows=False)
+        flat = StepCurve([1, max(max_rows, 2)], [1e-3, 1e-3], padded=padded)
+        return Profile(flat, most=max_rows, follows=False)
     with alone(_device_name(model.device), patience=6 * seconds):
         start = profile_steps(model, max_rows=max_rows, seconds=seconds, padded=padded)
     profile = Profile(start, most=max_rows)
@@ -158,10 +160,7 @@ def profile_steps(model: Model, *, max_rows: int, seconds: float, padded: bool =
     """Times calls of 1, 2, 4, ... ``max_rows`` rows, the fastest of several each.
 
     It ends early when the time is up, or memory is, or twice the rows bring less than 3 % more a second.
-    Without time (0 seconds) the curve is flat: rows cost nothing, so calls are as large as they may be.
     """
-    if seconds == 0:
-        return _flat_curve(max_rows, padded)
     started = time.perf_counter()
     rows: list[int] = []
     times: list[float] = []
@@ -226,10 +225,6 @@ def _device_name(device: torch.device) -> str:
     if device.type != "cuda":
         return device.type
     return f"cuda-{torch.cuda.get_device_properties(device).uuid}"
-
-
-def _flat_curve(max_rows: int, padded: bool) -> StepCurve:
-    return StepCurve([1, max(max_rows, 2)], [1e-3, 1e-3], padded=padded)
 
 
 def _flat(rows: list[int], times: list[float]) -> bool:
