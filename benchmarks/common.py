@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,22 @@ def timed(
         synchronize()
         seconds.append(time.perf_counter() - started)
     return seconds
+
+
+@dataclass(frozen=True)
+class Sleeps:
+    """The first two phases of a shard maker: nothing to read, and ``seconds`` in place of a GPU's work."""
+
+    seconds: float
+
+    def prepare(self, shard: int) -> int:
+        """Nothing to read."""
+        return shard
+
+    def compute(self, inputs: int) -> int:
+        """Sleeps."""
+        time.sleep(self.seconds)
+        return inputs
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:

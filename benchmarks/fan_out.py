@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import RESULTS, argument_parser, machine, write_json
+from benchmarks.common import RESULTS, Sleeps, argument_parser, machine, write_json
 from ray_dit.config import GenerateConfig, ShardsConfig
 from ray_dit.ledger.job import Job
 from ray_dit.results import ShardFacts
@@ -81,20 +81,10 @@ class Sleeper:
 
 
 @dataclass(frozen=True)
-class Sleeping:
+class Sleeping(Sleeps):
     """Makes one shard after the other, each in so many seconds."""
 
-    seconds: float
     number: int
-
-    def prepare(self, shard: int) -> int:
-        """Nothing to read."""
-        return shard
-
-    def compute(self, inputs: int) -> int:
-        """Sleeps."""
-        time.sleep(self.seconds)
-        return inputs
 
     def finish(self, outputs: int) -> Made:
         """A kilobyte, and when it was done."""

@@ -194,9 +194,9 @@ def main() -> None:
                         "redone": each.redone,
                         "stalled": each.stalled,
                     }
+                    for each in pair
                 ]
                 for pair in turns
-                for each in pair
             ],
         },
         "assumed": {

@@ -33,8 +33,9 @@ from benchmarks.common import (
     timed,
     write_json,
 )
+from benchmarks.dit_options import add_options, shape_of
 from benchmarks.gpu_check.bench import SD_VAE
-from ray_dit.config import DiffusionConfig, DiTConfig, DiTSizeConfig, SamplerConfig
+from ray_dit.config import DiffusionConfig, DiTConfig, SamplerConfig
 from ray_dit.core.compiled import compile_static
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.diffusion import linear_schedule
@@ -179,19 +180,14 @@ def decoders(images: int, side: int) -> dict[str, Callable[[], object]]:
 def main() -> None:
     """Measures, prints the ratios and writes them down."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--size", default="DiT-S/2")
+    add_options(parser, turns=7, quick="two turns")
     parser.add_argument("--images", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--vae", action="store_true", help="the decoder instead of the network")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, two turns: shows that it works")
     arguments = parser.parse_args()
     make_deterministic(arguments.threads)
     images, steps = arguments.images, arguments.steps
-    shape = DiTSizeConfig(preset=arguments.size).resolve(input_size=32, in_channels=4, num_classes=CLASSES)
-    if arguments.quick:
-        shape = shape.model_copy(update={"depth": 2, "hidden_size": 48, "num_heads": 2})
+    shape = shape_of(arguments, CLASSES)
     if arguments.vae:
         calls = decoders(1 if arguments.quick else 2, 64 if arguments.quick else 256)
         wanted = [("diffusers", "ours")]

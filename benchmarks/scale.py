@@ -30,18 +30,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from benchmarks.common import RESULTS, TRIALS, argument_parser, machine, write_json
+from benchmarks.common import RESULTS, TRIALS, Sleeps, argument_parser, machine, write_json
+from benchmarks.process_watch import Watch
 from ray_dit.config import GenerateConfig, ShardsConfig
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.manifest import manifest_objects, read_manifest
@@ -90,24 +88,14 @@ class StubBuild:
     plan: DatasetPlan
 
     def __call__(self) -> ShardMaker:
-        return Stub(self.plan, float(os.environ.get(SLEEP, "0")))
+        return Stub(float(os.environ.get(SLEEP, "0")), self.plan)
 
 
 @dataclass(frozen=True)
-class Stub:
+class Stub(Sleeps):
     """Makes shards that hold their number, with the facts of real ones."""
 
     plan: DatasetPlan
-    seconds: float
-
-    def prepare(self, shard: int) -> int:
-        """Nothing to read."""
-        return shard
-
-    def compute(self, inputs: int) -> int:
-        """Sleeps."""
-        time.sleep(self.seconds)
-        return inputs
 
     def finish(self, outputs: int) -> Made:
         """A few bytes; the classes are counted as the painter does."""
@@ -188,76 +176,6 @@ def simulate(output: str, actors: int, shards: int, seconds: float) -> None:
         )
 
 
-class Watch:
-    """Looks at a driver and Ray's processes below it, from a thread, until the driver has ended."""
-
-    def __init__(self, driver: "subprocess.Popen[bytes]", *, every: float = 0.1) -> None:
-        self._driver, self._every = psutil.Process(driver.pid), every
-        self._processes: dict[int, tuple[str, psutil.Process]] = {driver.pid: ("driver", self._driver)}
-        self.memory: list[tuple[float, int]] = []
-        """Bytes of the driver that are in memory, and when."""
-        self.cpu: list[tuple[float, dict[str, float]]] = []
-        """Processor seconds so far by kind of process, and when."""
-        self._seconds: dict[int, tuple[str, float]] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends looking."""
-        self._ended.set()
-        self._thread.join()
-
-    def peak_mb(self, begin: float = 0.0, end: float = float("inf")) -> int:
-        """Most memory the driver had in that time."""
-        return round(max((size for when, size in self.memory if begin <= when <= end), default=0) / 1e6)
-
-    def spent(self, begin: float = 0.0, end: float = float("inf")) -> dict[str, float]:
-        """Processor seconds by kind of process, between the looks nearest to these times."""
-        looks = [look for look in self.cpu if begin <= look[0] <= end] or self.cpu[-1:]
-        first = looks[0][1] if begin else {}
-        return {kind: round(total - first.get(kind, 0.0), 2) for kind, total in looks[-1][1].items()}
-
-    def _look(self) -> None:
-        number = 0
-        while not self._ended.wait(self._every):
-            with suppress(psutil.Error):
-                self.memory.append((time.time(), self._driver.memory_info().rss))
-            if number % 10 == 0:
-                self._count(find=number % 50 == 0)
-            number += 1
-
-    def _count(self, *, find: bool) -> None:
-        if find:
-            with suppress(psutil.Error):
-                for child in self._driver.children(recursive=True):
-                    if child.pid not in self._processes or self._processes[child.pid][0] == "other":
-                        self._processes[child.pid] = (_kind(child), child)
-        for pid, (kind, process) in self._processes.items():
-            with suppress(psutil.Error):
-                times = process.cpu_times()
-                self._seconds[pid] = (kind, times.user + times.system)
-        kinds: dict[str, float] = {}
-        for kind, seconds in self._seconds.values():
-            kinds[kind] = kinds.get(kind, 0.0) + seconds
-        self.cpu.append((time.time(), kinds))
-
-
-def _kind(process: psutil.Process) -> str:
-    """What a process below a driver is."""
-    try:
-        line = " ".join(process.cmdline())
-    except psutil.Error:
-        return "other"
-    known = {
-        "::Coordinator": "coordinator",
-        "ray::": "actors",
-        "raylet/raylet": "raylet",
-        "gcs_server": "gcs",
-    }
-    return next((kind for part, kind in known.items() if part in line), "other")
-
-
 @contextmanager
 def started(
     arguments: Sequence[str], **environment: str
@@ -309,7 +227,7 @@ def stub_of(model: str, output: str, shards: int) -> Stub:
     from ray_dit.stages.generate import settle
 
     config = GenerateConfig(model=model, output=output, num_images=shards * SHARD_SIZE, shard_size=SHARD_SIZE)
-    return Stub(settle(config).plan, 0.0)
+    return Stub(0.0, settle(config).plan)
 
 
 def write_markers(stub: Stub, folder: Path, shards: Sequence[int]) -> None:

@@ -34,7 +34,8 @@ from benchmarks.common import (
     timed,
     write_json,
 )
-from ray_dit.config import DiffusionConfig, DiTConfig, DiTSizeConfig, OptimizerConfig, TrainingConfig
+from benchmarks.dit_options import add_options, shape_of
+from ray_dit.config import DiffusionConfig, DiTConfig, OptimizerConfig, TrainingConfig
 from ray_dit.core.batch import TrainingBatch, t_range, t_ranges, training_batch
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.diffusion import linear_schedule, q_sample
@@ -217,18 +218,12 @@ def products(shape: DiTConfig, batch_size: int) -> Callable[[], None]:
 def main() -> None:
     """Measures, prints the ratios and writes them down."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--size", default="DiT-S/2")
+    add_options(parser, turns=5, quick="two turns")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3, help="per turn, of which the median counts")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, two turns: shows that it works")
     arguments = parser.parse_args()
     make_deterministic(arguments.threads)
-    size = DiTSizeConfig(preset=arguments.size)
-    shape = size.resolve(input_size=32, in_channels=4, num_classes=CLASSES)
-    if arguments.quick:
-        shape = shape.model_copy(update={"depth": 2, "hidden_size": 48, "num_heads": 2})
+    shape = shape_of(arguments, CLASSES)
     task = LatentsTask(shape)
     with tempfile.TemporaryDirectory() as folder:
         ours = {

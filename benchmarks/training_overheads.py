@@ -33,8 +33,9 @@ from benchmarks.common import (
     timed,
     write_json,
 )
-from benchmarks.training import LatentsTask, OurLoop
-from ray_dit.config import DiTConfig, DiTSizeConfig, TrainingConfig
+from benchmarks.dit_options import add_options, shape_of
+from benchmarks.training import CLASSES, LatentsTask, OurLoop
+from ray_dit.config import DiTConfig, TrainingConfig
 from ray_dit.core.batch import TrainingBatch
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.formats.worker_history import History
@@ -107,16 +108,11 @@ def record_of(folder: Path) -> Mapping[str, Any]:
 def main() -> None:
     """Measures, prints and writes."""
     parser = argument_parser(__doc__)
-    parser.add_argument("--size", default="DiT-S/2")
+    add_options(parser, turns=5, quick="one turn")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--quick", action="store_true", help="a tiny model, one turn: shows that it works")
     arguments = parser.parse_args()
     make_deterministic(arguments.threads)
-    shape = DiTSizeConfig(preset=arguments.size).resolve(input_size=32, in_channels=4, num_classes=1000)
-    if arguments.quick:
-        shape = shape.model_copy(update={"depth": 2, "hidden_size": 48, "num_heads": 2})
+    shape = shape_of(arguments, CLASSES)
     config = TrainingConfig(
         output="unused", steps=BEFORE + AFTER, batch_size=arguments.batch_size, checkpoint_every=BEFORE,
         threads=arguments.threads, log_every=BEFORE, num_cpus=4,
