@@ -4,6 +4,7 @@ The archive may be hostile: what the directory says is held against the bytes th
 read as a stream, since Python's own ``zipfile`` keeps most of a KB for each entry.
 """
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ END64 = struct.Struct("<4sQ2H2I4Q")
 ENTRY, LOCAL = struct.Struct("<4s6H3I5H2I"), struct.Struct("<4s5H3I2H")
 """Records of the format (PKWARE's APPNOTE, sections 4.3.7 to 4.3.16)."""
 LONGEST_COMMENT = 0xFFFF
+STEP = 4096
+"""Bytes inflated at once, to 4 MB at most."""
 ENCRYPTED, CRC_FOLLOWS = 1, 1 << 3
 """Flags of an entry."""
 UNIX_LINK = 0o120000
@@ -62,12 +65,24 @@ def unpacked(data: bytes, packed: int) -> bytes:
         if signature != b"PK\3\4" or len(content) < packed:
             raise ValueError("its header is not where the directory says")
         if method == DEFLATED:
-            content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, LARGEST_IMAGE)
+            content = _inflated(content)
         if not flags & CRC_FOLLOWS and zlib.crc32(content) != crc:
             raise ValueError("its checksum is wrong")
         return content
     except (ValueError, struct.error, zlib.error) as error:
         raise UnreadableImage(f"damaged in its ZIP archive: {error}") from error
+
+
+def _inflated(content: bytes) -> bytes:
+    """What an entry was compressed from; zlib, asked for all at once, would hold it twice."""
+    inflate, sink = zlib.decompressobj(-zlib.MAX_WBITS), io.BytesIO()
+    for start in range(0, len(content), STEP):
+        sink.write(inflate.decompress(content[start : start + STEP]))
+        if sink.tell() > LARGEST_IMAGE:
+            raise ValueError("it is larger than its directory says")
+    if not inflate.eof:
+        raise ValueError("its data have no end")
+    return sink.getvalue()
 
 
 def _directory(file: RangeFile, size: int) -> tuple[int, int, int, int]:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import struct
 import tarfile
 import zipfile
@@ -259,6 +260,16 @@ def test_a_damaged_entry_of_a_zip_is_a_bad_image_and_no_more() -> None:
     with pytest.raises(UnreadableImage, match="damaged in its ZIP archive: its checksum is wrong"):
         input_format("zip").read_image(Memory({"x.zip": bytes(data)}), "", places[0])
     assert input_format("zip").read_image(Memory({"x.zip": bytes(data)}), "", places[1]) == b"one"
+
+
+def test_a_compressed_entry_that_is_cut_off_is_a_bad_image() -> None:
+    content = random.Random(1).randbytes(50_000)
+    data = zip_bytes({"cat/0.png": content})
+    place = {at: column[0] for at, column in listed("zip", {"x.zip": data}).places.items()}
+    assert input_format("zip").read_image(Memory({"x.zip": data}), "", place) == content
+    place["packed"] -= 1
+    with pytest.raises(UnreadableImage, match="its data have no end"):
+        input_format("zip").read_image(Memory({"x.zip": data}), "", place)
 
 
 # WebDataset
