@@ -18,9 +18,11 @@ statistics are fetched, or given by --inception and --reference). Killed anywher
 import argparse
 import sys
 
+from pydantic import ValidationError
+
 from jobs import fid
 from ray_dit.config import GenerateConfig, ImportConfig, SamplerConfig
-from ray_dit.errors import UserError
+from ray_dit.errors import UserError, first_message
 
 NUM_IMAGES = 50_000
 PUBLISHED_FID = 2.27
@@ -34,8 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     options = _options(argv)
     try:
         meter = fid.meter(options)  # first: what is missing for the last step is reported before the long one
-        model = import_weights(options)
+        model = f"{options.folder.rstrip('/')}/model"
         config = generation(options, model)
+        import_weights(options, model)
         from ray_dit.stages.generate import generate
 
         manifest = generate(config)
@@ -62,7 +65,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--vae", default=None, help="folder or hub id of sd-vae-ft-ema")
     parser.add_argument("--num-images", type=int, default=NUM_IMAGES)
-    parser.add_argument("--actors", type=int, default=1, help="GPUs")
+    parser.add_argument("--actors", default="1", help="GPUs: a number, or a range such as 2..64")
     parser.add_argument(
         "--cpu", action="store_true", help="use no GPU: only to try the command with few images"
     )
@@ -73,30 +76,34 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def import_weights(options: argparse.Namespace) -> str:
+def import_weights(options: argparse.Namespace, model: str) -> None:
     """The model folder made of the published file."""
     from ray_dit.checkpoints.importing import import_checkpoint
 
-    model = f"{options.folder.rstrip('/')}/model"
     import_checkpoint(ImportConfig(source=options.weights, output=model, vae=options.vae, labels="imagenet"))
-    return model
 
 
 def generation(options: argparse.Namespace, model: str) -> GenerateConfig:
     """The settings of the paper's best figure, but with balanced labels.
 
-    Guidance on 3 channels is the model's own: its import knows the published file by its name.
+    Guidance on 3 channels is the model's own: its import knows the published file by its name. UserError for
+    an option that is out of its range.
     """
-    return GenerateConfig(
-        model=model,
-        output=f"{options.folder.rstrip('/')}/dataset",
-        num_images=options.num_images,
-        sampler=SamplerConfig(name="ddpm", num_inference_steps=250, guidance_scale=1.5, variance="learned"),
-        actors=options.actors,
-        precision=options.precision,
-        use_gpu=not options.cpu,
-        address=options.address,
-    )
+    try:
+        return GenerateConfig(
+            model=model,
+            output=f"{options.folder.rstrip('/')}/dataset",
+            num_images=options.num_images,
+            sampler=SamplerConfig(
+                name="ddpm", num_inference_steps=250, guidance_scale=1.5, variance="learned"
+            ),
+            actors=options.actors,
+            precision=options.precision,
+            use_gpu=not options.cpu,
+            address=options.address,
+        )
+    except ValidationError as error:
+        raise UserError(f"--{first_message(error).replace('_', '-', 1)}") from error
 
 
 def expectation(num_images: int) -> str:

@@ -20,6 +20,27 @@ def test_settings_are_those_of_the_published_figure() -> None:
     assert config.precision == "bfloat16"
 
 
+def test_the_pool_may_grow_with_the_cluster() -> None:
+    assert generation(_options(["--weights", "w.pt", "--actors", "2..64"]), "out/model").actors == "2..64"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--actors", "8..2"], "--actors: 8..2 is no range: its end is below its beginning"),
+        (["--num-images", "0"], "--num-images: "),
+    ],
+)
+def test_wrong_numbers_are_one_sentence_before_the_import(
+    given: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.fid.meter", lambda options: None)
+    folder = tmp_path / "out"
+    with pytest.raises(SystemExit, match=f"imagenet_xl2: error: {said}"):
+        main(["--weights", "w.pt", "--folder", str(folder), *given])
+    assert not folder.exists()
+
+
 def test_the_figure_is_labelled_as_published_and_not_as_ours() -> None:
     assert "published FID, random labels: 2.27" in expectation(50_000)
     assert expectation(50_000).endswith("expect 2.17 ± 0.1")
