@@ -25,7 +25,8 @@ class EngineConfig(Config):
     """Most time for measuring that profile at the start; 0 leaves it out, and then nothing is learnt from
     steps either."""
     pad_calls: bool = False
-    """Pad calls to 1, 2, 4, ... rows, so that a device that prepares itself for each size meets few."""
+    """Pad calls to 1, 2, 4, ... rows, so that a device that prepares itself for each size meets few; a
+    compiled model's calls always are."""
     slots: PositiveInt = 256
     """Images on their way at once: what bounds the engine's memory."""
     max_queued: NonNegativeInt = 256
@@ -128,6 +129,9 @@ class ServeConfig(Config):
     """torch threads per replica, without a GPU."""
     precision: Precision = "float32"
     """What the transformers' matrix products compute in; bfloat16 is faster and changes pixels a little."""
+    compile: bool = False
+    """Let TorchInductor compile the transformers: faster steps, pixels a little other. Each replica does so
+    at its start, for calls of 1, 2, 4, ... rows, about a minute each; calls are padded to these."""
     replicas: PositiveInt = 1
     """Replicas of each model, at least."""
     max_replicas: PositiveInt | None = None

@@ -86,7 +86,7 @@ class GuidedModel:
             x_in, t, labels = x[call.rows], t[call.rows], labels[call.rows]
             labels[num_rows : num_rows + num_twins] = 0 if self.null_label is None else self.null_label
         else:
-            x_in = x
+            x_in, t = x, t.contiguous()  # for a column of a table a compiler would make other code
         output = self.network(x_in, t, labels)[: num_rows + num_twins].to(x.dtype)
         eps, variance = split_output(output, x.shape[1])
         if num_twins:

@@ -31,7 +31,9 @@ from ray_dit.serving.backend import (
     Refused,
 )
 from ray_dit.serving.engine.loop import Engine
+from ray_dit.serving.engine.model import Model
 from ray_dit.serving.engine.policy import Load
+from ray_dit.serving.engine.profile import warm_up
 from ray_dit.serving.engine.tickets import (
     Closed,
     Done,
@@ -58,8 +60,8 @@ class ModelService:
         self.name = name
         self.pipeline = pipeline
         pipeline.vae  # noqa: B018 - loaded now, not with the first request
-        # Any: pyright does not take a cached_property for a property.
-        self.engine = Engine(cast(Any, pipeline), config, observer)
+        model = cast(Any, pipeline)  # pyright does not take a cached_property for a property
+        self.engine = Engine(model, _for_compiled(model, config) if pipeline.compile else config, observer)
         self._created = int(time.time())
 
     async def info(self) -> ModelInfo:
@@ -150,6 +152,13 @@ class ModelService:
             return Refused("closed", REFUSALS["closed"], 1.0)
         # Errors name the model by its place, which is no affair of the client's.
         return Refused("invalid", str(error).replace(self.pipeline.folder.store.uri, f"model {self.name!r}"))
+
+
+def _for_compiled(model: Model, config: EngineConfig | None) -> EngineConfig:
+    """Settings under which a compiled network meets no size of call for which it was not compiled here."""
+    config = config or EngineConfig()
+    most = warm_up(model, max_rows=config.max_step_rows)
+    return config.model_copy(update={"pad_calls": True, "max_step_rows": most})
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, inbox: "asyncio.Queue[Event]", event: Event) -> None:

@@ -52,6 +52,7 @@ def build(config: ServeConfig) -> ray_serve.Application:
                 config.engine.model_dump(),
                 threads=config.threads,
                 precision=config.precision,
+                compile=config.compile,
                 log_level=config.log_level,
             )
             for name, uri in config.models()

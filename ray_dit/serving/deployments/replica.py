@@ -24,6 +24,7 @@ class ModelReplica:
         *,
         threads: int,
         precision: Precision,
+        compile: bool,
         log_level: str,
     ) -> None:
         import torch
@@ -35,7 +36,7 @@ class ModelReplica:
         set_up_logging(log_level)
         torch.set_num_threads(threads)
         self._metrics = EngineMetrics(name)
-        pipeline = load(uri, precision=precision)
+        pipeline = load(uri, precision=precision, compile=compile)
         self._service = ModelService(name, pipeline, EngineConfig(**engine), self._metrics)
         logger.info("model %s: ready", name)
 

@@ -140,6 +140,24 @@ def described(curve: StepCurve, best_rows: int) -> str:
     return f"calls have up to {best_rows} rows; by rows {times}"
 
 
+def warm_up(model: Model, *, max_rows: int) -> int:
+    """Calls the network once with each of the `call_sizes`, so that none is compiled while someone waits.
+
+    Gives the most rows that memory holds, ``max_rows`` at most.
+    """
+    most = 2
+    for rows in call_sizes(max_rows):
+        started = time.perf_counter()
+        try:
+            _time_call(model, rows)
+        except torch.OutOfMemoryError:
+            logger.warning("a first call of %d rows ran out of memory: no call has more than %d", rows, most)
+            break
+        logger.info("compiled for calls of %d rows in %.0f s", rows, time.perf_counter() - started)
+        most = max(most, rows)
+    return most
+
+
 def measure(model: Model, *, max_rows: int, seconds: float, padded: bool = False) -> Profile:
     """The profile of a model at its start, measured when no other replica of this machine measures.
 
