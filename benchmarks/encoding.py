@@ -1,6 +1,6 @@
 """How much of a VAE's own speed is left when `encode` reads, decodes and stores around it.
 
-``python -m benchmarks.encoding [--turns 7] [--shards 6] [--rows 4] [--size 256]``. The VAE has the shape of
+``python -m benchmarks.encoding [--turns 7] [--shards 4] [--rows 2] [--size 256]``. The VAE has the shape of
 Stable Diffusion's and random weights, and computes on the CPU with one thread; the images are JPEGs of
 500x375 in a folder. The bare loop hands the VAE the same batches, already decoded. `encode`'s actor is
 measured from the first shard begun to the last marker, with one thread that decodes: the time of reading the
@@ -84,7 +84,7 @@ def through(ray: Any, config: EncodeConfig, plan: ImagePlan, shards: int) -> flo
 def bare(vae: VAE, plan: ImagePlan, rows: int, shards: int) -> float:
     """Seconds that the VAE alone takes for the same batches."""
     images = [
-        to_float(torch.from_numpy(load_images(plan, range(s * rows, (s + 1) * rows))[1]))
+        to_float(torch.from_numpy(load_images(plan, range(s * rows, (s + 1) * rows))[0]))
         for s in range(shards)
     ]
     with torch.inference_mode():
@@ -99,8 +99,8 @@ def main() -> None:
     """Measures, prints and writes."""
     parser = argument_parser(__doc__)
     parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--shards", type=int, default=6)
-    parser.add_argument("--rows", type=int, default=4, help="images per shard")
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=2, help="images per shard")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--quick", action="store_true", help="a turn of small images: shows that it works")
     arguments = parser.parse_args()

@@ -241,15 +241,18 @@ class Job:
 
     def drop_damaged_markers(self) -> list[str]:
         """Deletes the markers that are damaged, so that their objects are made again; their names."""
-        dropped: list[str] = []
-        for name in list(self.names()):
+
+        def drop(name: str) -> bool:
             try:
                 self.marker(name, Facts)
             except Damaged as error:
                 _log.warning("%s; its object is made again", error)
                 self.store.delete(self._marker_key(name))
-                dropped.append(name)
-        return dropped
+                return True
+            return False
+
+        names = list(self.names())
+        return [name for name, dropped in zip(names, ahead(drop, names), strict=True) if dropped]
 
     def marker(self, name: str, facts: type[F]) -> Marker[F] | None:
         """The marker of the object ``name``, None while it is not done."""
