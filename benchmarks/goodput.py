@@ -166,13 +166,12 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = yaml.safe_load(Path(SETTINGS).read_text())["train"]
     turns: list[tuple[Trained, Trained]] = []
-    make_latents(arguments.folder)
+    folder = arguments.folder.absolute()  # Ray's workers have working folders of their own
+    make_latents(folder)
     for _ in range(1 if arguments.quick else arguments.turns):
         with tempfile.TemporaryDirectory() as name:
-            well = train(arguments.folder, Path(name, "well"), last=settings["steps"])
-            ill = train(
-                arguments.folder, Path(name, "ill"), last=settings["steps"], every=arguments.checkpoints
-            )
+            well = train(folder, Path(name, "well"), last=settings["steps"])
+            ill = train(folder, Path(name, "ill"), last=settings["steps"], every=arguments.checkpoints)
         if well.weights != ill.weights:
             sys.exit("the weights of the training that was killed are not those of the undisturbed one")
         turns.append((well, ill))
