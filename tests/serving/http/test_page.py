@@ -284,6 +284,21 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser, url):
     context.close()
 
 
+def test_nothing_can_be_made_before_the_models_are_known(browser, url):
+    context = browser.new_context()
+    page = context.new_page()
+    held: list = []
+    page.route("**/v1/models", lambda route: route.continue_() if held else held.append(route))
+    page.goto(url)
+    while not held:
+        page.wait_for_timeout(20)
+    playwright_api.expect(page.locator("#go")).to_be_disabled()
+    held[0].continue_()
+    page.click("#go")  # waits until it can be clicked
+    playwright_api.expect(page.locator(".tile.done")).to_have_count(4)
+    context.close()
+
+
 def test_the_description_of_the_api(page, url):
     page.goto(f"{url}/docs")
     playwright_api.expect(page.locator("#docs section")).to_have_count(6)

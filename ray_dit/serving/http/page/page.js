@@ -36,6 +36,7 @@ async function load() {
   $("model").replaceChildren(...state.models.map((one) => new Option(one.id, one.id)));
   $("model-field").hidden = state.models.length < 2;
   await useSettings(new URLSearchParams(location.search));
+  $("go").disabled = false; // before, it is not known what can be made
 }
 
 // ---- the form
