@@ -80,9 +80,9 @@ def _inflated(content: bytes) -> bytes:
         sink.write(inflate.decompress(content[start : start + STEP]))
         if sink.tell() > LARGEST_IMAGE:
             raise ValueError("it is larger than its directory says")
-    if not inflate.eof:
-        raise ValueError("its data have no end")
-    return sink.getvalue()
+        if inflate.eof:  # zlib would collect what follows, copying all of it at each step
+            return sink.getvalue()
+    raise ValueError("its data have no end")
 
 
 def _directory(file: RangeFile, size: int) -> tuple[int, int, int, int]:

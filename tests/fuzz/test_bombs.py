@@ -3,6 +3,7 @@
 import io
 import struct
 import tarfile
+import zipfile
 import zlib
 
 import numpy as np
@@ -144,10 +145,24 @@ def repeated(count: int) -> bytes:
     return bytes(data[:start] + data[start:end] * count + tail)
 
 
+def followed(size: int) -> bytes:
+    """A ZIP archive whose entry has short compressed data, and so many bytes after their end."""
+    deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    data = bytearray(
+        zip_bytes({"cat/0.png": deflate.compress(b"x") + deflate.flush() + bytes(size)}, zipfile.ZIP_STORED)
+    )
+    for at in (data.index(b"PK\3\4") + 8, data.rindex(b"PK\1\2") + 10):
+        data[at : at + 2] = struct.pack("<H", zipfile.ZIP_DEFLATED)
+    return bytes(data)
+
+
 def test_archives_that_stand_for_much_are_refused_or_read_in_bounds() -> None:
     zeros = zip_bytes({"cat/0.png": bytes(60 << 20)})
     assert read("archive zip", zeros).kind == "read"
     assert read("archive zip", repeated(10_000)).kind == "refused", "one key for all"
+    assert read("archive zip", followed(24 << 20), seconds=1.0).kind == "read", (
+        "what follows its data is copied over and over"
+    )
     header = tarfile.TarInfo("cat/0.png")
     for size in (1 << 40, (1 << 63) - 1):
         header.size = size

@@ -147,13 +147,12 @@ def warm_up(model: Model, *, max_rows: int) -> int:
     """
     most = 2
     for rows in call_sizes(max_rows):
-        started = time.perf_counter()
         try:
-            _time_call(model, rows)
+            seconds = _time_call(model, rows)
         except torch.OutOfMemoryError:
             logger.warning("a first call of %d rows ran out of memory: no call has more than %d", rows, most)
             break
-        logger.info("compiled for calls of %d rows in %.0f s", rows, time.perf_counter() - started)
+        logger.info("compiled for calls of %d rows in %.0f s", rows, seconds)
         most = max(most, rows)
     return most
 
