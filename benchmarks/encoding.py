@@ -12,73 +12,33 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.common import RESULTS, TRIALS, argument_parser, machine, spread, write_json
 from benchmarks.gpu_check.bench import SD_VAE
+from benchmarks.one_actor import through
 from benchmarks.overlap import photographs
 from ray_dit.config import EncodeConfig, ImagesConfig, ShardsConfig
 from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.latents import to_float
 from ray_dit.folders.images import ImagePlan, plan_images
 from ray_dit.folders.reading import load_images
-from ray_dit.ledger.job import Job
-from ray_dit.results import ShardFacts
 from ray_dit.runtime.session import ray_session
-from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
-from ray_dit.runtime.shards import Work, make_shards
+from ray_dit.runtime.shard_maker import ShardMaker
 from ray_dit.stages.encode import Encoder
-from ray_dit.storage.open import open_store
 from ray_dit.vae import VAE
 
 
 @dataclass(frozen=True)
 class Build:
-    """Makes `encode`'s own maker, with a clock around it."""
+    """Makes `encode`'s own maker."""
 
     config: EncodeConfig
     plan: ImagePlan
-    begun: str
 
     def __call__(self) -> ShardMaker:
-        return Clocked(Encoder(self.config, self.plan), self.begun)
-
-
-class Clocked:
-    """Does what the encoder does, and says when the first shard is begun and each one done."""
-
-    def __init__(self, encoder: Encoder, begun: str) -> None:
-        self._encoder, self._begun = encoder, Path(begun)
-        encoder.compute(encoder.prepare(0))  # warm
-
-    def prepare(self, shard: int) -> Any:
-        """Reads and decodes; the first one says when."""
-        if not self._begun.exists():
-            self._begun.write_text(str(time.time()))
-        return self._encoder.prepare(shard)
-
-    def compute(self, inputs: Any) -> Any:
-        """Encodes."""
-        return self._encoder.compute(inputs)
-
-    def finish(self, outputs: Any) -> Made:
-        """Serialises, and says when."""
-        made = self._encoder.finish(outputs)
-        facts = ShardFacts.model_validate({"shard": outputs[0].shard, "end": time.time()})
-        return Made(f"data/{shard_name(outputs[0].shard)}", made.data, facts)
-
-
-def through(ray: Any, config: EncodeConfig, plan: ImagePlan, shards: int) -> float:
-    """Seconds that one actor takes for all shards."""
-    with tempfile.TemporaryDirectory() as folder:
-        there = config.model_copy(update={"output": f"{folder}/out"})
-        job = Job.open(open_store(there.output), "encode", {"made": "by a benchmark"})
-        work = Work("benchmark", "shards", [1] * shards, lanes=3)
-        make_shards(ray, there, job, Build(there, plan, f"{folder}/begun"), work)
-        ends = [marker.facts.to_json()["end"] for marker in job.markers(ShardFacts)]
-        return max(ends) - float(Path(folder, "begun").read_text())
+        return Encoder(self.config, self.plan)
 
 
 def bare(vae: VAE, plan: ImagePlan, rows: int, shards: int) -> float:
@@ -125,7 +85,8 @@ def main() -> None:
         with ray_session(ShardsConfig(output="unused", num_cpus=4)) as ray:
             for _ in range(turns):
                 seconds["bare"].append(bare(vae, plan, rows, shards))
-                seconds["encode"].append(through(ray, config, plan, shards))
+                speed = through(ray, config, Build(config, plan), shards)
+                seconds["encode"].append(shards * speed.whole)
                 ratios.append(seconds["bare"][-1] / seconds["encode"][-1])
                 print(f"{ratios[-1]:.3f} of the bare loop's {seconds['bare'][-1]:.1f} s", flush=True)
     median, lowest, highest = spread(ratios)

@@ -35,6 +35,7 @@ import numpy as np
 import PIL.Image
 
 from benchmarks.common import RESULTS, TRIALS, argument_parser, machine, write_json
+from benchmarks.one_actor import through
 from jobs.local_s3 import CREDENTIALS, make_bucket, start_seaweed
 from ray_dit.config import ImagesConfig, ShardsConfig
 from ray_dit.core.media import decode_image, png
@@ -42,11 +43,9 @@ from ray_dit.folders.images import ImagePlan, plan_images
 from ray_dit.folders.loading import Loader
 from ray_dit.folders.reading import decoded, fetched, load_images
 from ray_dit.folders.sources import store_of_images
-from ray_dit.ledger.job import Job
 from ray_dit.results import ShardFacts
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shard_maker import Made, ShardMaker, shard_name
-from ray_dit.runtime.shards import Work, make_shards
 from ray_dit.storage.open import open_store
 
 SHARDS, SIZE = 16, 256
@@ -126,7 +125,6 @@ class Build:
 
     part: Reading | Writing
     seconds: float
-    begun: str
     ahead: bool
     """Whether images are read ahead, by threads."""
 
@@ -140,13 +138,9 @@ class Simulated:
     def __init__(self, build: Build) -> None:
         self._build = build
         self._loader = build.part.loader() if build.ahead else None
-        build.part.after(build.part.before(0))  # warm
 
     def prepare(self, shard: int) -> Any:
-        """Reads; the first one says when."""
-        path = Path(self._build.begun)
-        if not path.exists():
-            path.write_text(str(time.time()))
+        """Reads."""
         return shard, self._build.part.before(shard, self._loader)
 
     def compute(self, inputs: tuple[int, Any]) -> tuple[int, Any]:
@@ -155,11 +149,10 @@ class Simulated:
         return inputs
 
     def finish(self, outputs: tuple[int, Any]) -> Made:
-        """Compresses, and says when."""
+        """Compresses."""
         shard, rows = outputs
         data = self._build.part.after(rows)
-        facts = ShardFacts.model_validate({"shard": shard, "end": time.time()})
-        return Made(f"data/{shard_name(shard)}", data[:1000], facts)
+        return Made(f"data/{shard_name(shard)}", data[:1000], ShardFacts(shard=shard))
 
 
 def alone(part: Reading | Writing, shards: int) -> float:
@@ -171,38 +164,24 @@ def alone(part: Reading | Writing, shards: int) -> float:
     return (time.monotonic() - begun) / shards
 
 
-def through(
-    ray: Any, part: Reading | Writing, seconds: float, shards: int, *, overlapped: bool
-) -> tuple[float, float]:
-    """Seconds per shard through the fan-out, with one actor: in the steady state, and of the whole."""
-    with tempfile.TemporaryDirectory() as folder:
-        config = ShardsConfig(output=f"{folder}/out", actors=1)
-        job = Job.open(open_store(config.output), "generate", {"made": "by a benchmark"})
-        build = Build(part, seconds, f"{folder}/begun", overlapped)
-        lanes = 3 if overlapped else 1
-        make_shards(ray, config, job, build, Work("benchmark", "shards", [1] * shards, lanes=lanes))
-        ends = [marker.facts.to_json()["end"] for marker in job.markers(ShardFacts)]
-        whole = max(ends) - float(Path(build.begun).read_text())
-        return (max(ends) - min(ends)) / (shards - 1), whole / shards
-
-
 def measure(ray: Any, part: Reading | Writing, rate: float, shards: int, *, beside: bool) -> dict[str, float]:
     """One turn of a case; ``beside``: with the actor that overlaps nothing."""
     processing, loop = part.processing(shards), alone(part, shards)
     seconds = processing / rate
     reference = max(loop, seconds)
     compared: dict[str, float] = {}
+    config = ShardsConfig(output="unused", actors=1)
     if beside:
-        one, _ = through(ray, part, seconds, shards, overlapped=False)
-        compared["one_at_a_time"] = round(reference / one, 3)
-    three, whole = through(ray, part, seconds, shards, overlapped=True)
+        one = through(ray, config, Build(part, seconds, ahead=False), shards, lanes=1)
+        compared["one_at_a_time"] = round(reference / one.steady, 3)
+    three = through(ray, config, Build(part, seconds, ahead=True), shards)
     return {
         "processing": round(processing, 4),
         "loop": round(loop, 4),
         "accelerator": round(seconds, 4),
-        "overlapped": round(reference / three, 3),
-        "whole": round(reference / whole, 3),
-        "of_decoding": round(max(processing, seconds) / three, 3),
+        "overlapped": round(reference / three.steady, 3),
+        "whole": round(reference / three.whole, 3),
+        "of_decoding": round(max(processing, seconds) / three.steady, 3),
         **compared,
     }
 
