@@ -8,7 +8,7 @@ start, the coefficients of a step looked up in numpy tables. *Products* are the 
 attention alone: what no loop can save.
 
 ``--vae`` measures the decoder of Stable Diffusion's size instead (random weights, images of 256 pixels): as
-diffusers calls it, and as ours.
+diffusers calls it, and as ours, as it is and with ``--compile``.
 
 Each turn measures all of them, one after the other. Ratios are medians over the turns, with the spread, in
 ``benchmarks/results/sampling.json``.
@@ -162,7 +162,7 @@ def products(shape: DiTConfig, images: int, steps: int) -> Callable[[], None]:
 
 
 def decoders(images: int, side: int) -> dict[str, Callable[[], object]]:
-    """Stable Diffusion's decoder as diffusers calls it, and as ours."""
+    """Stable Diffusion's decoder as diffusers calls it, and as ours, as it is and compiled."""
     vae = VAE.create(SD_VAE)
     latents = torch.randn(images, 4, side // 8, side // 8)
 
@@ -170,11 +170,10 @@ def decoders(images: int, side: int) -> dict[str, Callable[[], object]]:
     def plain() -> object:
         return vae.module.decode(latents).sample
 
-    @torch.inference_mode()
-    def own() -> object:
-        return vae.decode(latents)
+    def own(vae: VAE) -> Callable[[], object]:
+        return lambda: torch.inference_mode()(vae.decode)(latents)
 
-    return {"diffusers": plain, "ours": own}
+    return {"diffusers": plain, "ours": own(vae), "ours, compiled": own(vae.compiled())}
 
 
 def main() -> None:
@@ -190,7 +189,7 @@ def main() -> None:
     shape = shape_of(arguments, CLASSES)
     if arguments.vae:
         calls = decoders(1 if arguments.quick else 2, 64 if arguments.quick else 256)
-        wanted = [("diffusers", "ours")]
+        wanted = [("diffusers", mine) for mine in ("ours", "ours, compiled")]
     else:
         calls = {
             "ours": ours(shape, images, steps, compiled=False),

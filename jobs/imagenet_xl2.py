@@ -69,7 +69,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cpu", action="store_true", help="use no GPU: only to try the command with few images"
     )
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
+    for name in ("--precision", "--vae-precision"):
+        parser.add_argument(name, choices=("float32", "bfloat16"), default="float32")
     fid.add_options(parser)
     parser.add_argument("--address", default="local", help="Ray to run on; by default a private one")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -99,6 +100,7 @@ def generation(options: argparse.Namespace, model: str) -> GenerateConfig:
             ),
             actors=options.actors,
             precision=options.precision,
+            vae_precision=options.vae_precision,
             use_gpu=not options.cpu,
             address=options.address,
         )

@@ -46,12 +46,15 @@ def load(
     *,
     precision: Precision = "float32",
     compile: bool = False,
+    vae_precision: Precision = "float32",
+    compile_vae: bool | None = None,
 ) -> "Pipeline":
     """The model folder at a path or fsspec URI, ready to make images; on the GPU if there is one.
 
-    ``precision`` is that of the transformer's matrix products; all else computes in float32. ``compile``: let
-    TorchInductor compile the transformer, once for each number of rows it is called with; that takes a minute
-    or so, and its last bits are others. Raises UserError when there is no model, or its weights don't fit its
+    ``precision`` is that of the transformer's matrix products, ``vae_precision`` the whole VAE's; all else
+    computes in float32. ``compile``: let TorchInductor compile the transformer, once for each number of rows
+    it is called with, and the VAE's decoder (``compile_vae`` says otherwise); that takes some minutes, and
+    the last bits are others. Raises UserError when there is no model, or its weights don't fit its
     configuration.
     """
     if precision not in get_args(Precision):
@@ -60,7 +63,14 @@ def load(
     folder = read_model(uri)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Pipeline(folder, load_dit(folder, device), precision, compile=compile)
+    return Pipeline(
+        folder,
+        load_dit(folder, device),
+        precision,
+        compile=compile,
+        vae_precision=vae_precision,
+        compile_vae=compile_vae,
+    )
 
 
 def load_dit(folder: ModelFolder, device: str | torch.device = "cpu") -> DiT:
@@ -118,13 +128,22 @@ class Pipeline:
     """A model that makes images; call it with labels."""
 
     def __init__(
-        self, folder: ModelFolder, model: DiT, precision: Precision = "float32", *, compile: bool = False
+        self,
+        folder: ModelFolder,
+        model: DiT,
+        precision: Precision = "float32",
+        *,
+        compile: bool = False,
+        vae_precision: Precision = "float32",
+        compile_vae: bool | None = None,
     ) -> None:
         self.folder = folder
         self.config = folder.config
         self.model = model if precision == "float32" else with_bfloat16_products(model)
         self.precision = precision
         self.compile = compile
+        self.vae_precision = vae_precision
+        self.compile_vae = compile if compile_vae is None else compile_vae
         self._network = compile_static(self.model) if compile else self.model
         self.labels = folder.labels
 
@@ -137,7 +156,8 @@ class Pipeline:
     def vae(self) -> VAE:
         """The model's VAE, loaded when first needed."""
         self.folder.check_vae()
-        return VAE.load(self.folder.vae_uri, self.device)
+        vae = VAE.load(self.folder.vae_uri, self.device).to_precision(self.vae_precision)
+        return vae.compiled() if self.compile_vae else vae
 
     @cached_property
     def schedule(self) -> Schedule:

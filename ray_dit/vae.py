@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ray_dit.config import VAESizeConfig
+from ray_dit.core.compiled import compile_static
 from ray_dit.core.flops import count_flops
 from ray_dit.errors import NotFound, UserError, first_message
 from ray_dit.folders.model import recorded_hashes
@@ -35,14 +36,17 @@ from ray_dit.storage.store import Store
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 WEIGHTS_NAMES = (WEIGHTS_NAME, "diffusion_pytorch_model.bin")
+PIECES = (8, 4, 2, 1)
+"""Latents that compiled code decodes at once: any number of them is a sum of these, with few left over."""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class VAE:
     """An AutoencoderKL; ``module`` is the diffusers model itself, for those who train it."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, *, compile: bool = False) -> None:
         self.module = module
+        self._decoder = compile_static(_Decoder(module)) if compile else None
 
     @classmethod
     def create(cls, size: VAESizeConfig, *, seed: int = 0) -> "VAE":
@@ -96,6 +100,14 @@ class VAE:
             return self
         return VAE(copy.deepcopy(self.module).to(getattr(torch, precision)))
 
+    def compiled(self) -> "VAE":
+        """A VAE of the same weights that decodes by compiled code, whose last bits are others.
+
+        Latents are decoded 8, 4, 2 or 1 at once, so there are four graphs at most, each compiled at its first
+        call.
+        """
+        return VAE(self.module, compile=True)
+
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 2C h w"]:
         """Moments of the posterior, raw: mean, then log-variance, in float32.
 
@@ -104,8 +116,13 @@ class VAE:
         return self.module.encode(images.to(self.module.dtype)).latent_dist.parameters.float()
 
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
-        """Images of raw latents, RGB, about [-1, 1] and not clamped."""
-        return self.module.decode(latents).sample
+        """Images of raw latents, RGB, about [-1, 1] and not clamped; in float32."""
+        if self._decoder is None:
+            return self.module.decode(latents.to(self.module.dtype)).sample.float()
+        # a compiler tells tensors of inference mode from others, and would make code for each kind
+        with torch.inference_mode(False), torch.no_grad():
+            given = latents.to(self.module.dtype, memory_format=torch.contiguous_format, copy=True)
+            return torch.cat([self._decoder(piece) for piece in given.split(pieces_of(len(given)))]).float()
 
     def encode_flops(self, image_size: int) -> int:
         """Floating-point operations of encoding one image."""
@@ -148,6 +165,27 @@ class VAE:
 
 _OPTIONS: dict[str, Any] = {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
 """Memory is no concern for a VAE, and diffusers warns if it may try to save some without `accelerate`."""
+
+
+def pieces_of(count: int) -> list[int]:
+    """The fewest of ``PIECES`` whose sum is ``count``, the largest first."""
+    found: list[int] = []
+    for size in PIECES:
+        found += [size] * (count // size)
+        count %= size
+    return found
+
+
+class _Decoder(nn.Module):
+    """What diffusers' ``decode`` computes, without what it does around that."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.post_quant_conv = module.post_quant_conv or nn.Identity()
+        self.decoder = module.decoder
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.decoder(self.post_quant_conv(latents))
 
 
 def _autoencoder_kl() -> Any:

@@ -11,7 +11,8 @@ from ray_dit.config import VAESizeConfig
 from ray_dit.core.latents import normalize, sample_moments
 from ray_dit.errors import Damaged, NotFound, UserError
 from ray_dit.storage.open import open_store
-from ray_dit.vae import VAE, check_latents_vae, files_sha256
+from ray_dit.vae import PIECES, VAE, check_latents_vae, files_sha256, pieces_of
+from tests.support.graphs import compiled_graphs
 from tests.support.results import latents_result, manifest_of
 
 SIZE = VAESizeConfig(block_out_channels=(4, 8), norm_num_groups=2)
@@ -57,6 +58,36 @@ def test_decode_applies_no_scaling(vae: VAE) -> None:
     latents = torch.ones(1, 4, 4, 4)
     plain = vae.module.decoder(vae.module.post_quant_conv(latents))
     assert torch.equal(vae.decode(latents), plain)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 50])
+def test_any_number_is_a_sum_of_few_pieces(count: int) -> None:
+    found = pieces_of(count)
+    assert sum(found) == count
+    assert set(found) <= set(PIECES)
+    assert len(found) <= count // 8 + 3
+
+
+@pytest.mark.slow
+def test_compiled_decoding_is_near_and_makes_one_graph_per_piece(vae: VAE) -> None:
+    fast, before = vae.compiled(), compiled_graphs()
+    latents = torch.linspace(-2, 2, 11 * 4 * 4 * 4).reshape(11, 4, 4, 4)
+    with torch.inference_mode():
+        for count in (11, 3, 8, 2, 1):  # 8 + 2 + 1, 2 + 1, ...
+            given = latents[-count:]
+            torch.testing.assert_close(fast.decode(given), vae.decode(given), rtol=1e-4, atol=1e-5)
+        of_inference = 1.0 * latents.to(memory_format=torch.channels_last)[:8]
+        torch.testing.assert_close(fast.decode(of_inference), vae.decode(of_inference), rtol=1e-4, atol=1e-5)
+    fast.decode(latents)
+    assert compiled_graphs() - before == 3
+    assert fast.module is vae.module  # the weights are there once
+
+
+def test_a_rounded_vae_takes_and_gives_float32(vae: VAE) -> None:
+    latents = torch.linspace(-2, 2, 2 * 4 * 4 * 4).reshape(2, 4, 4, 4)
+    rounded, exact = vae.to_precision("bfloat16").decode(latents), vae.decode(latents)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 0.05 * exact.abs().max()
 
 
 def test_initial_weights_follow_from_the_seed_alone() -> None:

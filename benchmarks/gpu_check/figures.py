@@ -4,6 +4,7 @@ A figure knows the device only by ``Bench``; what has a bound stands in ``checks
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -119,13 +120,25 @@ def _training_figure(
 
 @torch.no_grad()
 def vae(bench: Bench, peak: float) -> None:
-    """The VAE of Stable Diffusion's shape, random weights, float32 (convolutions may use TF32)."""
+    """The VAE of Stable Diffusion's shape, random weights.
+
+    In float32, whose convolutions may use TF32, and in bfloat16; decoding compiled as well.
+    """
     vae = VAE.create(bench.sizes.vae)
     vae.module.to(bench.device).eval()
     count, size = bench.sizes.vae_images, bench.sizes.image_size
     images = torch.rand(count, 3, size, size, device=bench.device) * 2 - 1
     latents = vae.encode(images)[:, : vae.latent_channels]
-    for what, call in {"encode": lambda: vae.encode(images), "decode": lambda: vae.decode(latents)}.items():
+    low = vae.to_precision("bfloat16")
+    calls: dict[str, Callable[[], Tensor]] = {
+        "encode": lambda: vae.encode(images),
+        "encode, bfloat16": lambda: low.encode(images),
+        "decode": lambda: vae.decode(latents),
+        "decode, compiled": partial(vae.compiled().decode, latents),
+        "decode, bfloat16": lambda: low.decode(latents),
+        "decode, bfloat16, compiled": partial(low.compiled().decode, latents),
+    }
+    for what, call in calls.items():
         bench.forget_peak()
         seconds = bench.seconds(call)
         bench.report.figure(

@@ -71,8 +71,10 @@ class GenerateConfig(ShardsConfig):
     bits."""
     precision: Content[Precision] = "float32"
     """What the transformer's matrix products compute in; bfloat16 is faster and changes pixels a little."""
+    vae_precision: Content[Precision] = "float32"
+    """What the VAE computes in; bfloat16 is faster on GPUs and changes pixels by a few levels."""
     compile: Content[bool] = False
-    """Compile the transformer before the first shard: faster, with other last bits."""
+    """Compile the transformer and the VAE's decoder before the first shard: faster, with other last bits."""
     use_gpu: Placement[bool] = False
     """Give each actor a GPU."""
     extend: Placement[bool] = False

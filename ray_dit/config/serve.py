@@ -129,9 +129,11 @@ class ServeConfig(Config):
     """torch threads per replica, without a GPU."""
     precision: Precision = "float32"
     """What the transformers' matrix products compute in; bfloat16 is faster and changes pixels a little."""
+    vae_precision: Precision = "float32"
+    """What the VAEs compute in; bfloat16 is faster on GPUs and changes pixels by a few levels."""
     compile: bool = False
-    """Let TorchInductor compile the transformers: faster steps, pixels a little other. Each replica does so
-    at its start, for calls of 1, 2, 4, ... rows, about a minute each; calls are padded to these."""
+    """Let TorchInductor compile transformers and VAEs: faster steps, pixels a little other. Each replica does
+    so at its start, for calls of 1, 2, 4, ... rows, about a minute each; calls are padded to these."""
     replicas: PositiveInt = 1
     """Replicas of each model, at least."""
     max_replicas: PositiveInt | None = None

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import numpy as np
+import torch
 from PIL import Image
 
 from ray_dit.config import SamplerConfig
@@ -33,7 +34,7 @@ from ray_dit.serving.backend import (
 from ray_dit.serving.engine.loop import Engine
 from ray_dit.serving.engine.model import Model
 from ray_dit.serving.engine.policy import Load
-from ray_dit.serving.engine.profile import warm_up
+from ray_dit.serving.engine.profile import call_sizes, time_call, warm_up
 from ray_dit.serving.engine.tickets import (
     Closed,
     Done,
@@ -45,6 +46,7 @@ from ray_dit.serving.engine.tickets import (
     QueueFull,
     Work,
 )
+from ray_dit.vae import PIECES
 
 
 class ModelService:
@@ -61,7 +63,11 @@ class ModelService:
         self.pipeline = pipeline
         pipeline.vae  # noqa: B018 - loaded now, not with the first request
         model = cast(Any, pipeline)  # pyright does not take a cached_property for a property
-        self.engine = Engine(model, _for_compiled(model, config) if pipeline.compile else config, observer)
+        if pipeline.compile:
+            config = _for_compiled(model, config)
+        if pipeline.compile_vae:
+            config = _for_compiled_vae(pipeline, config)
+        self.engine = Engine(model, config, observer)
         self._created = int(time.time())
 
     async def info(self) -> ModelInfo:
@@ -157,8 +163,20 @@ class ModelService:
 def _for_compiled(model: Model, config: EngineConfig | None) -> EngineConfig:
     """Settings under which a compiled network meets no size of call for which it was not compiled here."""
     config = config or EngineConfig()
-    most = warm_up(model, max_rows=config.max_step_rows)
-    return config.model_copy(update={"pad_calls": True, "max_step_rows": most})
+    most = warm_up(lambda rows: time_call(model, rows), call_sizes(config.max_step_rows), "calls of %d rows")
+    return config.model_copy(update={"pad_calls": True, "max_step_rows": max(most, 2)})
+
+
+def _for_compiled_vae(pipeline: Pipeline, config: EngineConfig | None) -> EngineConfig:
+    """Settings under which a compiled decoder meets no number of images it was not compiled for here."""
+    config = config or EngineConfig()
+
+    def decode(images: int) -> None:
+        pipeline.decode(torch.zeros(images, *pipeline.latent_shape))
+
+    sizes = [size for size in reversed(PIECES) if size <= config.decode_batch]
+    most = warm_up(decode, sizes, "decoding %d at once")
+    return config if most == sizes[-1] else config.model_copy(update={"decode_batch": most})
 
 
 def _hand_over(loop: asyncio.AbstractEventLoop, inbox: "asyncio.Queue[Event]", event: Event) -> None:

@@ -61,8 +61,8 @@ class DatasetPlan:
     shard_size: int
     generation: int = 0
     """The one to be made."""
-    layout: int = 2
-    """Of the format: as many as the rules of `generate` the dataset was begun under."""
+    rules: int = 3
+    """The number of those of `generate` that the dataset was begun under."""
     seed: int = 0
     is_random: bool = False
     """Whether classes are drawn; else they come in turn."""

@@ -41,6 +41,7 @@ STAGE_RULES: dict[str, tuple[str, ...]] = {
         "as first released",
         "Parquet shards have row groups of a hundred images, names of classes that repeat are told apart, "
         "and images without classes have no labels",
+        "`--compile` compiles the VAE's decoder too",
     ),
     "evaluate": ("as first released", _KINDS),
     "model": ("as first released",),  # import-checkpoint; a trained model's job rests on its training's
@@ -54,10 +55,10 @@ KEPT_RULES = {
     "encode": frozenset({2, 4}),
     "train": frozenset({2}),
     "train-vae": frozenset({3}),
-    "generate": frozenset({2}),
+    "generate": frozenset({2, 3}),
 }
-"""Numbers of rules that changed nothing but a stage's plan, what a training notes of itself, or the form of
-shards, which are still written as before for a job that was begun before them."""
+"""Numbers of rules that changed nothing but a stage's plan, what a training notes of itself, the form of
+shards or what is compiled, which are still as before for a job that was begun before them."""
 ROWS_SINCE = 4
 """Rules of encode since which the rows of a shard can be read one by one."""
 

@@ -120,7 +120,7 @@ def _open(config: GenerateConfig, settled: Settled) -> Job:
         "num_images": plan.num_images,
         "per_class": per_class,
     }
-    rules = plan.layout if plan.layout < len(STAGE_RULES[STAGE]) else None
+    rules = plan.rules if plan.rules < len(STAGE_RULES[STAGE]) else None
     job = open_job(
         config,
         STAGE,
@@ -237,7 +237,7 @@ def plan_dataset(config: GenerateConfig, labels: Labels) -> DatasetPlan:
         totals,
         config.shard_size,
         totals.index(num_images),
-        layout=_layout(config.output),
+        rules=_rules(config.output),
         seed=config.seed,
         is_random=config.labels == "random",
         scales=config.guidance_scales or (),
@@ -245,7 +245,7 @@ def plan_dataset(config: GenerateConfig, labels: Labels) -> DatasetPlan:
     )
 
 
-def _layout(output: str) -> int:
+def _rules(output: str) -> int:
     """The number of the rules that the dataset in ``output`` goes on under, or will begin under."""
     there = known_description(open_output(output), 0) or {}
     begun = there.get("parts", {}).get("rules", 1) if there else None
@@ -289,7 +289,7 @@ def _finish(config: GenerateConfig, job: Job, settled: Settled) -> Manifest[Data
             image_size=settled.folder.config.latents.image_size,
             sampler=UsedSampler.of(settled.sampler),
             pixels_sha256=pixels.hexdigest(),
-            **(_more_facts(config, settled) if plan.layout > 1 else {}),
+            **(_more_facts(config, settled) if plan.rules > 1 else {}),
         )
 
     for key, made in _at_the_end(config, settled, job, plan).items():
@@ -344,11 +344,11 @@ def _card(config: GenerateConfig, settled: Settled, plan: DatasetPlan) -> str:
     """README.md of the dataset."""
     labels = settled.folder.labels
     shown = rows_of(config, plan, labels, 0)
-    classes = f" of {len(plan.classes)} classes" if labels.names or plan.layout == 1 else ""
+    classes = f" of {len(plan.classes)} classes" if labels.names or plan.rules == 1 else ""
     prefixes = [generation_prefix(generation) for generation in range(plan.generation + 1)]
     return dataset_card(
         output_format(config.format).card(shown),
-        title=f"{plan.num_images} generated {'pictures' if plan.layout == 1 else 'images'}{classes}",
+        title=f"{plan.num_images} generated {'pictures' if plan.rules == 1 else 'images'}{classes}",
         words=_words(settled.sampler, plan, labelled=bool(classes)),
         num_images=plan.num_images,
         prefixes=prefixes,

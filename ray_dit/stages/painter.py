@@ -19,6 +19,9 @@ from ray_dit.results import ImageShardFacts
 from ray_dit.runtime.shard_maker import Made, ShardMaker
 from ray_dit.stages.dataset_plan import DatasetPlan
 
+VAE_COMPILED_SINCE = 3
+"""Rules of `generate` since which `--compile` compiles the VAE's decoder too."""
+
 
 @dataclass(frozen=True)
 class Build:
@@ -43,6 +46,8 @@ class Painter:
             device="cuda" if config.use_gpu else "cpu",
             precision=config.precision,
             compile=config.compile,
+            vae_precision=config.vae_precision,
+            compile_vae=config.compile and plan.rules >= VAE_COMPILED_SINCE,
         )
 
     def prepare(self, shard: int) -> int:
@@ -110,10 +115,10 @@ def rows_of(config: GenerateConfig, plan: DatasetPlan, labels: Labels, shard: in
         (),
         plan.labels(ids),
         ids,
-        labels.unique_names if plan.layout > 1 else labels.names,
+        labels.unique_names if plan.rules > 1 else labels.names,
         labels.known_ids,
         settings=plan.settings(ids),
         encoding=encoding_of(config),
         prefix=plan.prefix(shard),
-        layout=plan.layout,
+        layout=min(plan.rules, 2),
     )

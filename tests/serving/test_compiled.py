@@ -1,7 +1,6 @@
 """A compiled model behind the engine: compiled before it serves, and never while someone waits."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,18 +11,12 @@ from ray_dit.serving.engine.profile import call_sizes
 from ray_dit.serving.engine.tickets import Work
 from ray_dit.serving.service import ModelService
 from tests.serving.engine.clients import Client
+from tests.support.graphs import compiled_graphs
 from tests.support.tiny import write_model
 
 pytestmark = pytest.mark.slow
 
-MOST_ROWS = 6
-
-
-def compiled_graphs() -> int:
-    from torch._dynamo.utils import counters
-
-    stats: Any = counters["stats"]
-    return stats["unique_graphs"]
+MOST_ROWS, MOST_DECODED = 6, 5
 
 
 def test_a_compiled_model_is_compiled_before_the_first_request(tmp_path: Path) -> None:
@@ -31,10 +24,11 @@ def test_a_compiled_model_is_compiled_before_the_first_request(tmp_path: Path) -
     plain = ray_dit.load(str(tmp_path / "model"), "cpu")
     before = compiled_graphs()
     # much less time than compiling takes: the profile may stop early, what is compiled may not
-    settings = EngineConfig(max_step_rows=MOST_ROWS, profile_seconds=0.01)
+    settings = EngineConfig(max_step_rows=MOST_ROWS, decode_batch=MOST_DECODED, profile_seconds=0.01)
     service = ModelService("tiny", ray_dit.load(str(tmp_path / "model"), "cpu", compile=True), settings)
     at_start = compiled_graphs()
-    assert at_start - before == len(call_sizes(MOST_ROWS)) == 4
+    assert len(call_sizes(MOST_ROWS)) == 4
+    assert at_start - before == 4 + 3  # and decoding 1, 2 and 4 at once
 
     works = [
         Work(

@@ -26,7 +26,7 @@ from ray_dit.results import RESULTS, DatasetResult, ImageShardFacts
 from ray_dit.runtime.shard_maker import make_shard
 from ray_dit.stages import generate as stage
 from ray_dit.stages.fingerprint import parts
-from ray_dit.stages.painter import Painter
+from ray_dit.stages.painter import Build, Painter
 from ray_dit.storage.open import open_store
 from tests.support.made_datasets import dataset_config, make_dataset
 from tests.support.tiny import SIZE, contents, flip_bit, write_model
@@ -386,6 +386,21 @@ def test_what_the_first_version_began_goes_on_in_its_layout(model: Path, tmp_pat
     assert all(np.array_equal(ours[number], theirs[number]) for number in range(COUNT))
     with pytest.raises(Conflict, match="config.format: parquet -> folder"):
         make_dataset(dataset_config(model, folder, num_images=COUNT, format="folder"))
+
+
+@pytest.mark.parametrize(("rules", "compiled"), [(2, False), (None, True)])
+def test_a_compiled_dataset_of_the_second_rules_has_its_images_decoded_as_then(
+    model: Path, tmp_path: Path, rules: int | None, compiled: bool
+) -> None:
+    config = dataset_config(model, tmp_path / "d", num_images=6, compile=True)
+    settled = stage.settle(config)
+    resolved = {"sampler": settled.sampler, "classes": list(settled.plan.classes), "num_images": 6}
+    begun = parts(config, "generate", dict(settled.inputs), resolved=resolved, rules=rules)
+    Job.open(open_store(config.output), "generate", begun)
+    painter = Build(config, stage.settle(config).plan)()
+    assert isinstance(painter, Painter)
+    assert painter._pipeline.compile
+    assert painter._pipeline.compile_vae == compiled
 
 
 @pytest.mark.parametrize(

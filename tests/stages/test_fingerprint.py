@@ -103,8 +103,17 @@ UNDER_OLDER_RULES = {"encode-counting-actors": encode_config(actors=7)}
 SINCE = {
     "encode": ("images.background", "images.exif_orientation", "images.white_level", "precision"),
     "train": ("precision", "compile", "tf32", "batches_per_step", "validate_every", "validation_rows"),
-    "generate": ("compile", "labels", "guidance_scales", "format", "image_format", "png_level", "quality"),
-    "generate-before-precision": ("compile",),
+    "generate": (
+        "compile",
+        "vae_precision",
+        "labels",
+        "guidance_scales",
+        "format",
+        "image_format",
+        "png_level",
+        "quality",
+    ),
+    "generate-before-precision": ("compile", "vae_precision"),
 }
 """Settings that were not there that day."""
 PLACEMENT_SINCE = {"train": {"num_workers": 2, "use_gpu": False}}
@@ -200,8 +209,8 @@ def test_a_half_done_folder_under_older_rules_is_refused_with_what_changed(
     with pytest.raises(Conflict) as refused:
         open_as_today(stored("generate", tmp_path), generate_config(), accept_fingerprint=True)
     assert str(refused.value) == (
-        f"{tmp_path}/generate was begun under rules 1 of generate, and this ray-dit has rules 3, which give "
-        f"other bytes: {STAGE_RULES['generate'][1]}; noise is drawn in float64: finish it with the ray-dit that "
+        f"{tmp_path}/generate was begun under rules 1 of generate, and this ray-dit has rules 4, which give "
+        f"other bytes: {'; '.join(STAGE_RULES['generate'][1:3])}; noise is drawn in float64: finish it with the ray-dit that "
         "began it, or take another output folder"
     )
     with pytest.raises(

@@ -53,6 +53,7 @@ def build(config: ServeConfig) -> ray_serve.Application:
                 threads=config.threads,
                 precision=config.precision,
                 compile=config.compile,
+                vae_precision=config.vae_precision,
                 log_level=config.log_level,
             )
             for name, uri in config.models()

@@ -25,6 +25,7 @@ class ModelReplica:
         threads: int,
         precision: Precision,
         compile: bool,
+        vae_precision: Precision,
         log_level: str,
     ) -> None:
         import torch
@@ -36,7 +37,7 @@ class ModelReplica:
         set_up_logging(log_level)
         torch.set_num_threads(threads)
         self._metrics = EngineMetrics(name)
-        pipeline = load(uri, precision=precision, compile=compile)
+        pipeline = load(uri, precision=precision, compile=compile, vae_precision=vae_precision)
         self._service = ModelService(name, pipeline, EngineConfig(**engine), self._metrics)
         logger.info("model %s: ready", name)
 

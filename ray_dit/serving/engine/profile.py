@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -140,20 +140,21 @@ def described(curve: StepCurve, best_rows: int) -> str:
     return f"calls have up to {best_rows} rows; by rows {times}"
 
 
-def warm_up(model: Model, *, max_rows: int) -> int:
-    """Calls the network once with each of the `call_sizes`, so that none is compiled while someone waits.
+def warm_up(call: Callable[[int], object], sizes: Sequence[int], what: str) -> int:
+    """Calls once with each of ``sizes``, from the least up, so that none is compiled while someone waits.
 
-    Gives the most rows that memory holds, ``max_rows`` at most.
+    Gives the largest that memory holds, the least at any rate. ``what`` is for the log: "calls of %d rows".
     """
-    most = 2
-    for rows in call_sizes(max_rows):
+    most = sizes[0]
+    for size in sizes:
+        started = time.perf_counter()
         try:
-            seconds = _time_call(model, rows)
+            call(size)
         except torch.OutOfMemoryError:
-            logger.warning("a first call of %d rows ran out of memory: no call has more than %d", rows, most)
+            logger.warning(f"{what} ran out of memory: no more than %d are tried", size, most)
             break
-        logger.info("compiled for calls of %d rows in %.0f s", rows, seconds)
-        most = max(most, rows)
+        logger.info(f"compiled for {what} in %.0f s", size, time.perf_counter() - started)
+        most = size
     return most
 
 
@@ -256,12 +257,12 @@ def _best_time(model: Model, rows: int) -> float:
     """The fastest of 3 to 20 calls, as many as 50 ms hold: other programs only make calls slower."""
     times: list[float] = []
     while len(times) < 3 or (len(times) < 20 and sum(times) < 0.05):
-        times.append(_time_call(model, rows))
+        times.append(time_call(model, rows))
     return min(times)
 
 
-def _time_call(model: Model, rows: int) -> float:
-    """Of the whole step, unguided: what the host does for a step is part of its constant cost."""
+def time_call(model: Model, rows: int) -> float:
+    """Seconds of a whole step, unguided: what the host does for one is part of its constant cost."""
     bank = TableBank([model.table(SamplerConfig(name="ddim", num_inference_steps=2, guidance_scale=1.0))])
     labels = torch.zeros(rows, dtype=torch.int64)
     start = init_rows(
