@@ -59,9 +59,12 @@ bench: .venv/dev ## benchmarks; results in benchmarks/results/ (hours: see each 
 	$(BIN)/python -m benchmarks.fan_out
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.overlap
+	$(BIN)/python -m benchmarks.encoding
+	$(BIN)/python -m benchmarks.generating
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.training_overheads
 	$(BIN)/python -m benchmarks.goodput
+	$(BIN)/python -m benchmarks.bf16_curve
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.sampling --vae
 	$(BIN)/python -m benchmarks.training_data

@@ -57,8 +57,9 @@ def load(
     the last bits are others. Raises UserError when there is no model, or its weights don't fit its
     configuration.
     """
-    if precision not in get_args(Precision):
-        raise UserError(f"there is no precision {precision!r}: take one of {', '.join(get_args(Precision))}")
+    for asked in (precision, vae_precision):
+        if asked not in get_args(Precision):
+            raise UserError(f"there is no precision {asked!r}: take one of {', '.join(get_args(Precision))}")
     set_cublas_workspace()  # before CUDA starts, so that equal inputs give equal images
     folder = read_model(uri)
     if device is None:

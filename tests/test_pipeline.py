@@ -152,6 +152,8 @@ def test_labels_may_be_numpys_whole_numbers_and_nothing_else(pipe: Pipeline) -> 
 def test_a_precision_there_is_not_is_refused(uri: str) -> None:
     with pytest.raises(UserError, match="no precision 'bf16': take one of float32, bfloat16"):
         ray_dit.load(uri, precision="bf16")
+    with pytest.raises(UserError, match="no precision 'half': take one of float32, bfloat16"):
+        ray_dit.load(uri, vae_precision="half")
 
 
 def test_sampler_settings(pipe: Pipeline) -> None:

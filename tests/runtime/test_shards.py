@@ -1,6 +1,7 @@
 """The fan-out on a real Ray: everyone works, and shards that raise, kill or hang cost only themselves."""
 
 import json
+import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,7 +117,8 @@ def test_coordinators_that_die_every_time_end_the_job_and_cost_what_was_not_made
 @pytest.mark.parametrize(
     ("poison", "causes", "deadline"),
     [
-        ({2: "raise", 5: "kill"}, {2: "ValueError: not a number", 5: "died"}, None),
+        # a process that 5 kills may be at 2 as well: that costs 2 a try, and from then on 5 is made alone
+        ({2: "raise", 5: "kill"}, {2: "(ValueError: not a number|died)", 5: "died"}, None),
         ({2: "stop", 5: "hang"}, {2: "not finished", 5: "not finished"}, DEADLINE),
     ],
 )
@@ -138,7 +140,9 @@ def test_poison_is_tried_three_times_while_the_rest_is_made(
     for shard, cause in causes.items():
         told = [event for event in failures(tmp_path) if event.get("shard") == shard]
         assert [event["try"] for event in told] == list(range(1, TRIES + 1))
-        assert all(cause in event["cause"] for event in told)
+        assert all(re.search(cause, event["cause"]) for event in told)
+        own = [event for event in told if "ValueError" in event["cause"]]
+        assert len(own) >= (TRIES - 1 if poison[shard] == "raise" else 0)
         assert f"shard {shard} failed (try {TRIES} of {TRIES})" in said
     job = run(one_ray, tmp_path, 14, actors=2)  # the cause is gone
     assert made(tmp_path) == expected(range(14))
