@@ -9,7 +9,7 @@ from typing import Any
 
 
 def random_model(folder: Path, preset: str) -> str:
-    """A model folder with random weights.
+    """A finished model folder with random weights.
 
     It is DiT-S/2 at 256 pixels, or the small stand-in that the simulated device needs.
     """
@@ -18,6 +18,9 @@ def random_model(folder: Path, preset: str) -> str:
     from ray_dit.core.dit import DiT
     from ray_dit.formats.labels import Labels
     from ray_dit.formats.model_folder import ModelConfig, model_objects
+    from ray_dit.ledger.job import Job
+    from ray_dit.ledger.results import Facts
+    from ray_dit.results import ModelResult
     from ray_dit.storage.open import open_store
     from ray_dit.vae import VAE
 
@@ -34,8 +37,10 @@ def random_model(folder: Path, preset: str) -> str:
     )
     vae = VAE.create(VAESizeConfig(block_out_channels=channels)).files()
     labels = Labels.numbered(shape.num_classes)
+    job = Job.open(open_store(str(folder)), ModelResult.stage_name, {"made": "by a benchmark"})
     for key, data in model_objects(config, DiT(shape).state_dict(), labels, vae, "random weights").items():
-        open_store(str(folder)).put(key, data)
+        job.put(key.replace("/", "-"), key, data, Facts())
+    job.finish(ModelResult())
     return str(folder)
 
 
