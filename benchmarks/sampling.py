@@ -8,7 +8,7 @@ start, the coefficients of a step looked up in numpy tables. *Products* are the 
 attention alone: what no loop can save.
 
 ``--vae`` measures the decoder of Stable Diffusion's size instead (random weights, images of 256 pixels): as
-diffusers calls it, and as ours, as it is and with ``--compile``.
+diffusers calls it, and as ours, as it is and with ``--compile``; of one image and of two at once.
 
 Each turn measures all of them, one after the other. Ratios are medians over the turns, with the spread, in
 ``benchmarks/results/sampling.json``.
@@ -47,6 +47,8 @@ from ray_dit.vae import VAE
 
 CLASSES, SCALE = 1000, 4.0
 T = 1000
+DECODED = (1, 2)
+"""Images that a decoder is given at once."""
 
 
 def ours(shape: DiTConfig, images: int, steps: int, *, compiled: bool) -> Callable[[], Tensor]:
@@ -161,9 +163,8 @@ def products(shape: DiTConfig, images: int, steps: int) -> Callable[[], None]:
     return once
 
 
-def decoders(images: int, side: int) -> dict[str, Callable[[], object]]:
-    """Stable Diffusion's decoder as diffusers calls it, and as ours, as it is and compiled."""
-    vae = VAE.create(SD_VAE)
+def decoders(vae: VAE, images: int, side: int) -> dict[str, Callable[[], object]]:
+    """A decoder as diffusers calls it, and as ours, as it is and compiled."""
     latents = torch.randn(images, 4, side // 8, side // 8)
 
     @torch.no_grad()
@@ -173,7 +174,8 @@ def decoders(images: int, side: int) -> dict[str, Callable[[], object]]:
     def own(vae: VAE) -> Callable[[], object]:
         return lambda: torch.inference_mode()(vae.decode)(latents)
 
-    return {"diffusers": plain, "ours": own(vae), "ours, compiled": own(vae.compiled())}
+    calls = {"diffusers": plain, "ours": own(vae), "ours, compiled": own(vae.compiled())}
+    return {f"{name} ({images})": call for name, call in calls.items()}
 
 
 def main() -> None:
@@ -188,8 +190,13 @@ def main() -> None:
     images, steps = arguments.images, arguments.steps
     shape = shape_of(arguments, CLASSES)
     if arguments.vae:
-        calls = decoders(1 if arguments.quick else 2, 64 if arguments.quick else 256)
-        wanted = [("diffusers", mine) for mine in ("ours", "ours, compiled")]
+        vae, side = VAE.create(SD_VAE), 64 if arguments.quick else 256
+        calls = {name: call for count in DECODED for name, call in decoders(vae, count, side).items()}
+        wanted = [
+            (f"diffusers ({count})", f"{mine} ({count})")
+            for count in DECODED
+            for mine in ("ours", "ours, compiled")
+        ]
     else:
         calls = {
             "ours": ours(shape, images, steps, compiled=False),
