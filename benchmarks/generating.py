@@ -8,11 +8,9 @@ first shard to that of the last, and from the beginning of the first. Medians an
 go to ``benchmarks/results/generating.json``.
 """
 
+import statistics
 import tempfile
-import time
 from pathlib import Path
-
-import numpy as np
 
 from benchmarks.common import (
     RESULTS,
@@ -21,6 +19,7 @@ from benchmarks.common import (
     in_turns,
     machine,
     spread_of_ratios,
+    timed,
     write_json,
 )
 from benchmarks.one_actor import Speed, through
@@ -30,26 +29,28 @@ from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.media import png
 from ray_dit.pipeline import Pipeline, load
 from ray_dit.runtime.session import ray_session
+from ray_dit.stages.dataset_plan import DatasetPlan
 from ray_dit.stages.generate import settle
 from ray_dit.stages.painter import Build
 
 
-def plain_script(pipeline: Pipeline, config: GenerateConfig, shards: int, *, compress: bool) -> float:
+def plain_script(
+    pipeline: Pipeline, config: GenerateConfig, plan: DatasetPlan, shards: int, *, compress: bool
+) -> float:
     """Seconds per shard of a loop that samples and decodes, and then compresses if asked to."""
-    rows = config.shard_size
-    labels = settle(config).plan.labels(np.arange(shards * rows)).tolist()
-    taken = 0.0
-    for shard in range(-1, shards):  # the first one warms up
-        ids = range(max(shard, 0) * rows, (max(shard, 0) + 1) * rows)
-        begun = time.monotonic()
+    numbers = iter([0, *range(shards)])  # the first one warms up
+
+    def make() -> None:
+        ids = plan.ids(next(numbers))
         latents = pipeline.sample_latents(
-            [labels[id] for id in ids], sample_ids=ids, seed=0, sampler=config.sampler
+            plan.labels(ids).tolist(), sample_ids=ids.tolist(), seed=0, sampler=config.sampler
         )
-        for image in pipeline.decode(latents):
-            if compress:
+        images = pipeline.decode(latents)
+        if compress:
+            for image in images:
                 png(image)
-        taken += (time.monotonic() - begun) if shard >= 0 else 0
-    return taken / shards
+
+    return statistics.mean(timed(make, repeats=shards, warm_up=1))
 
 
 def main() -> None:
@@ -72,7 +73,8 @@ def main() -> None:
             actors=1, threads=1,
         )  # fmt: skip
         pipeline = load(model, "cpu")
-        build = Build(config, settle(config).plan)
+        plan = settle(config).plan
+        build = Build(config, plan)
         with ray_session(ShardsConfig(output="unused", num_cpus=4)) as ray:
 
             def job(_: int) -> float:
@@ -81,8 +83,8 @@ def main() -> None:
 
             seconds = in_turns(
                 {
-                    "bare": lambda _: plain_script(pipeline, config, shards, compress=False),
-                    "script": lambda _: plain_script(pipeline, config, shards, compress=True),
+                    "bare": lambda _: plain_script(pipeline, config, plan, shards, compress=False),
+                    "script": lambda _: plain_script(pipeline, config, plan, shards, compress=True),
                     "steady": job,
                 },
                 1 if arguments.quick else arguments.turns,

@@ -44,9 +44,9 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 class VAE:
     """An AutoencoderKL; ``module`` is the diffusers model itself, for those who train it."""
 
-    def __init__(self, module: Any, *, compile: bool = False) -> None:
+    def __init__(self, module: Any, *, decoder: nn.Module | None = None) -> None:
         self.module = module
-        self._decoder = compile_static(_Decoder(module)) if compile else None
+        self._decoder = decoder
 
     @classmethod
     def create(cls, size: VAESizeConfig, *, seed: int = 0) -> "VAE":
@@ -106,7 +106,7 @@ class VAE:
         Latents are decoded 8, 4, 2 or 1 at once, so there are four graphs at most, each compiled at its first
         call.
         """
-        return VAE(self.module, compile=True)
+        return VAE(self.module, decoder=compile_static(_Decoder(self.module)))
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 2C h w"]:
         """Moments of the posterior, raw: mean, then log-variance, in float32.

@@ -130,12 +130,12 @@ def vae(bench: Bench, peak: float) -> None:
     images = torch.rand(count, 3, size, size, device=bench.device) * 2 - 1
     latents = vae.encode(images)[:, : vae.latent_channels]
     low = vae.to_precision("bfloat16")
-    calls: dict[str, Callable[[], Tensor]] = {
-        "encode": lambda: vae.encode(images),
-        "encode, bfloat16": lambda: low.encode(images),
-        "decode": lambda: vae.decode(latents),
+    calls = {
+        "encode": partial(vae.encode, images),
+        "encode, bfloat16": partial(low.encode, images),
+        "decode": partial(vae.decode, latents),
         "decode, compiled": partial(vae.compiled().decode, latents),
-        "decode, bfloat16": lambda: low.decode(latents),
+        "decode, bfloat16": partial(low.decode, latents),
         "decode, bfloat16, compiled": partial(low.compiled().decode, latents),
     }
     for what, call in calls.items():

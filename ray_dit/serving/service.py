@@ -63,6 +63,7 @@ class ModelService:
         self.pipeline = pipeline
         pipeline.vae  # noqa: B018 - loaded now, not with the first request
         model = cast(Any, pipeline)  # pyright does not take a cached_property for a property
+        config = config or EngineConfig()
         if pipeline.compile:
             config = _for_compiled(model, config)
         if pipeline.compile_vae:
@@ -160,16 +161,14 @@ class ModelService:
         return Refused("invalid", str(error).replace(self.pipeline.folder.store.uri, f"model {self.name!r}"))
 
 
-def _for_compiled(model: Model, config: EngineConfig | None) -> EngineConfig:
+def _for_compiled(model: Model, config: EngineConfig) -> EngineConfig:
     """Settings under which a compiled network meets no size of call for which it was not compiled here."""
-    config = config or EngineConfig()
     most = warm_up(lambda rows: time_call(model, rows), call_sizes(config.max_step_rows), "calls of %d rows")
     return config.model_copy(update={"pad_calls": True, "max_step_rows": max(most, 2)})
 
 
-def _for_compiled_vae(pipeline: Pipeline, config: EngineConfig | None) -> EngineConfig:
+def _for_compiled_vae(pipeline: Pipeline, config: EngineConfig) -> EngineConfig:
     """Settings under which a compiled decoder meets no number of images it was not compiled for here."""
-    config = config or EngineConfig()
 
     def decode(images: int) -> None:
         pipeline.decode(torch.zeros(images, *pipeline.latent_shape))

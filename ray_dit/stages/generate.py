@@ -120,7 +120,6 @@ def _open(config: GenerateConfig, settled: Settled) -> Job:
         "num_images": plan.num_images,
         "per_class": per_class,
     }
-    rules = plan.rules if plan.rules < len(STAGE_RULES[STAGE]) else None
     job = open_job(
         config,
         STAGE,
@@ -128,7 +127,7 @@ def _open(config: GenerateConfig, settled: Settled) -> Job:
         resolved=resolved,
         extend=config.extend,
         may_change=COUNTS,
-        rules=rules,
+        rules=plan.rules,
     )
     if job.generation != plan.generation:
         raise Damaged(

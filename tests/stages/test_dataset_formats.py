@@ -356,20 +356,24 @@ def test_an_extension_has_the_images_of_a_dataset_made_in_one_go(
         assert len(load(tmp_path / "d")) == COUNT
 
 
-def begun_by_the_first_version(config: GenerateConfig) -> None:
-    """A folder as the first version began it: under no rules and without the settings of today."""
+FIRST_WITHOUT = ("labels", "guidance_scales", "format", "image_format", "png_level", "quality")
+"""Settings that the first version did not have."""
+
+
+def begun(config: GenerateConfig, rules: int | None, without: tuple[str, ...] = ()) -> None:
+    """A folder as a version with these rules began it, which did not have the settings ``without``."""
     settled = stage.settle(config)
     resolved = {"sampler": settled.sampler, "classes": list(settled.plan.classes), "num_images": 6}
-    today = parts(config, "generate", dict(settled.inputs), resolved=resolved, rules=1)
-    for name in ("labels", "guidance_scales", "format", "image_format", "png_level", "quality"):
-        del today["config"][name]
-    Job.open(open_store(config.output), "generate", today)
+    then = parts(config, "generate", dict(settled.inputs), resolved=resolved, rules=rules)
+    for name in without:
+        del then["config"][name]
+    Job.open(open_store(config.output), "generate", then)
 
 
 def test_what_the_first_version_began_goes_on_in_its_layout(model: Path, tmp_path: Path, load: Any) -> None:
     folder = tmp_path / "d"
     config = dataset_config(model, folder, num_images=6)
-    begun_by_the_first_version(config)
+    begun(config, 1, FIRST_WITHOUT)
     job = (folder / "_job.json").read_bytes()
     facts = make_dataset(config).facts.to_json()
     assert not facts.keys() & {"stored_as", "label_rule", "sampler_tables_sha256"}
@@ -393,10 +397,7 @@ def test_a_compiled_dataset_of_the_second_rules_has_its_images_decoded_as_then(
     model: Path, tmp_path: Path, rules: int | None, compiled: bool
 ) -> None:
     config = dataset_config(model, tmp_path / "d", num_images=6, compile=True)
-    settled = stage.settle(config)
-    resolved = {"sampler": settled.sampler, "classes": list(settled.plan.classes), "num_images": 6}
-    begun = parts(config, "generate", dict(settled.inputs), resolved=resolved, rules=rules)
-    Job.open(open_store(config.output), "generate", begun)
+    begun(config, rules)
     painter = Build(config, stage.settle(config).plan)()
     assert isinstance(painter, Painter)
     assert painter._pipeline.compile
