@@ -100,6 +100,10 @@ class Coordinator:
         if failure is not None:
             self._failures.append((failure, trace))
 
+    def leave(self, worker: str) -> None:
+        """An actor ends its process by itself; what its other lanes were making is free again."""
+        self._queue.leave(worker)
+
     def fail_to_start(self, cause: str, trace: str, *, for_all: bool) -> bool:
         """An actor could not load its model; True where that ends the job.
 

@@ -150,6 +150,7 @@ class Actor:
 
     def _start_again(self) -> None:
         """Ends this process; Ray starts the actor in a new one."""
+        self._get(self._coordinator.leave.remote(self._id))
         os._exit(1)
 
 

@@ -14,7 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 TRIES = 3
-"""How often a shard that raises, kills its process or hangs is tried."""
+"""How often a shard that raises, kills its process or hangs is tried; a process that ends with several shards
+counts for none of them."""
 STARTS = 3
 """Starts in a row that may fail, times the number of workers, before nobody is expected to start."""
 LEAST_DEADLINE = 15 * 60.0
@@ -59,6 +60,8 @@ class Failure:
     failures: int
     """How many tries of the shard have failed by now."""
     cause: str
+    counts: bool = True
+    """Whether it is one of those: not where the process that ended made other shards too."""
 
 
 @dataclass
@@ -71,7 +74,7 @@ class _Shard:
     """Workers it raised on, each with the time of the last error."""
     suspect: bool = False
     """Whether a process ended that held it, perhaps by its fault: it is made by a worker that has nothing
-    else under way, lest it cost the shards beside it a try once more."""
+    else under way, so that another end of a process is its own fault."""
 
 
 class Median:
@@ -109,7 +112,7 @@ class ShardQueue:
         self._shards: dict[int, _Shard] = {}  # those that were taken or have failed, and are not finished
         self._processes: dict[str, str] = {}
         self._loading: set[str] = set()  # workers that have not asked for work since they joined
-        self._condemned: set[str] = set()  # workers past their deadline, whose process is being ended
+        self._condemned: set[str] = set()  # workers whose process ends: past their deadline, or by themselves
         self._failed_starts = 0  # in a row
         self._start_error: str | None = None
         self._deadline = deadline
@@ -135,7 +138,7 @@ class ShardQueue:
         return len(self._errors_in_a_row) > 0
 
     def join(self, worker: str, process: str) -> list[Failure]:
-        """A worker is there, or there again; what another ``process`` of that name held has failed."""
+        """A worker is there, or there again: what another ``process`` of that name held has failed."""
         before = self._processes.get(worker)
         self._processes[worker] = process
         self.made.setdefault(worker, 0)
@@ -218,7 +221,7 @@ class ShardQueue:
     def overdue(self, now: float) -> tuple[list[str], list[Failure]]:
         """Takes all their shards from the workers that have held one for longer than the deadline.
 
-        Returns those workers, whose processes must be ended, and the tries that failed so. They get nothing
+        Returns those workers, whose processes must be ended, and what failed so. They get nothing
         more to do until their next process has joined.
         """
         allowed = self._seconds_allowed()
@@ -238,6 +241,15 @@ class ShardQueue:
         self._timeouts += len(late)
         self._condemned |= set(late)
         return late, failures
+
+    def leave(self, worker: str) -> None:
+        """The worker ends its process after errors; what else it held is free again.
+
+        It gets nothing more to do until its next process has joined.
+        """
+        for shard in self._held(worker):
+            self._free(worker, shard)
+        self._condemned.add(worker)
 
     def note_start_error(self, cause: str) -> None:
         """A worker could not get ready; its process ends now, and another one of that worker will join."""
@@ -263,12 +275,15 @@ class ShardQueue:
     def _release(self, worker: str, lane: int) -> None:
         """A lane that asks for work holds none: the answer that gave it this shard was lost on the way."""
         for shard in self._held(worker):
-            state = self._shards[shard]
-            if state.holders[worker][0] != lane:
-                continue
-            del state.holders[worker]
-            if not state.holders:
-                self._waiting.appendleft(shard)
+            if self._shards[shard].holders[worker][0] == lane:
+                self._free(worker, shard)
+
+    def _free(self, worker: str, shard: int) -> None:
+        """Ends a lease that did not fail; where nobody else holds the shard, it is next."""
+        state = self._shards[shard]
+        del state.holders[worker]
+        if not state.holders:
+            self._waiting.appendleft(shard)
 
     def _rests(self, worker: str, now: float) -> bool:
         """Whether the worker gets nothing for now.
@@ -312,24 +327,28 @@ class ShardQueue:
         return min(held)[1] if held else None
 
     def _fail_all(self, worker: str, cause: str) -> list[Failure]:
-        """The worker's process has ended, or must be: a try of each shard it held has failed."""
+        """The worker's process has ended, or must be: it has failed to make what it held.
+
+        That counts as a try of a shard that it held alone. Of several, no more than one is at fault, and each
+        is made alone from then on.
+        """
         held = self._held(worker)
         for shard in held:
             self._shards[shard].suspect = True
-        return [self._fail(worker, shard, cause) for shard in held]
+        return [self._fail(worker, shard, cause, counts=len(held) == 1) for shard in held]
 
-    def _fail(self, worker: str, shard: int, cause: str) -> Failure:
-        """Ends a lease and counts a try."""
+    def _fail(self, worker: str, shard: int, cause: str, *, counts: bool = True) -> Failure:
+        """Ends a lease. A shard that nobody else holds is tried again, or given up after its last try."""
         state = self._shards[shard]
         del state.holders[worker]
-        state.causes.append(cause)
+        state.causes += [cause] if counts else []
         if not state.holders:  # else another worker is still at it, and may be about to finish
             if len(state.causes) >= TRIES:
                 self._open.discard(shard)
                 self.lost[shard] = cause
             else:
                 self._waiting.append(shard)
-        return Failure(shard, len(state.causes), cause)
+        return Failure(shard, len(state.causes), cause, counts)
 
     def _seconds_allowed(self) -> float:
         if self._deadline is not None:

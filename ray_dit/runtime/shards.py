@@ -30,7 +30,7 @@ from ray_dit.runtime.progress import Advance, progress
 from ray_dit.runtime.session import beside_the_driver, check_resources, cpus_for, debugging, largest_node
 from ray_dit.runtime.shard_actor import Actor
 from ray_dit.runtime.shard_maker import ShardMaker, shard_name
-from ray_dit.runtime.shard_queue import STARTS, TRIES
+from ray_dit.runtime.shard_queue import STARTS, TRIES, Failure
 
 PAUSE = 0.2
 """Seconds after which the driver looks again at what has happened."""
@@ -196,7 +196,7 @@ class _Watch:
     done: int = 0
     shards_done: int = 0
     retried: int = 0
-    """Tries that failed, of shards that were then tried again."""
+    """Failures after which the shard was tried again."""
     lost: int = 0
     """Shards given up."""
     time: ActorTime = NO_TIME
@@ -230,15 +230,15 @@ class _Watch:
                 ray.kill(handle, no_restart=False)
         self.done += sum(map(self.work.size, news.finished))
         self.shards_done += len(news.finished)
-        self.retried += sum(failure.failures < TRIES for failure, _ in news.failures)
+        self.retried += sum(not failure.counts or failure.failures < TRIES for failure, _ in news.failures)
         self.lost, self.time = news.lost, self._earlier + news.time
         with contextlib.suppress(OSError):  # nobody may be reading standard error any more
             self.advance(self.done, self.note)
         if self.work.look_in is not None:
             self.work.look_in(news.finished)
         for failure, trace in news.failures:
-            which = f"shard {failure.shard} failed (try {failure.failures} of {TRIES})"
-            self._report(which, failure.cause, trace, {"shard": failure.shard, "try": failure.failures})
+            facts = {"shard": failure.shard} | ({"try": failure.failures} if failure.counts else {})
+            self._report(_described(failure), failure.cause, trace, facts)
         for cause, trace in news.start_errors:
             self._report("an actor could not start", cause, trace, {})
 
@@ -250,6 +250,12 @@ class _Watch:
                 self.run.event(what, cause=cause, traceback=trace, **facts)
             except UserError:  # storage refuses, or stays silent for minutes: the watch must go on
                 self.recording = False
+
+
+def _described(failure: Failure) -> str:
+    if failure.counts:
+        return f"shard {failure.shard} failed (try {failure.failures} of {TRIES})"
+    return f"shard {failure.shard} was lost with others, perhaps by their fault, and is made again alone"
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from ray_dit.runtime.shard_queue import (
     LEAST_REST,
     STARTS,
     TRIES,
+    Failure,
     Median,
     ShardQueue,
     Turn,
@@ -386,8 +387,38 @@ def test_what_was_beside_a_deadly_shard_is_not_lost_with_it() -> None:
                 shards.finish(worker, shard, now + 0.5)
             held = {place: shard for place, shard in held.items() if place not in mine}
     assert shards.lost.keys() == {1}
-    assert deaths == TRIES
+    assert deaths == 1 + TRIES, "the first, of several at once, counts for none of them"
     assert sum(shards.made.values()) == 5
+
+
+def test_a_try_is_what_a_shard_did_by_itself() -> None:
+    shards = queue(6, workers="a")
+    assert [shards.take("a", 0, lane=lane).shard for lane in range(2)] == [0, 1]
+    failure = shards.fail("a", 0, "not a number", 0)
+    assert failure == Failure(0, 1, "not a number")
+    assert shards.take("a", 0, lane=0).shard == 2
+    together = shards.join("a", "second")
+    assert {(failure.shard, failure.failures, failure.counts) for failure in together} == {
+        (1, 0, False),
+        (2, 0, False),
+    }
+    for shard in (3, 4, 5, 0):
+        assert shards.take("a", 1).shard == shard
+        shards.finish("a", shard, 1)
+    suspect = shards.take("a", 2)
+    assert suspect == Turn(suspect.shard, suspect=True)
+    (alone,) = shards.join("a", "third")
+    assert (alone.shard, alone.failures, alone.counts) == (suspect.shard, 1, True)
+
+
+def test_what_a_process_that_ends_itself_held_is_next_and_not_suspect() -> None:
+    shards = queue(4, workers="a")
+    assert [shards.take("a", 0, lane=lane).shard for lane in range(2)] == [0, 1]
+    shards.fail("a", 0, "CUDA error", 0)
+    shards.leave("a")
+    assert shards.take("a", 0, lane=0) == ASK_AGAIN, "its process ends"
+    assert shards.join("a", "second") == []
+    assert shards.take("a", 0) == Turn(1)
 
 
 def test_a_stuck_process_is_ended_with_all_it_held_and_nothing_else_is_lost() -> None:

@@ -1,7 +1,6 @@
 """The fan-out on a real Ray: everyone works, and shards that raise, kill or hang cost only themselves."""
 
 import json
-import re
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,8 +116,7 @@ def test_coordinators_that_die_every_time_end_the_job_and_cost_what_was_not_made
 @pytest.mark.parametrize(
     ("poison", "causes", "deadline"),
     [
-        # a process that 5 kills may be at 2 as well: that costs 2 a try, and from then on 5 is made alone
-        ({2: "raise", 5: "kill"}, {2: "(ValueError: not a number|died)", 5: "died"}, None),
+        ({2: "raise", 5: "kill"}, {2: "ValueError: not a number", 5: "died"}, None),
         ({2: "stop", 5: "hang"}, {2: "not finished", 5: "not finished"}, DEADLINE),
     ],
 )
@@ -138,11 +136,9 @@ def test_poison_is_tried_three_times_while_the_rest_is_made(
     assert records(tmp_path)["failed"] == sorted(poison)
     assert records(tmp_path)["images"] == 12 * SIZE
     for shard, cause in causes.items():
-        told = [event for event in failures(tmp_path) if event.get("shard") == shard]
-        assert [event["try"] for event in told] == list(range(1, TRIES + 1))
-        assert all(re.search(cause, event["cause"]) for event in told)
-        own = [event for event in told if "ValueError" in event["cause"]]
-        assert len(own) >= (TRIES - 1 if poison[shard] == "raise" else 0)
+        tries = [event for event in failures(tmp_path) if event.get("shard") == shard and "try" in event]
+        assert [event["try"] for event in tries] == list(range(1, TRIES + 1))
+        assert all(cause in event["cause"] for event in tries)
         assert f"shard {shard} failed (try {TRIES} of {TRIES})" in said
     job = run(one_ray, tmp_path, 14, actors=2)  # the cause is gone
     assert made(tmp_path) == expected(range(14))
@@ -268,15 +264,15 @@ def test_progress_tells_shards_tries_and_how_much_actors_compute() -> None:
     watch = _Watch(
         work, MagicMock(), lambda done, note="": shown.append((done, note)), done=5000, shards_done=500
     )
-    tries = [(Failure(3, 1, "no"), ""), (Failure(4, 3, "no"), "")]
+    tries = [(Failure(3, 1, "no"), ""), (Failure(4, 3, "no"), ""), (Failure(5, 0, "no", counts=False), "")]
     news = News([7, 8], tries, [], [], [], lost=1, time=ActorTime(100.0, 80.0))
     watch.look(OneAnswer(news), coordinator)
-    assert shown == [(5020, "502/1,000 shards, 1 retried, 1 failed, actors compute 80% of the time")]
+    assert shown == [(5020, "502/1,000 shards, 2 retried, 1 failed, actors compute 80% of the time")]
     assert seen == [7, 8]
     watch.begin(range(400))  # another coordinator, and actors of its own
     watch.look(OneAnswer(replace(news, failures=[], lost=0, time=ActorTime(100.0, 40.0))), coordinator)
     assert watch.time == ActorTime(200.0, 120.0)
-    assert shown[-1] == (6020, "602/1,000 shards, 1 retried, actors compute 60% of the time")
+    assert shown[-1] == (6020, "602/1,000 shards, 2 retried, actors compute 60% of the time")
 
 
 def test_a_coordinator_that_dies_when_all_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
