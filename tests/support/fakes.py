@@ -14,7 +14,7 @@ from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.samplers import SamplerTable, make_table
 from ray_dit.formats.labels import Labels
-from ray_dit.serving.backend import Accepted, Complete, Ended, ImageSpec, Message, ModelInfo, Refused
+from ray_dit.serving.backend import Accepted, Complete, Ended, ImageSpec, Message, ModelInfo, Partial, Refused
 from ray_dit.serving.service import encode
 
 NUM_CLASSES = 10
@@ -92,8 +92,11 @@ class FakeBackend:
             if self.late is not None:
                 yield self.late
                 return
+            image = encode(np.zeros((8, 8, 3), np.uint8), spec.output_format)
             for index in range(len(spec.labels)):
-                yield Complete(index, encode(np.zeros((8, 8, 3), np.uint8), spec.output_format))
+                for step in range(spec.previews):
+                    yield Partial(index, step, image)
+                yield Complete(index, image)
             yield Ended(0.1, 0.0)
         finally:
             self.open -= 1

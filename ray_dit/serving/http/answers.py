@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from ray_dit.config import SamplerConfig
 from ray_dit.serving.backend import Complete, ImageSpec, Message, ModelInfo, Partial, Refused
+from ray_dit.serving.http import schemas
 from ray_dit.serving.http.errors import refusal
-from ray_dit.serving.http.schemas import usage
 from ray_dit.serving.http.spec import size
 
 Form = Literal["b64_json", "url"]
@@ -32,50 +32,43 @@ class Answer:
         self.info, self.spec, self.forms = info, spec, forms
         self.created = int(time.time())
         self.steps = sampler.num_steps
-        self.settled = {
+        self.settled: dict[str, Any] = {
             "num_inference_steps": sampler.num_steps,
             "guidance_scale": sampler.guidance_scale,
             "sampler": sampler.name,
         }
 
-    def image(self, message: Partial | Complete, forms: tuple[Form, ...] = ("b64_json",)) -> dict[str, Any]:
-        """The image, and which one of the request's it is."""
-        text = base64.b64encode(message.data).decode()
-        start: dict[Form, str] = {"b64_json": "", "url": f"data:image/{self.spec.output_format};base64,"}
-        names = self.info.labels.names
-        label = self.spec.labels[message.index] if names else None
-        return {
-            **{form: start[form] + text for form in forms},
-            "revised_prompt": None if label is None else names[label],
-            "label": label,
-            "index": message.index,
-        }
-
-    async def collect(self, messages: AsyncIterator[Message], request_id: str) -> dict[str, Any]:
+    async def collect(
+        self, messages: AsyncIterator[Message], request_id: str
+    ) -> schemas.OpenAIImagesResponse:
         """The answer without streaming, when the last message is here. ApiError where it is a refusal."""
-        images: dict[int, dict[str, Any]] = {}
+        images: dict[int, schemas.OpenAIImageData] = {}
         async for message in messages:
             if isinstance(message, Refused):
                 raise refusal(message, request_id)
             if isinstance(message, Complete):
-                images[message.index] = self.image(message, self.forms)
-        return {
-            "created": self.created,
-            "data": [images[index] for index in sorted(images)],
-            "background": "opaque",
-            "output_format": self.spec.output_format,
-            "size": size(self.info),
-            "usage": usage(self.steps * len(images)),
-            "model": self.info.name,
-            "seed": self.spec.seed,
+                images[message.index] = schemas.OpenAIImageData(
+                    **self._forms(message), **self._facts(message)
+                )
+        return schemas.OpenAIImagesResponse(
+            created=self.created,
+            data=[images[index] for index in sorted(images)],
+            background="opaque",
+            output_format=self.spec.output_format,
+            size=size(self.info),
+            usage=schemas.Usage.of(self.steps * len(images)),
+            model=self.info.name,
+            seed=self.spec.seed,
             **self.settled,
-        }
+        )
 
-    def event(self, message: Partial | Complete, partial_index: int) -> dict[str, Any]:
+    def event(
+        self, message: Partial | Complete, partial_index: int
+    ) -> schemas.PartialImageEvent | schemas.CompletedEvent:
         """One event of a stream."""
-        event: dict[str, Any] = {
-            "type": "image_generation.completed",
-            **self.image(message),
+        fields: dict[str, Any] = {
+            "b64_json": _base64(message),
+            **self._facts(message),
             "created_at": int(time.time()),
             "size": size(self.info),
             "quality": "auto",
@@ -85,9 +78,22 @@ class Answer:
             "num_inference_steps": self.steps,
         }
         if isinstance(message, Partial):
-            return event | {
-                "type": "image_generation.partial_image",
-                "partial_image_index": partial_index,
-                "step": message.step,
-            }
-        return event | {"usage": usage(self.steps)}
+            return schemas.PartialImageEvent(**fields, partial_image_index=partial_index, step=message.step)
+        return schemas.CompletedEvent(**fields, usage=schemas.Usage.of(self.steps))
+
+    def _forms(self, message: Complete) -> dict[Form, str]:
+        """The file in each form that was asked for."""
+        text = _base64(message)
+        start: dict[Form, str] = {"b64_json": "", "url": f"data:image/{self.spec.output_format};base64,"}
+        return {form: start[form] + text for form in self.forms}
+
+    def _facts(self, message: Partial | Complete) -> dict[str, Any]:
+        """What the image is of, and which of the request's it is."""
+        names = self.info.labels.names
+        label = self.spec.labels[message.index] if names else None
+        name = None if label is None else names[label]
+        return {"revised_prompt": name, "label": label, "index": message.index}
+
+
+def _base64(message: Partial | Complete) -> str:
+    return base64.b64encode(message.data).decode()

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Send
 
 from ray_dit.serving.backend import Refused
+from ray_dit.serving.http.schemas import ErrorBody, ErrorDetail
 
 TYPES = {
     401: "authentication_error",
@@ -65,10 +66,12 @@ class ApiError(Exception):
         self.status, self.message, self.param, self.code = status, message, param, code
         self.headers = dict(headers or {})
 
-    def body(self) -> dict[str, Any]:
-        """``{"error": ...}``."""
+    def json(self) -> str:
+        """The body, an ErrorBody."""
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        detail = ErrorDetail(message=self.message, type=kind, param=self.param, code=self.code)
+        # ASCII only: a client's half of a surrogate pair could not be written otherwise.
+        return json.dumps(ErrorBody(error=detail).model_dump(), ensure_ascii=True)
 
 
 def invalid(param: str, message: str, code: str = "invalid_value") -> ApiError:
@@ -117,7 +120,7 @@ def refusal(refused: Refused, request_id: str = "") -> ApiError:
 
 async def send_error(error: ApiError, send: Send) -> None:
     """Answers with this error, where there is no framework to do it."""
-    body = _encoded(error)
+    body = error.json().encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     headers += [(name.lower().encode(), value.encode("latin-1")) for name, value in error.headers.items()]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
@@ -128,7 +131,7 @@ def add_error_handlers(app: FastAPI) -> None:
     """Every error of the framework, and of the routes, in our shape."""
 
     async def api_error(_: Request, error: Any) -> Response:
-        return Response(_encoded(error), error.status, headers=error.headers, media_type="application/json")
+        return Response(error.json(), error.status, headers=error.headers, media_type="application/json")
 
     async def http_error(request: Request, error: Any) -> Response:
         what = {404: "there is nothing at this address", 405: "this address does not take that method"}
@@ -167,8 +170,3 @@ def _place(loc: Sequence[str | int]) -> str:
     """The field, and its place in a list: what comes after is pydantic's own name for a form of the value."""
     name = str(loc[1])[:100] if len(loc) > 1 else ""
     return f"{name}.{loc[2]}" if len(loc) > 2 and isinstance(loc[2], int) else name
-
-
-def _encoded(error: ApiError) -> bytes:
-    # ASCII only: a client's half of a surrogate pair could not be written otherwise.
-    return json.dumps(error.body(), ensure_ascii=True).encode()

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
 
 from ray_dit.config.serve import ApiConfig
 from ray_dit.serving.http import schemas
@@ -26,6 +27,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     }.items()
 }
 
+EVENTS = (
+    "`image_generation.partial_image` with a PartialImageEvent as data, `image_generation.completed` with a "
+    "CompletedEvent, or `error` with an ErrorBody; at the end of all images `[DONE]`."
+)
 RATE_HEADERS = {
     f"x-ratelimit-{what}-requests": {"description": text, "schema": {"type": "string"}}
     for what, text in {
@@ -45,7 +50,7 @@ def images(*, warns: bool) -> dict[int | str, dict[str, Any]]:
     headers = {WARNING_HEADER: told} if warns else {}
     return {
         200: {
-            "content": {"text/event-stream": {"schema": {"type": "string"}}},
+            "content": {"text/event-stream": {"schema": {"type": "string", "description": EVENTS}}},
             "description": "The images; with `stream`, events.",
             "headers": RATE_HEADERS | headers,
         }
@@ -66,6 +71,7 @@ def describe(app: FastAPI, config: ApiConfig) -> dict[str, Any]:
                 operation["responses"].pop("422", None)
         for name in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(name, None)
+        document["components"]["schemas"] |= _event_schemas()
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         document["security"] = [{"key": []}, {}]
         for path in ("/health", *(["/ready"] if config.ready_without_key else [])):
@@ -76,6 +82,15 @@ def describe(app: FastAPI, config: ApiConfig) -> dict[str, Any]:
         body["content"]["application/json"]["schema"] = {"$ref": "#/components/schemas/ImageRequest"}
         app.openapi_schema = document
     return app.openapi_schema
+
+
+def _event_schemas() -> dict[str, Any]:
+    """What a stream's events hold, which FastAPI does not know of."""
+    _, document = models_json_schema(
+        [(schemas.PartialImageEvent, "serialization"), (schemas.CompletedEvent, "serialization")],
+        ref_template="#/components/schemas/{model}",
+    )
+    return document["$defs"]
 
 
 def _request_schema(config: ApiConfig) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, Query, Request
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi import Body, FastAPI, Query, Request, Response
+from fastapi.responses import StreamingResponse
 
 from ray_dit.config.serve import ApiConfig, LimitsConfig
 from ray_dit.serving.backend import (
@@ -66,23 +66,23 @@ class Routes:
             summary="Make images",
             operation_id="generate",
         )(self.generate_as_openai if openai else self.generate)
-        for path, route, model, answers, summary in (
-            ("/v1/models", self.models, schemas.ModelList, errors(), "List models"),
-            ("/v1/models/{model}", self.model, schemas.ModelData, errors(404), "One model"),
-            ("/v1/labels", self.labels, schemas.LabelList, errors(404), "Search a model's classes"),
-            ("/health", self.health, schemas.Status, errors(), "Is the server alive?"),
-            ("/ready", self.ready, schemas.Status, errors(), "Would it take a request?"),
+        for path, route, answers, summary in (
+            ("/v1/models", self.models, errors(), "List models"),
+            ("/v1/models/{model}", self.model, errors(404), "One model"),
+            ("/v1/labels", self.labels, errors(404), "Search a model's classes"),
+            ("/health", self.health, errors(), "Is the server alive?"),
+            ("/ready", self.ready, errors(), "Would it take a request?"),
         ):
-            app.get(path, response_model=model, responses=answers, summary=summary)(route)
+            app.get(path, responses=answers, summary=summary)(route)
 
-    async def generate(self, body: schemas.ImageRequest, request: Request) -> Any:
+    async def generate(self, body: schemas.ImageRequest, request: Request) -> Response:
         """Makes images of a class, or of one class each."""
         backend = self._backend(body.model)
         info = await _info(backend)
         spec = read_spec(body, info, self.config.limits)
         return await self._make(request, backend, info, spec, _Shape(bool(body.stream), ("b64_json",)))
 
-    async def generate_as_openai(self, body: Annotated[dict[str, Any], Body()], request: Request) -> Any:
+    async def generate_as_openai(self, body: Annotated[dict[str, Any], Body()], request: Request) -> Response:
         """Makes images of a class, or of one class each; compatible with OpenAI's clients."""
         fields, ignored = relax(body)
         asked = checked(schemas.OpenAIImageRequest, fields)
@@ -98,8 +98,8 @@ class Routes:
         return await self._make(request, backend, info, spec, shape)
 
     async def _make(
-        self, request: Request, backend: Backend, info: ModelInfo, spec: ImageSpec, shape: "_Shape"
-    ) -> Any:
+        self, request: Request, backend: Backend, info: ModelInfo, spec: ImageSpec, shape: _Shape
+    ) -> Response:
         record = record_of(request.scope)
         record.details |= {
             "model": info.name,
@@ -128,16 +128,21 @@ class Routes:
             )
         try:
             body = await until_gone(request, answer.collect(messages, record.request_id))
-            return JSONResponse(body, headers={**limits, **shape.headers})
+            return Response(
+                body.model_dump_json(exclude_unset=True),  # of an image's forms only those asked for are set
+                headers={**limits, **shape.headers},
+                media_type="application/json",
+            )
         finally:
             await messages.aclose()
 
-    async def models(self) -> Any:
+    async def models(self) -> schemas.ModelList:
         """All models, the default one first."""
         infos = [await _info(backend) for backend in self.backends.values()]
-        return {"object": "list", "data": [_model_data(info, self.config.limits) for info in infos]}
+        data = [_model_data(info, self.config.limits) for info in infos]
+        return schemas.ModelList(object="list", data=data)
 
-    async def model(self, model: str) -> Any:
+    async def model(self, model: str) -> schemas.ModelData:
         """One model by name or alias."""
         return _model_data(await _info(self._backend(model)), self.config.limits)
 
@@ -148,22 +153,24 @@ class Routes:
         ] = "",
         model: Annotated[str | None, Query(max_length=200)] = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 50,
-    ) -> Any:
+    ) -> schemas.LabelList:
         """Classes that match, those whose name begins so first."""
         info = await _info(self._backend(model))
         found = _search(info, q.strip().casefold())
         ids = info.labels.wordnet_ids
         data = [
-            {"id": number, "name": info.labels.names[number], "wordnet_id": ids[number] if ids else None}
+            schemas.LabelData(
+                id=number, name=info.labels.names[number], wordnet_id=ids[number] if ids else None
+            )
             for number in found[:limit]
         ]
-        return {"object": "list", "data": data, "total": len(found)}
+        return schemas.LabelList(object="list", data=data, total=len(found))
 
-    async def health(self) -> Any:
+    async def health(self) -> schemas.Status:
         """Says that the process answers; needs no key."""
-        return {"status": "ok"}
+        return schemas.Status(status="ok")
 
-    async def ready(self) -> Any:
+    async def ready(self) -> schemas.Status:
         """503 until every model is loaded."""
         checks = [backend.ready() for backend in self.backends.values()]
         try:
@@ -173,7 +180,7 @@ class Routes:
             ready = False
         if not ready:
             raise not_ready("a model is not ready")
-        return {"status": "ok"}
+        return schemas.Status(status="ok")
 
     def _backend(self, name: str | None) -> Backend:
         if name is None:
@@ -213,23 +220,23 @@ async def _info(backend: Backend) -> ModelInfo:
         raise not_ready("the model is being loaded; try again") from None
 
 
-def _model_data(info: ModelInfo, limits: LimitsConfig) -> dict[str, Any]:
-    return {
-        "id": info.name,
-        "object": "model",
-        "created": info.created,
-        "owned_by": "ray-dit",
-        "size": size(info),
-        "num_classes": len(info.labels),
-        "num_inference_steps": info.sampler.num_steps,
-        "guidance_scale": info.sampler.guidance_scale if info.guidable else 1.0,
-        "guidable": info.guidable,
-        "sampler": info.sampler.name,
-        "max_images": limits.max_images,
-        "max_inference_steps": limits.max_inference_steps,
-        "max_total_steps": limits.max_total_steps,
-        "max_partial_images": limits.max_partial_images,
-    }
+def _model_data(info: ModelInfo, limits: LimitsConfig) -> schemas.ModelData:
+    return schemas.ModelData(
+        id=info.name,
+        object="model",
+        created=info.created,
+        owned_by="ray-dit",
+        size=size(info),
+        num_classes=len(info.labels),
+        num_inference_steps=info.sampler.num_steps,
+        guidance_scale=info.sampler.guidance_scale if info.guidable else 1.0,
+        guidable=info.guidable,
+        sampler=info.sampler.name,
+        max_images=limits.max_images,
+        max_inference_steps=limits.max_inference_steps,
+        max_total_steps=limits.max_total_steps,
+        max_partial_images=limits.max_partial_images,
+    )
 
 
 def _search(info: ModelInfo, q: str) -> list[int]:

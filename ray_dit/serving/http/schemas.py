@@ -93,16 +93,21 @@ class OpenAIImageRequest(ImageRequest):
     """Has no effect."""
 
 
-class ImageData(BaseModel):
-    """One image."""
+class _Image(BaseModel):
+    """What an image is of, and which of the request's it is."""
 
-    b64_json: str
     revised_prompt: str | None = Field(description="Name of the class.")
     label: int | None = Field(description="Ours: number of the class.")
     index: int = Field(description="Ours: its place in the request; part, with the seed, of what decides it.")
 
 
-class OpenAIImageData(ImageData):
+class ImageData(_Image):
+    """One image."""
+
+    b64_json: str
+
+
+class OpenAIImageData(_Image):
     """One image, in the form asked for; in both if none was."""
 
     b64_json: str = Field(default="", description="The file in base64; left out for `response_format: url`.")
@@ -127,12 +132,17 @@ class Usage(BaseModel):
     total_tokens: int
     input_tokens_details: InputTokensDetails
 
+    @classmethod
+    def of(cls, steps: int) -> "Usage":
+        """That of so many denoising steps."""
+        details = InputTokensDetails(image_tokens=0, text_tokens=0)
+        return cls(input_tokens=0, output_tokens=steps, total_tokens=steps, input_tokens_details=details)
 
-class ImagesResponse(BaseModel):
+
+class _Images(BaseModel):
     """The images of one request, and the settings that made them."""
 
     created: int
-    data: list[ImageData]
     background: Literal["opaque"]
     output_format: Literal["png", "jpeg", "webp"]
     size: str
@@ -144,10 +154,43 @@ class ImagesResponse(BaseModel):
     sampler: str = Field(description="Ours.")
 
 
-class OpenAIImagesResponse(ImagesResponse):
+class ImagesResponse(_Images):
     """The images of one request, and the settings that made them."""
 
-    data: list[OpenAIImageData]  # pyright: ignore[reportIncompatibleVariableOverride]
+    data: list[ImageData]
+
+
+class OpenAIImagesResponse(_Images):
+    """The images of one request, and the settings that made them."""
+
+    data: list[OpenAIImageData]
+
+
+class _StreamedImage(ImageData):
+    """What each event with an image says."""
+
+    created_at: int
+    size: str
+    quality: Literal["auto"]
+    background: Literal["opaque"]
+    output_format: Literal["png", "jpeg", "webp"]
+    seed: int = Field(description="Ours.")
+    num_inference_steps: int = Field(description="Ours.")
+
+
+class PartialImageEvent(_StreamedImage):
+    """A preview, in a stream."""
+
+    type: Literal["image_generation.partial_image"] = "image_generation.partial_image"
+    partial_image_index: int = Field(description="Which of this image's previews, from 0.")
+    step: int = Field(description="Ours: denoising steps that it has had.")
+
+
+class CompletedEvent(_StreamedImage):
+    """A finished image, in a stream."""
+
+    type: Literal["image_generation.completed"] = "image_generation.completed"
+    usage: Usage
 
 
 class ModelData(BaseModel):
@@ -211,14 +254,3 @@ class ErrorBody(BaseModel):
     """The body of every answer that is an error."""
 
     error: ErrorDetail
-
-
-def usage(steps: int) -> dict[str, Any]:
-    """The usage of so many denoising steps."""
-    details = {"image_tokens": 0, "text_tokens": 0}
-    return {
-        "input_tokens": 0,
-        "output_tokens": steps,
-        "total_tokens": steps,
-        "input_tokens_details": details,
-    }

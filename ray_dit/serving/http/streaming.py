@@ -1,7 +1,6 @@
 """Messages that take their time: a deadline over them, the client watched meanwhile, server-sent events."""
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -72,20 +71,24 @@ async def server_sent_events(answer: Answer, messages: AsyncGenerator[Message]) 
                     yield b"data: [DONE]\n\n"
                     return
                 if isinstance(message, Refused):
-                    yield _event("error", refusal(message).body())
+                    yield _error(refusal(message))
                     return
                 if isinstance(message, Partial | Complete):
                     number = partials.get(message.index, 0)
                     partials[message.index] = number + isinstance(message, Partial)
                     event = answer.event(message, number)
-                    yield _event(event["type"], event)
+                    yield _event(event.type, event.model_dump_json())
         except ApiError as error:  # the answer has begun, so its status can't say it any more
-            yield _event("error", error.body())
+            yield _error(error)
         finally:
             if pending is not None:
                 pending.cancel()
                 await asyncio.gather(pending, return_exceptions=True)
 
 
-def _event(name: str, data: dict[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(data)}\n\n".encode()
+def _error(error: ApiError) -> bytes:
+    return _event("error", error.json())
+
+
+def _event(name: str, data: str) -> bytes:
+    return f"event: {name}\ndata: {data}\n\n".encode()

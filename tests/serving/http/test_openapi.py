@@ -1,7 +1,9 @@
 """The OpenAPI document: by itself, and against the server by schemathesis: no 5xx, no undocumented answer."""
 
 import contextlib
+import json
 
+import jsonschema
 import pytest
 
 from ray_dit.config.serve import ApiConfig, LimitsConfig
@@ -51,6 +53,27 @@ def test_every_answer_is_as_documented(mode):
                 with contextlib.suppress(Unsatisfiable):  # a route without input takes no wrong one
                     answers_as_documented()
         assert {200, 400, 404} <= seen
+
+
+@pytest.mark.parametrize("mode", ["openai", "strict"])
+def test_every_event_is_as_documented(mode):
+    config = ApiConfig(compatibility=mode)
+    document = ask(config=config, method="GET", path="/openapi.json").json()
+    answer = ask(FakeBackend(), config, json={"prompt": "1", "n": 2, "stream": True, "partial_images": 1})
+    described = {"PartialImageEvent": 0, "CompletedEvent": 0}
+    for block in answer.text.split("\n\n"):
+        if not block.startswith("event: "):
+            continue
+        name, _, data = block.partition("\ndata: ")
+        event = json.loads(data)
+        assert name == f"event: {event['type']}"
+        kind = "PartialImageEvent" if "partial" in name else "CompletedEvent"
+        described[kind] += 1
+        schema = document["components"]["schemas"][kind]
+        jsonschema.validate(
+            event, schema | {"components": document["components"], "additionalProperties": False}
+        )
+    assert described == {"PartialImageEvent": 2, "CompletedEvent": 2}
 
 
 def request_schema(config: ApiConfig) -> dict:
