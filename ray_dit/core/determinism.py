@@ -25,6 +25,8 @@ def make_deterministic(threads: int, *, tf32: bool = False) -> None:
     set_cublas_workspace()
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)
+    # It would have every new tensor written over, lest one be read before it is written; none is.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     torch.backends.cudnn.benchmark = False
     if tf32:
         torch.set_float32_matmul_precision("high")

@@ -14,9 +14,9 @@ from ray_dit.ledger.maintenance import repair
 from ray_dit.ledger.plain import MadeAgain
 from ray_dit.ledger.results import F, Facts, Manifest, Marker
 from ray_dit.results import RESULTS
+from ray_dit.runtime.process import set_up_torch
 from ray_dit.runtime.session import check_resources, cpus_for, ray_session
 from ray_dit.runtime.shard_maker import Remaker, ShardMaker, make_shard
-from ray_dit.runtime.shards import set_up_torch
 from ray_dit.storage.store import Store
 
 R = TypeVar("R")

@@ -26,6 +26,7 @@ from ray_dit.ledger.results import F, Marker
 from ray_dit.ledger.runs import RunRecord
 from ray_dit.runtime.account import NO_TIME, Account, ActorTime
 from ray_dit.runtime.coordinator import Coordinator, Enough, News, Outcome
+from ray_dit.runtime.process import set_up_torch
 from ray_dit.runtime.progress import Advance, progress
 from ray_dit.runtime.session import beside_the_driver, check_resources, cpus_for, debugging, largest_node
 from ray_dit.runtime.shard_actor import Actor
@@ -38,13 +39,6 @@ LANES_BYTES = 2 << 30
 """Memory that the shards which an actor has under way may take together; a single one may take more."""
 SHOWN = 3
 """Failed shards whose causes the closing message tells; all are in the run's record."""
-
-
-def set_up_torch(threads: int) -> None:
-    """Prepares an actor's process for computing what is stored."""
-    from ray_dit.core.determinism import make_deterministic
-
-    make_deterministic(threads)
 
 
 @dataclass(frozen=True)

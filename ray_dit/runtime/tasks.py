@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from ray_dit.core.determinism import make_deterministic
 from ray_dit.errors import UserError
+from ray_dit.runtime.process import set_up_torch
 from ray_dit.runtime.session import Placed, ray_session
 from ray_dit.storage.proven import trust_settings
 
@@ -44,7 +44,7 @@ def in_tasks(config: Placed) -> Callable[[Callable[[Any], T], Sequence[Any]], It
 def _attempt(work: Callable[..., T], threads: int, item: Any, *shared: Any) -> tuple[T | None, str | None]:
     """The result, or the message of a user's error, which Ray would wrap if it were raised."""
     trust_settings()
-    make_deterministic(threads)
+    set_up_torch(threads)
     try:
         return work(*shared, item), None
     except UserError as error:

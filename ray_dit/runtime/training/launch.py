@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from ray_dit.config import TrainingConfig
-from ray_dit.core.determinism import make_deterministic
 from ray_dit.errors import UserError
 from ray_dit.folders.checkpoints import newest_step
 from ray_dit.ledger.job import Job
 from ray_dit.ledger.runs import RunRecord
 from ray_dit.ledger.stored_json import Json
+from ray_dit.runtime.process import set_up_torch
 from ray_dit.runtime.session import beside_the_driver, check_resources, interrupted_as_ever
 from ray_dit.runtime.training.board import Board, Progress, show_progress
 from ray_dit.runtime.training.parallel import Parallel, make_parallel, meeting_at, regroup
@@ -188,7 +188,7 @@ def _worker(arguments: dict[str, Any]) -> None:
     if ray.get(board.is_over.remote()):
         return
     trust_settings()
-    make_deterministic(config.threads, tf32=config.tf32)
+    set_up_torch(config.threads, tf32=config.tf32)
     rank, there = context.get_world_rank(), context.get_world_size()
     working = config.working(there)
     try:

@@ -30,11 +30,13 @@ class ModelReplica:
     ) -> None:
         import torch
 
+        from ray_dit.core.host_memory import keep_freed_memory
         from ray_dit.pipeline import load
         from ray_dit.serving.deployments.metrics import EngineMetrics
         from ray_dit.serving.service import ModelService
 
         set_up_logging(log_level)
+        keep_freed_memory()
         torch.set_num_threads(threads)
         self._metrics = EngineMetrics(name)
         pipeline = load(uri, precision=precision, compile=compile, vae_precision=vae_precision)
