@@ -20,10 +20,10 @@ from benchmarks.gpu_check.bench import SD_VAE
 from benchmarks.one_actor import through
 from benchmarks.overlap import photographs
 from ray_dit.config import EncodeConfig, ImagesConfig, ShardsConfig
-from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.latents import to_float
 from ray_dit.folders.images import ImagePlan, plan_images
 from ray_dit.folders.reading import load_images
+from ray_dit.runtime.process import set_up_torch
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.shard_maker import ShardMaker
 from ray_dit.stages.encode import Encoder
@@ -66,7 +66,7 @@ def main() -> None:
     arguments = parser.parse_args()
     turns, size = (1, 32) if arguments.quick else (arguments.turns, arguments.size)
     rows, shards = arguments.rows, arguments.shards
-    make_deterministic(1)
+    set_up_torch(1)
     ratios: list[float] = []
     seconds: dict[str, list[float]] = {"bare": [], "encode": []}
     with tempfile.TemporaryDirectory() as name:

@@ -174,12 +174,12 @@ def plain(config: GenerateConfig, processes: int) -> float:
 
 def plain_worker(config: GenerateConfig, first: int, step: int) -> None:
     """Makes shards ``first``, ``first + step``, ... as an actor would, where the environment says."""
-    from ray_dit.core.determinism import make_deterministic
+    from ray_dit.runtime.process import set_up_torch
     from ray_dit.runtime.shard_maker import make_shard, shard_name
     from ray_dit.stages.generate import settle
     from ray_dit.stages.painter import Painter
 
-    make_deterministic(config.threads)
+    set_up_torch(config.threads)
     plan = settle(config).plan
     painter = Painter(config, plan)
     job = Job.open(open_store(os.environ["BENCH_OUT"]), "generate", {"made": "by a benchmark"})

@@ -25,9 +25,9 @@ from benchmarks.common import (
 from benchmarks.one_actor import Speed, through
 from benchmarks.serving.models import random_model
 from ray_dit.config import GenerateConfig, SamplerConfig, ShardsConfig
-from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.media import png
 from ray_dit.pipeline import Pipeline, load
+from ray_dit.runtime.process import set_up_torch
 from ray_dit.runtime.session import ray_session
 from ray_dit.stages.dataset_plan import DatasetPlan
 from ray_dit.stages.generate import settle
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a turn of a tiny model: shows that it works")
     arguments = parser.parse_args()
     rows, shards = arguments.rows, arguments.shards
-    make_deterministic(1)
+    set_up_torch(1)
     speeds: list[Speed] = []
     with tempfile.TemporaryDirectory() as folder:
         model = random_model(Path(folder, "model"), "tiny" if arguments.quick else "dit-s2")

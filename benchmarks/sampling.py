@@ -7,6 +7,9 @@ calls them. *Published* is the loop of facebookresearch/DiT, written anew: state
 start, the coefficients of a step looked up in numpy tables. *Products* are the network's matrix products and
 attention alone: what no loop can save.
 
+Each runs in a process of its own: ours and the products in one that is set up as an actor is, the peers in
+one as Python starts it.
+
 ``--vae`` measures the decoder of Stable Diffusion's size instead (random weights, images of 256 pixels): as
 diffusers calls it, and as ours, as it is and with ``--compile``; of one image and of two at once.
 
@@ -14,8 +17,8 @@ Each turn measures all of them, one after the other. Ratios are medians over the
 ``benchmarks/results/sampling.json``.
 """
 
-import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,19 +33,19 @@ from benchmarks.common import (
     in_turns,
     machine,
     spread_of_ratios,
-    timed,
     write_json,
 )
 from benchmarks.dit_options import add_options, shape_of
 from benchmarks.gpu_check.bench import SD_VAE
+from benchmarks.own_process import Contender, in_own_processes
 from ray_dit.config import DiffusionConfig, DiTConfig, SamplerConfig
 from ray_dit.core.compiled import compile_static
-from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.diffusion import linear_schedule
 from ray_dit.core.dit import DiT
 from ray_dit.core.guidance import GuidedModel
 from ray_dit.core.samplers import make_table
 from ray_dit.core.sampling import TableBank, init_rows, sample
+from ray_dit.runtime.process import set_up_torch
 from ray_dit.vae import VAE
 
 CLASSES, SCALE = 1000, 4.0
@@ -163,19 +166,14 @@ def products(shape: DiTConfig, images: int, steps: int) -> Callable[[], None]:
     return once
 
 
-def decoders(vae: VAE, images: int, side: int) -> dict[str, Callable[[], object]]:
-    """A decoder as diffusers calls it, and as ours, as it is and compiled."""
+def decoder(images: int, side: int, how: str) -> Callable[[], object]:
+    """A decoder as diffusers calls it, or as ours, as it is or compiled."""
+    vae = VAE.create(SD_VAE)
     latents = torch.randn(images, 4, side // 8, side // 8)
-
-    @torch.no_grad()
-    def plain() -> object:
-        return vae.module.decode(latents).sample
-
-    def own(vae: VAE) -> Callable[[], object]:
-        return lambda: torch.inference_mode()(vae.decode)(latents)
-
-    calls = {"diffusers": plain, "ours": own(vae), "ours, compiled": own(vae.compiled())}
-    return {f"{name} ({images})": call for name, call in calls.items()}
+    if how == "diffusers":
+        return lambda: torch.no_grad()(vae.module.decode)(latents).sample
+    own = vae.compiled() if how == "ours, compiled" else vae
+    return lambda: torch.inference_mode()(own.decode)(latents)
 
 
 def main() -> None:
@@ -186,38 +184,38 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--vae", action="store_true", help="the decoder instead of the network")
     arguments = parser.parse_args()
-    make_deterministic(arguments.threads)
-    images, steps = arguments.images, arguments.steps
+    images, steps, quick = arguments.images, arguments.steps, arguments.quick
     shape = shape_of(arguments, CLASSES)
+    mine, peers = partial(set_up_torch, arguments.threads), partial(torch.set_num_threads, arguments.threads)
     if arguments.vae:
-        vae, side = VAE.create(SD_VAE), 64 if arguments.quick else 256
-        calls = {name: call for count in DECODED for name, call in decoders(vae, count, side).items()}
-        wanted = [
-            (f"diffusers ({count})", f"{mine} ({count})")
+        side = 64 if quick else 256
+        contenders = {
+            f"{how} ({count})": Contender(
+                partial(decoder, count, side, how), peers if how == "diffusers" else mine
+            )
             for count in DECODED
-            for mine in ("ours", "ours, compiled")
-        ]
-    else:
-        calls = {
-            "ours": ours(shape, images, steps, compiled=False),
-            "ours, compiled": ours(shape, images, steps, compiled=True),
-            "diffusers": diffusers(shape, images, steps),
-            "published": published(shape, images, steps),
-            "products": products(shape, images, steps),
+            for how in ("diffusers", "ours", "ours, compiled")
         }
         wanted = [
-            (peer, mine)
-            for peer in ("diffusers", "published", "products")
-            for mine in ("ours", "ours, compiled")
+            (f"diffusers ({count})", f"{how} ({count})")
+            for count in DECODED
+            for how in ("ours", "ours, compiled")
         ]
-    for call in calls.values():
-        timed(call, repeats=1)
-
-    def measured(call: Callable[[], object]) -> Callable[[int], float]:
-        return lambda _: statistics.median(timed(call, repeats=1 if arguments.quick else 3, warm_up=1))
-
-    turns = 2 if arguments.quick else arguments.turns
-    seconds = in_turns({name: measured(call) for name, call in calls.items()}, turns)
+    else:
+        contenders = {
+            "ours": Contender(partial(ours, shape, images, steps, compiled=False), mine),
+            "ours, compiled": Contender(partial(ours, shape, images, steps, compiled=True), mine),
+            "diffusers": Contender(partial(diffusers, shape, images, steps), peers),
+            "published": Contender(partial(published, shape, images, steps), peers),
+            "products": Contender(partial(products, shape, images, steps), mine),
+        }
+        wanted = [
+            (peer, how)
+            for peer in ("diffusers", "published", "products")
+            for how in ("ours", "ours, compiled")
+        ]
+    with in_own_processes(contenders, repeats=1 if quick else 3) as measure:
+        seconds = in_turns(measure, 2 if quick else arguments.turns)
     ratios = {f"{peer} / {mine}": spread_of_ratios(seconds[peer], seconds[mine]) for peer, mine in wanted}
     for name, (median, low, high) in ratios.items():
         print(f"{name}: {median:.3f} ({low:.3f} to {high:.3f})")

@@ -6,15 +6,18 @@ published training script does per step, eagerly: a batch of a data loader, the 
 model, AdamW as torch chooses it, the average of the weights one tensor after the other. *Products* are the
 step's matrix products and attention alone, forward and backward: what no loop can save.
 
+Each runs in a process of its own: ours and the products in one that is set up as a worker is, the peer in one
+as Python starts it.
+
 Each turn measures all of them, one after the other. Medians and spread go to
 ``benchmarks/results/training.json``.
 """
 
 import queue
-import statistics
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +34,19 @@ from benchmarks.common import (
     in_turns,
     machine,
     spread_of_ratios,
-    timed,
     write_json,
 )
 from benchmarks.dit_options import add_options, shape_of
+from benchmarks.own_process import Contender, in_own_processes
 from ray_dit.config import DiffusionConfig, DiTConfig, OptimizerConfig, TrainingConfig
 from ray_dit.core.batch import TrainingBatch, t_range, t_ranges, training_batch
-from ray_dit.core.determinism import make_deterministic
 from ray_dit.core.diffusion import linear_schedule, q_sample
 from ray_dit.core.dit import DiT
 from ray_dit.core.loss import diffusion_loss
 from ray_dit.formats.worker_history import History
 from ray_dit.ledger.job import Job
 from ray_dit.pipeline import dit_flops
+from ray_dit.runtime.process import set_up_torch
 from ray_dit.runtime.training.checkpointer import JobCheckpointer
 from ray_dit.runtime.training.data import StepBatches
 from ray_dit.runtime.training.loop import train_steps
@@ -222,25 +225,18 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--steps", type=int, default=3, help="per turn, of which the median counts")
     arguments = parser.parse_args()
-    make_deterministic(arguments.threads)
-    shape = shape_of(arguments, CLASSES)
-    task = LatentsTask(shape)
+    shape, size = shape_of(arguments, CLASSES), arguments.batch_size
+    task, threads = LatentsTask(shape), arguments.threads
+    mine, peer = partial(set_up_torch, threads), partial(torch.set_num_threads, threads)
+    ours: dict[str, dict[str, Any]] = {"ours": {}, "ours, compiled": {"compile": True}}
     with tempfile.TemporaryDirectory() as folder:
-        ours = {
-            name: OurLoop(task, arguments.batch_size, Path(folder, name), **settings)
-            for name, settings in (("ours", {}), ("ours, compiled", {"compile": True}))
-        }
-        calls: dict[str, Callable[[], None]] = {"plain": PlainLoop(task, arguments.batch_size), **ours}
-        calls["products"] = products(shape, arguments.batch_size)
-        for call in calls.values():
-            timed(call, repeats=1)
-
-        def measured(call: Callable[[], None]) -> Callable[[int], float]:
-            return lambda _: statistics.median(timed(call, repeats=arguments.steps, warm_up=1))
-
-        seconds = in_turns(
-            {name: measured(call) for name, call in calls.items()}, 2 if arguments.quick else arguments.turns
-        )
+        contenders = {"plain": Contender(partial(PlainLoop, task, size), peer)}
+        for name, settings in ours.items():
+            build = partial(OurLoop, task, size, Path(folder, name), **settings)
+            contenders[name] = Contender(build, mine)
+        contenders["products"] = Contender(partial(products, shape, size), mine)
+        with in_own_processes(contenders, repeats=arguments.steps) as measure:
+            seconds = in_turns(measure, 2 if arguments.quick else arguments.turns)
     ratios = {
         f"{peer} / {name}": spread_of_ratios(seconds[peer], seconds[name])
         for peer in ("plain", "products")

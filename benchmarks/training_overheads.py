@@ -37,9 +37,9 @@ from benchmarks.dit_options import add_options, shape_of
 from benchmarks.training import CLASSES, LatentsTask, OurLoop
 from ray_dit.config import DiTConfig, TrainingConfig
 from ray_dit.core.batch import TrainingBatch
-from ray_dit.core.determinism import make_deterministic
 from ray_dit.formats.worker_history import History
 from ray_dit.ledger.job import Job
+from ray_dit.runtime.process import set_up_torch
 from ray_dit.runtime.session import ray_session
 from ray_dit.runtime.training.launch import run_training
 from ray_dit.storage.open import open_store
@@ -111,7 +111,7 @@ def main() -> None:
     add_options(parser, turns=5, quick="one turn")
     parser.add_argument("--batch-size", type=int, default=16)
     arguments = parser.parse_args()
-    make_deterministic(arguments.threads)
+    set_up_torch(arguments.threads)
     shape = shape_of(arguments, CLASSES)
     config = TrainingConfig(
         output="unused", steps=BEFORE + AFTER, batch_size=arguments.batch_size, checkpoint_every=BEFORE,
