@@ -19,8 +19,8 @@ from ray_dit.runtime.coordinator import News, Outcome
 from ray_dit.runtime.shard_maker import shard_name
 from ray_dit.runtime.shard_queue import TRIES, Failure
 from ray_dit.runtime.shards import Work, _Watch, make_shards, pool_sizes, reserve, shard_sizes
-from ray_dit.storage.local import TEMP, LocalStore
-from tests.support.shard_makers import SIZE, run
+from ray_dit.storage.local import LocalStore
+from tests.support.shard_makers import SIZE, made, run
 
 DEADLINE = 3.0
 """Seconds, for shards that take a moment; what raises or dies is noticed without it."""
@@ -33,12 +33,6 @@ def records(folder: Path) -> dict[str, Any]:
 
 def failures(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted((folder / "out/_runs").glob("*/events/*.json"))]
-
-
-def made(folder: Path) -> dict[str, bytes]:
-    """The shards; what a process that was killed while it wrote has left is none."""
-    paths = (folder / "out/data").iterdir()
-    return {path.name: path.read_bytes() for path in paths if not path.name.startswith(TEMP)}
 
 
 def expected(shards: Any) -> dict[str, bytes]:

@@ -12,8 +12,7 @@ import pytest
 
 from ray_dit.config import StageConfig
 from ray_dit.runtime.session import ray_session
-from ray_dit.storage.local import TEMP
-from tests.support.shard_makers import run
+from tests.support.shard_makers import made, run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -54,12 +53,6 @@ def run_and(folder: Path, after: int, act: Callable[[], Any], **settings: Any) -
 def counts(folder: Path) -> list[int]:
     (end,) = (folder / "out/_runs").glob("*/end.json")
     return json.loads(end.read_text())["shards_by_actor"]
-
-
-def made(folder: Path) -> dict[str, bytes]:
-    """The shards; what a process that was killed while it wrote has left is none."""
-    paths = (folder / "out/data").iterdir()
-    return {path.name: path.read_bytes() for path in paths if not path.name.startswith(TEMP)}
 
 
 def test_a_node_is_added_and_another_killed_while_a_job_runs(cluster: Any, tmp_path: Path) -> None:

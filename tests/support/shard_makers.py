@@ -23,6 +23,7 @@ from ray_dit.ledger.writers import HashAlarm
 from ray_dit.results import ShardFacts
 from ray_dit.runtime.shard_maker import Made, ShardMaker
 from ray_dit.runtime.shards import Work, make_shards
+from ray_dit.storage.local import TEMP
 from ray_dit.storage.open import open_store
 
 SIZE = 10
@@ -152,6 +153,12 @@ def _claim(folder: Path, what: str) -> int:
             continue
         return number
     raise AssertionError("more claims than any test makes")
+
+
+def made(folder: Path) -> dict[str, bytes]:
+    """The shards that ``run`` has made; what a process that was killed while it wrote has left is none."""
+    paths = (folder / "out/data").iterdir()
+    return {path.name: path.read_bytes() for path in paths if not path.name.startswith(TEMP)}
 
 
 def run(
