@@ -8,13 +8,22 @@ restart.
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ray_dit.core.latents import normalize, sample_moments
 from ray_dit.core.order import order
-from ray_dit.core.rng import Stream, integers, normal, uniform
+from ray_dit.core.rng import (
+    Stream,
+    integers,
+    normal,
+    normal_blocks,
+    to_integers,
+    to_normal,
+    to_uniform,
+    uniform_blocks,
+    words,
+)
 
 
 @dataclass(frozen=True)
@@ -54,14 +63,20 @@ def training_batch(  # noqa: PLR0913 - a batch is a function of all of these, an
     2022).
     """
     shape = (moments.shape[1] // 2, *moments.shape[2:])
-    posterior_noise = normal(seed, positions, 0, shape, stream=Stream.TRAIN_MOMENTS)
-    x_start = normalize(sample_moments(moments, posterior_noise), shift, scale)
-    dropped = uniform(seed, positions, 0, (), stream=Stream.TRAIN_LABEL_DROP) < class_dropout_prob
+    blocks = {
+        Stream.TRAIN_MOMENTS: normal_blocks(shape),
+        Stream.TRAIN_NOISE: normal_blocks(shape),
+        Stream.TRAIN_T: 1,
+        Stream.TRAIN_LABEL_DROP: uniform_blocks(()),
+    }
+    drawn = words(seed, positions, 0, blocks)
+    posterior_noise = to_normal(drawn[Stream.TRAIN_MOMENTS], shape)
+    dropped = to_uniform(drawn[Stream.TRAIN_LABEL_DROP]) < class_dropout_prob
     return TrainingBatch(
-        x_start=x_start,
-        t=integers(seed, positions, 0, num_timesteps, stream=Stream.TRAIN_T),
-        noise=normal(seed, positions, 0, shape, stream=Stream.TRAIN_NOISE),
-        y=torch.where(dropped, num_classes, labels),
+        x_start=normalize(sample_moments(moments, posterior_noise), shift, scale),
+        t=to_integers(drawn[Stream.TRAIN_T], num_timesteps),
+        noise=to_normal(drawn[Stream.TRAIN_NOISE], shape),
+        y=labels.masked_fill(dropped, num_classes),
     )
 
 

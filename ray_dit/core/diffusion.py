@@ -19,6 +19,7 @@ from jaxtyping import Float, Float64, Int, Int64
 from torch import Tensor
 
 from ray_dit.config import DiffusionConfig
+from ray_dit.core.transfer import to_device
 
 VarianceType = Literal["learned", "fixed_small", "fixed_large"]
 
@@ -170,8 +171,8 @@ def respace(schedule: Schedule, timesteps: Int[np.ndarray, " S"] | Sequence[int]
 
 def gather(table: Float64[np.ndarray, " T"], t: Int[Tensor, " B"]) -> Float[Tensor, "B 1 1 1"]:
     """Each row's entry of a table, rounded to float32, on the device of ``t``."""
-    entries = torch.as_tensor(table.astype(np.float32)).to(t.device)[t]
-    return entries[:, None, None, None]
+    (entries,) = to_device(t.device, [torch.as_tensor(table.astype(np.float32))])
+    return entries[t][:, None, None, None]
 
 
 def q_sample(

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
+from ray_dit.core.transfer import to_device
+
 PerChannel = float | Sequence[float] | Float[Tensor, "..."]
 """One number for all channels, or one per channel."""
 MAX_LOG_VARIANCE = 20.0
@@ -63,7 +65,10 @@ def denormalize(
 
 
 def _per_channel(values: PerChannel, latents: Tensor) -> Shaped[Tensor, "N 1 1"]:
-    column = torch.as_tensor(values, dtype=latents.dtype, device=latents.device).reshape(-1, 1, 1)
+    column = torch.as_tensor(values, dtype=latents.dtype)
+    if column.is_cpu:
+        (column,) = to_device(latents.device, [column])
+    column = column.reshape(-1, 1, 1)
     if len(column) not in (1, latents.shape[-3]):
         raise ValueError(f"{len(column)} values for shift or scale do not fit {latents.shape[-3]} channels")
     return column

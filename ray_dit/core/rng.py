@@ -9,8 +9,10 @@ to float32: the same bits on one kind of machine, at most one unit in the last p
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
+from itertools import accumulate
+from typing import cast
 
 import torch
 from jaxtyping import Float32, Float64, Int64
@@ -46,10 +48,14 @@ class Stream(IntEnum):
     DATASET_SCALES = 13
 
 
-def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(
+    counter: Sequence[int | Tensor], key: Sequence[int | Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox-4x32-10: four words of a block from its counter (4 words) and key (2 words).
 
-    Words are int64 tensors of values in [0, 2^32) that broadcast against each other.
+    Words are values in [0, 2^32): int64 tensors that broadcast against each other, or numbers that hold for
+    all, which no accelerator has to be told by a copy. The first and the last word of the counter are
+    tensors.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -59,7 +65,7 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, Te
         c0, c2 = (p1 >> 32 & MASK32) ^ c1 ^ k0, (p0 >> 32 & MASK32) ^ c3 ^ k1
         c1, c3 = p1 & MASK32, p0 & MASK32
         k0, k1 = k0 + WEYL[0] & MASK32, k1 + WEYL[1] & MASK32
-    return c0, c1, c2, c3
+    return cast("tuple[Tensor, Tensor, Tensor, Tensor]", (c0, c1, c2, c3))  # by the second round all are
 
 
 def normal(
@@ -76,9 +82,8 @@ def normal(
     in [0, 2^32). Box & Muller 1958, on 32-bit uniforms: values reach ±6.7. Raises ValueError for too large a
     shape and for tensors that are not int64.
     """
-    size = math.prod(shape)
-    words = _words(seed, sample_id, step, -(-size // 4), stream)
-    return box_muller(words)[:, :size].float().reshape(len(sample_id), *shape)
+    blocks = {stream: normal_blocks(shape)}
+    return to_normal(words(seed, sample_id, step, blocks)[stream], shape)
 
 
 def box_muller(words: Int64[Tensor, "B words"]) -> Float64[Tensor, "B words"]:
@@ -104,10 +109,8 @@ def uniform(
 
     It reads the same bits as ``normal`` and ``integers`` of one stream: give each use a stream of its own.
     """
-    size = math.prod(shape)
-    words = _words(seed, sample_id, step, -(-size // 2), stream)
-    bits = (words[..., 0::2] << 21) | (words[..., 1::2] >> 11)
-    return (bits.double() / 2**53)[:, :size].reshape(len(sample_id), *shape)
+    blocks = {stream: uniform_blocks(shape)}
+    return to_uniform(words(seed, sample_id, step, blocks)[stream], shape)
 
 
 def integers(
@@ -119,27 +122,65 @@ def integers(
     stream: Stream,
 ) -> Int64[Tensor, " B"]:
     """An integer in [0, high) for each sample, high at most 2^31; no value is likelier by more than 2^-33."""
-    if not 0 < high <= 2**31:
-        raise ValueError(f"high must lie in [1, 2^31], not {high}")
-    words = _words(seed, sample_id, step, 1, stream)
-    return words[:, 0] * high + (words[:, 1] * high >> 32) >> 32
+    return to_integers(words(seed, sample_id, step, {stream: 1})[stream], high)
 
 
-def _words(
-    seed: int | Tensor, sample_id: Tensor, step: int | Tensor, num_blocks: int, stream: Stream
-) -> Int64[Tensor, "B words"]:
-    """The random words of each sample, four per block."""
-    if num_blocks > MAX_BLOCKS:
-        raise ValueError(f"{num_blocks} blocks of noise a sample and step: at most {MAX_BLOCKS} can be drawn")
+def words(
+    seed: int | Tensor, sample_id: Tensor, step: int | Tensor, blocks: Mapping[Stream, int]
+) -> dict[Stream, Int64[Tensor, "B _"]]:
+    """Random words of each sample in [0, 2^32), of each stream so many blocks of four.
+
+    Of these `to_normal`, `to_uniform` and `to_integers` make what `normal`, `uniform` and `integers` draw.
+    Several streams at once take as many operations as one, and each operation costs an accelerator's host the
+    same however much it computes.
+    """
+    for stream, count in blocks.items():
+        if count > MAX_BLOCKS:
+            raise ValueError(
+                f"{count} blocks of noise a sample and step for {stream.name}: at most {MAX_BLOCKS} can be "
+                "drawn"
+            )
     for name, given in (("sample_id", sample_id), ("seed", seed), ("step", step)):
         if isinstance(given, Tensor) and given.dtype != torch.int64:
             # Narrower integers overflow in Philox' products and floats lose digits: other noise, silently.
             raise ValueError(f"{name} must be int64, not {given.dtype}")
     device = sample_id.device
-    seed = torch.as_tensor(seed, device=device).view(-1, 1)
-    step = torch.as_tensor(step, device=device).view(-1, 1)
     sample_id = sample_id.view(-1, 1)
-    block = torch.arange(num_blocks, device=device) | (stream << 24)
+    seed, step = (value.view(-1, 1) if isinstance(value, Tensor) else value for value in (seed, step))
+    parts = [torch.arange(count, device=device) | (stream << 24) for stream, count in blocks.items()]
+    block = torch.cat(parts) if len(parts) > 1 else parts[0]
     counter = (sample_id & MASK32, sample_id >> 32 & MASK32, step & MASK32, block)
-    words = philox(counter, (seed & MASK32, seed >> 32 & MASK32))
-    return torch.stack(words, dim=-1).flatten(1)
+    drawn = torch.stack(philox(counter, (seed & MASK32, seed >> 32 & MASK32)), dim=-1)
+    ends = accumulate(blocks.values())
+    return {
+        stream: drawn[:, end - count : end].flatten(1)
+        for (stream, count), end in zip(blocks.items(), ends, strict=True)
+    }
+
+
+def normal_blocks(shape: Sequence[int]) -> int:
+    """Blocks that ``to_normal`` takes for a sample of this shape."""
+    return -(-math.prod(shape) // 4)
+
+
+def uniform_blocks(shape: Sequence[int]) -> int:
+    """Blocks that ``to_uniform`` takes for a sample of this shape."""
+    return -(-math.prod(shape) // 2)
+
+
+def to_normal(words: Int64[Tensor, "B _"], shape: Sequence[int]) -> Float32[Tensor, " B *shape"]:
+    """Standard normal numbers of ``normal_blocks`` of words."""
+    return box_muller(words)[:, : math.prod(shape)].float().reshape(len(words), *shape)
+
+
+def to_uniform(words: Int64[Tensor, "B _"], shape: Sequence[int] = ()) -> Float64[Tensor, " B *shape"]:
+    """Numbers in [0, 1) of ``uniform_blocks`` of words."""
+    bits = (words[..., 0::2] << 21) | (words[..., 1::2] >> 11)
+    return (bits.double() / 2**53)[:, : math.prod(shape)].reshape(len(words), *shape)
+
+
+def to_integers(words: Int64[Tensor, "B _"], high: int) -> Int64[Tensor, " B"]:
+    """Numbers in [0, high) of one block of words; ValueError unless high lies in [1, 2^31]."""
+    if not 0 < high <= 2**31:
+        raise ValueError(f"high must lie in [1, 2^31], not {high}")
+    return words[:, 0] * high + (words[:, 1] * high >> 32) >> 32

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ray_dit.config import OptimizerConfig
 
@@ -76,6 +77,8 @@ def update_ema(ema: Mapping[str, Tensor], params: Mapping[str, Tensor], decay: f
         raise ValueError(
             f"averaged and trained weights differ in {', '.join(sorted(ema.keys() ^ params.keys()))}"
         )
-    for name, average in ema.items():
-        # lerp keeps equal values bitwise equal, such as the fixed position table
-        average.lerp_(params[name].detach().to(average.dtype), 1.0 - decay)
+    averages = list(ema.values())
+    values = [params[name].detach().to(average.dtype) for name, average in ema.items()]
+    # By lerp, which keeps equal values bitwise equal, such as the fixed position table; on a GPU all tensors
+    # in a few kernels.
+    get_ema_multi_avg_fn(decay)(averages, values, 0)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_dit.core.rng import Stream, box_muller, integers, normal, philox, uniform
+from ray_dit.core.rng import Stream, box_muller, integers, normal, philox, uniform, words
 
 int64 = st.integers(-(2**63), 2**63 - 1)
 steps = st.integers(0, 2**32 - 1)
@@ -41,6 +41,20 @@ def test_values_stay_what_they_are():
     torch.testing.assert_close(drawn, torch.tensor(GOLDEN_NORMALS), rtol=0, atol=1e-6)
     words = integers(2**40 + 7, torch.arange(8), 250, 2**31 - 1, stream=Stream.TRAIN_T)
     assert words.tolist() == GOLDEN_INTEGERS
+
+
+@given(
+    seed=int64,
+    step=steps,
+    blocks=st.dictionaries(st.sampled_from(list(Stream)), st.integers(1, 9), min_size=1, max_size=4),
+)
+@settings(max_examples=40, deadline=None)
+def test_streams_drawn_at_once_are_what_each_is_alone(seed: int, step: int, blocks: dict[Stream, int]):
+    together = words(seed, ids(3, -9), step, blocks)
+    assert list(together) == list(blocks)
+    for stream, count in blocks.items():
+        alone = words(ids(seed, seed), ids(3, -9), ids(step, step), {stream: count})
+        assert torch.equal(together[stream], alone[stream])
 
 
 @given(

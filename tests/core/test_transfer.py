@@ -11,8 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ray_dit.config import DiffusionConfig, SamplerConfig
-from ray_dit.core.diffusion import linear_schedule
+from ray_dit.core.batch import TrainingBatch, training_batch
+from ray_dit.core.diffusion import linear_schedule, q_sample
 from ray_dit.core.guidance import GuidedModel
+from ray_dit.core.loss import diffusion_loss
+from ray_dit.core.rng import Stream, normal
 from ray_dit.core.samplers import make_table
 from ray_dit.core.sampling import Rows, TableBank, denoise_step, init_rows, sample
 from ray_dit.core.transfer import pack, to_device, unpack
@@ -29,11 +32,11 @@ SAMPLERS = (
 
 
 class Copies(TorchDispatchMode):
-    """Counts copies from the host to the device."""
+    """Counts copies from the host to the device, those that the host waits for, and all operations."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.count = self.waited_for = self.operations = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -42,7 +45,10 @@ class Copies(TorchDispatchMode):
         made = func(*args, **given)
         source = args[1] if func is torch.ops.aten.copy_.default else args[0] if args else None
         if isinstance(source, torch.Tensor) and source.is_cpu and isinstance(made, torch.Tensor):
-            self.count += made.is_meta and source.numel() > 0
+            is_copy = made.is_meta and source.numel() > 0
+            self.count += is_copy
+            self.waited_for += is_copy and not given.get("non_blocking")
+        self.operations += 1
         return made
 
 
@@ -87,6 +93,38 @@ def test_rows_are_begun_and_chosen_in_one_copy_each() -> None:
     with Copies() as chosen:
         assert len(rows.select(torch.tensor([2, 0]))) == 2
     assert chosen.count == 1
+
+
+def a_training_batch() -> TrainingBatch:
+    return training_batch(
+        7,
+        torch.arange(5, device=META),
+        torch.empty(5, 8, 4, 4, device=META),
+        torch.empty(5, dtype=torch.int64, device=META),
+        shift=torch.zeros(1, device=META),
+        scale=torch.zeros(1, device=META),
+        num_timesteps=SCHEDULE.num_timesteps,
+        num_classes=10,
+        class_dropout_prob=0.1,
+    )
+
+
+def test_nothing_waits_for_a_training_batch_and_its_loss() -> None:
+    with Copies() as copies:
+        batch = a_training_batch()
+        x_t = q_sample(SCHEDULE, batch.x_start, batch.t, batch.noise)
+        output = torch.cat([x_t, x_t], dim=1)
+        diffusion_loss(SCHEDULE, output, batch.x_start, x_t, batch.t, batch.noise, learn_sigma=True)
+    assert copies.count > 0  # the tables
+    assert copies.waited_for == 0
+
+
+def test_all_noise_of_a_training_batch_is_drawn_at_once() -> None:
+    with Copies() as of_batch:
+        a_training_batch()
+    with Copies() as of_noise:
+        normal(7, torch.arange(5, device=META), 0, (4, 4, 4), stream=Stream.TRAIN_NOISE)
+    assert of_batch.operations < 2 * of_noise.operations
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ class Watch:
         Diverged on a CPU where the norm, which is the same on all workers, is not finite.
         """
         first = (self._step < 0) & ~torch.isfinite(norm)
-        self._step = torch.where(first, step, self._step)
+        self._step = self._step.masked_fill(first, step)  # a number, not a copy
         self._values = torch.where(first, torch.stack([loss.float(), norm.float()]), self._values)
         if self._is_cpu:
             self._check()
