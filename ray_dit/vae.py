@@ -98,7 +98,8 @@ class VAE:
         """A VAE that computes in ``float32``, ``bfloat16`` or ``float16``: this one, or a copy."""
         if precision == "float32":
             return self
-        return VAE(copy.deepcopy(self.module).to(getattr(torch, precision)))
+        # torch's own ``to``: that of diffusers warns of nothing
+        return VAE(nn.Module.to(copy.deepcopy(self.module), getattr(torch, precision)))
 
     def compiled(self) -> "VAE":
         """A VAE of the same weights that decodes by compiled code, whose last bits are others.
