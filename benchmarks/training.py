@@ -16,7 +16,7 @@ Each turn measures all of them, one after the other. Medians and spread go to
 import queue
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ from ray_dit.runtime.process import set_up_torch
 from ray_dit.runtime.training.checkpointer import JobCheckpointer
 from ray_dit.runtime.training.data import StepBatches
 from ray_dit.runtime.training.loop import train_steps
-from ray_dit.runtime.training.parallel import Alone
+from ray_dit.runtime.training.parallel import Alone, Parallel
 from ray_dit.runtime.training.state import TrainingState
 from ray_dit.storage.open import open_store
 
@@ -73,15 +73,17 @@ class LatentsTask:
 
     def setup(self, device: torch.device) -> nn.Module:
         """See ``Task``, as for all methods here."""
+        self._device = device
         return DiT(self.shape, generator=torch.Generator().manual_seed(0)).to(device)
 
     def fetch(self, positions: NDArray[np.int64]) -> list[torch.Tensor]:
         rows = positions % ROWS
         moments = torch.from_numpy(self.moments[rows].astype(np.float32))
-        return [torch.from_numpy(positions), moments, self.labels[torch.from_numpy(rows)]]
+        fetched = [torch.from_numpy(positions), moments, self.labels[torch.from_numpy(rows)]]
+        return [value.pin_memory() for value in fetched] if self._device.type == "cuda" else fetched
 
     def batch(self, fetched: list[torch.Tensor]) -> TrainingBatch:
-        at, moments, labels = fetched
+        at, moments, labels = (value.to(self._device, non_blocking=True) for value in fetched)
         return training_batch(
             0, at, moments, labels, shift=0.0, scale=SCALE, num_timesteps=1000, num_classes=CLASSES,
             class_dropout_prob=0.1,
@@ -118,10 +120,23 @@ class LatentsTask:
 
 
 class OurLoop:
-    """The real loop, stopped after every step: a call is a step."""
+    """The real loop, stopped after every step: a call is a step.
 
-    def __init__(self, task: LatentsTask, batch_size: int, folder: Path, **settings: Any) -> None:
-        self._task = task
+    A step that raises ends it.
+    """
+
+    def __init__(
+        self,
+        task: LatentsTask,
+        batch_size: int,
+        folder: Path,
+        device: str = "cpu",
+        parallel: Parallel | None = None,
+        **settings: Any,
+    ) -> None:
+        self._task, self._device, self._parallel = task, torch.device(device), parallel or Alone()
+        self.model: nn.Module | None = None
+        """What it trains, from the first step on."""
         self._config = TrainingConfig(
             output="unused", steps=1_000_000, batch_size=batch_size, checkpoint_every=1_000_000, **settings
         )
@@ -131,41 +146,61 @@ class OurLoop:
     def __call__(self) -> None:
         next(self._steps)
 
-    def _stepped(self) -> Iterator[None]:
-        """Yields after each step.
+    def close(self) -> None:
+        """Gives up what it holds."""
+        self._steps.close()
+        self.model = None
 
-        The loop calls ``batch`` once per step, which is where a thread of it waits for the next call.
-        """
+    def _stepped(self) -> Generator[None]:
+        """Yields after each step, at whose end the loop's thread waits for the next call."""
         go: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        done: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         task, threads = self._task, torch.get_num_threads()
 
         def report(_: TrainingState) -> None:
-            done.put(True)
-            go.get()
+            done.put(None)
+            if not go.get():
+                raise _Closed
 
         def run() -> None:
             torch.set_num_threads(threads)
-            state = TrainingState.initial(task.setup(torch.device("cpu")), task.optimizer, task.ema_decay)
-            go.get()
-            train_steps(
-                state, task, self._config, self._job,
-                data=StepBatches(task, self._config.batch_size), parallel=Alone(),
-                checkpointer=JobCheckpointer(self._job, 1_000_000, 1_000_000), report=report,
-            )  # fmt: skip
+            try:
+                self.model = task.setup(self._device)
+                train_steps(
+                    TrainingState.initial(self.model, task.optimizer, task.ema_decay),
+                    task, self._config, self._job,
+                    data=StepBatches(task, self._config.batch_size), parallel=self._parallel,
+                    checkpointer=JobCheckpointer(self._job, 1_000_000, 1_000_000), report=report,
+                )  # fmt: skip
+            except BaseException as error:
+                done.put(error.with_traceback(None))  # whose frames would hold the model
 
-        threading.Thread(target=run, daemon=True).start()
-        while True:
-            go.put(True)
-            done.get()
-            yield
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            while True:
+                if (error := done.get()) is not None:
+                    raise error
+                yield
+                go.put(True)
+        finally:
+            go.put(False)
+            thread.join()
+
+
+class _Closed(Exception):
+    """No more steps are wanted."""
 
 
 class PlainLoop:
-    """What a training script does per step, eagerly."""
+    """What a training script does per step, eagerly; under autocast if ``bfloat16``."""
 
-    def __init__(self, task: LatentsTask, batch_size: int) -> None:
-        self._task, self._model = task, task.setup(torch.device("cpu"))
+    def __init__(
+        self, task: LatentsTask, batch_size: int, device: str = "cpu", *, bfloat16: bool = False
+    ) -> None:
+        self._device = torch.device(device)
+        self._task, self._model = task, task.setup(self._device)
+        self._autocast = partial(torch.autocast, self._device.type, torch.bfloat16, enabled=bfloat16)
         self._average = {name: value.detach().clone() for name, value in self._model.named_parameters()}
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-4, weight_decay=0)
         latents = torch.from_numpy(task.moments.astype(np.float32)).chunk(2, dim=1)[0] * SCALE
@@ -179,9 +214,12 @@ class PlainLoop:
         except StopIteration:
             self._batches = iter(self._loader)
             x_start, labels = next(self._batches)
-        t, noise = torch.randint(0, 1000, (len(labels),)), torch.randn_like(x_start)
-        labels = torch.where(torch.rand(len(labels)) < 0.1, CLASSES, labels)
-        loss = self._task.losses(self._model, TrainingBatch(x_start, t, noise, labels)).mean()
+        x_start, labels = x_start.to(self._device), labels.to(self._device)
+        t = torch.randint(0, 1000, (len(labels),), device=self._device)
+        noise = torch.randn_like(x_start)
+        labels = torch.where(torch.rand(len(labels), device=self._device) < 0.1, CLASSES, labels)
+        with self._autocast():
+            loss = self._task.losses(self._model, TrainingBatch(x_start, t, noise, labels)).mean()
         self._optimizer.zero_grad()
         loss.backward()
         self._optimizer.step()

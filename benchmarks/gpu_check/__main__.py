@@ -4,6 +4,7 @@
 since it reads tests/golden. It prints a line for each check and figure, writes them to
 ``benchmarks/results/gpu-NAME.json`` (after every part, so that a run that is cut short leaves what it found),
 and ends with exit code 1 if a check fails. A part that raises is a failed check, and the others still run.
+What the file says of parts that do not run now stays in it, if it is of the same machine and versions.
 
 *Checks* have a bound, all in float32 without TF32 unless their name says otherwise. *Figures* are throughput,
 peak memory and MFU: 2 FLOPs per multiply-accumulate (`core.dit.macs`), three times that in training, over the
@@ -13,13 +14,11 @@ sheet's.
 ``--device cpu --quick`` runs everything at tiny sizes, to try the script itself.
 """
 
-import math
-import os
+import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from benchmarks.common import RESULTS, argument_parser, write_json
 from benchmarks.gpu_check.bench import FULL, QUICK, Bench, Report
 from benchmarks.gpu_check.checks import CHECKS
 from benchmarks.gpu_check.figures import FIGURES, peak_rate
+from ray_dit.runtime.process import set_up_torch
 
 
 def run(
@@ -43,19 +43,32 @@ def run(
     for part in checks:
         _guarded(bench, part.__name__, lambda part=part: part(bench))
         save()
-    peak = peak_rate(bench) if figures else math.nan
+    peak: list[float] = []
+    if figures:
+        _guarded(bench, peak_rate.__name__, lambda: peak.append(peak_rate(bench)))
     for part in figures:
-        _guarded(bench, part.__name__, lambda part=part: part(bench, peak))
+        _guarded(bench, part.__name__, lambda part=part: part(bench, peak[0]))
         save()
 
 
 def _guarded(bench: Bench, name: str, part: Callable[[], None]) -> None:
     started = time.perf_counter()
+    bench.report.part = name
     try:
         part()
     except Exception as error:  # whatever it is, it is a finding
         bench.report.failed(name, error)
     bench.report.seconds[name] = round(time.perf_counter() - started, 1)
+
+
+def _earlier(path: Path | None, machine: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The results that an earlier run wrote there, if they are of this machine."""
+    if path is None or not path.exists():
+        return None
+    results = json.loads(path.read_text())
+    facts = results["machine"].keys() | machine.keys()
+    is_same = all(results["machine"].get(name) == machine.get(name) for name in facts - {"load_average"})
+    return results if is_same else None
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -90,14 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as training has it
+    set_up_torch(torch.get_num_threads())  # as actors and workers have it
     found, report = machine(device), Report()
     name = re.sub(r"[^a-z0-9]+", "-", str(found.get("gpu", device.type)).lower()).strip("-")
     path = arguments.output or (None if arguments.quick else RESULTS / f"gpu-{name}.json")
 
+    before = _earlier(path, found)
+
     def save() -> None:
         if path is not None:
-            write_json(path, {"machine": found, **asdict(report)})
+            write_json(path, {"machine": found, **report.results(before)})
 
     bench = Bench(device, QUICK if arguments.quick else FULL, report)
     checks = [part for part in CHECKS if part.__name__ in arguments.parts]

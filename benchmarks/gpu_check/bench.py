@@ -4,7 +4,7 @@ Beside them the network with random weights, its inputs, and how far two results
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,8 +31,16 @@ class Sizes:
     forward_rows: tuple[int, ...] = (2, 16, 64, 256)
     """The last of them compiled as well: each shape is compiled by itself, which takes a minute for a large
     model."""
+    generated: str = "dit-xl2"
+    """A model of ``benchmarks.serving.models``."""
     sampled: int = 64
-    train_rows: tuple[int, ...] = (32, 128)
+    sampler_steps: int = 10
+    served: str = "dit-s2"
+    """Likewise."""
+    train_rows: Mapping[str, tuple[int, ...]] = field(
+        default_factory=lambda: {"DiT-S/2": (16,), "DiT-XL/2": (64,)}
+    )
+    """Samples of a step, by preset."""
     vae: VAESizeConfig = SD_VAE
     vae_images: int = 32
     image_size: int = 256
@@ -48,8 +56,11 @@ QUICK = Sizes(
     presets={"tiny": TINY},
     parity=TINY,
     forward_rows=(1, 4),
+    generated="small",
     sampled=2,
-    train_rows=(4,),
+    sampler_steps=2,
+    served="small",
+    train_rows={"tiny": (4,)},
     vae=VAESizeConfig(block_out_channels=(8, 8)),
     vae_images=2,
     image_size=16,
@@ -60,26 +71,42 @@ QUICK = Sizes(
 
 @dataclass
 class Report:
-    """What was found."""
+    """What was found, each with the part that found it."""
 
     checks: list[dict[str, Any]] = field(default_factory=list)
     figures: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     """What each part took."""
+    part: str = ""
+    """The one that runs now."""
+
+    def results(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What was found, in place of what an earlier run found in the same parts."""
+        before = before or {}
+        kept = {
+            kind: [row for row in before.get(kind, []) if row["part"] not in self.seconds]
+            for kind in ("checks", "figures")
+        }
+        return {
+            "checks": kept["checks"] + self.checks,
+            "figures": kept["figures"] + self.figures,
+            "seconds": dict(before.get("seconds", {})) | self.seconds,
+        }
 
     def check(self, name: str, value: float, bound: float) -> None:
         """Holds if value <= bound; NaN never does."""
         holds = value <= bound
-        self.checks.append({"check": name, "value": value, "bound": bound, "holds": holds})
+        self.checks.append({"part": self.part, "check": name, "value": value, "bound": bound, "holds": holds})
         print(f"{'holds' if holds else 'FAILS'}  {name}: {value:.2e}, at most {bound:.0e}", flush=True)
 
     def failed(self, name: str, error: BaseException) -> None:
-        self.checks.append({"check": name, "holds": False, "error": f"{type(error).__name__}: {error}"})
-        print(f"FAILS  {name}: {type(error).__name__}: {error}", flush=True)
+        told = f"{type(error).__name__}: {error}"
+        self.checks.append({"part": self.part, "check": name, "holds": False, "error": told})
+        print(f"FAILS  {name}: {told}", flush=True)
 
     def figure(self, name: str, **values: float) -> None:
         rounded = {key: float(f"{value:.4g}") for key, value in values.items()}
-        self.figures.append({"figure": name, **rounded})
+        self.figures.append({"part": self.part, "figure": name, **rounded})
         print(f"       {name}: " + ", ".join(f"{k} {v:g}" for k, v in rounded.items()), flush=True)
 
 

@@ -5,6 +5,12 @@ A check knows the device only by ``Bench``; the figures stand in ``figures``.
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +18,19 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchmarks.gpu_check.bench import SCHEDULE, Bench, deviation, in_bfloat16, inputs, random_dit
-from benchmarks.gpu_check.training_step import training_step
+from benchmarks.gpu_check.bench import (
+    QUICK,
+    SCHEDULE,
+    Bench,
+    deviation,
+    in_bfloat16,
+    inputs,
+    random_dit,
+)
+from benchmarks.gpu_check.runs import in_engine, trained, training_loop
+from benchmarks.serving.models import random_model
 from ray_dit.config import DiTConfig, SamplerConfig
 from ray_dit.core.dit import DiT, with_bfloat16_products
 from ray_dit.core.guidance import GuidedModel
@@ -23,6 +38,9 @@ from ray_dit.core.loss import diffusion_loss
 from ray_dit.core.rng import Stream, normal, uniform
 from ray_dit.core.samplers import make_table
 from ray_dit.core.sampling import TableBank, denoise_step, init_rows, sample
+from ray_dit.pipeline import load
+from ray_dit.runtime.training.parallel import DataParallel
+from ray_dit.serving.engine.tickets import Work
 
 GOLDEN = Path(__file__).parents[2] / "tests/golden/dit_tiny"
 
@@ -147,7 +165,7 @@ def repeatable(bench: Bench) -> None:
     bench.report.check("sampled twice: bits", float(not torch.equal(both, drawn(0, 1, 2, 3))), 0)
     alone = torch.cat([drawn(i) for i in range(4)])
     bench.report.check("a mixture against each alone, same padding", deviation(both, alone), 1e-4)
-    first, again = (_trained(bench, steps=3) for _ in range(2))
+    first, again = (trained(bench) for _ in range(2))
     differing = sum(not torch.equal(first[name], again[name]) for name in first)
     bench.report.check("trained twice: tensors with other bits", differing, 0)
 
@@ -155,7 +173,7 @@ def repeatable(bench: Bench) -> None:
 def unwaited(bench: Bench) -> None:
     """A step of sampling and one of training are queued without waiting for the device.
 
-    torch raises where the host would wait. The first step of each, which makes tables and picks kernels, may.
+    The first step of each, which makes tables and picks kernels, may wait.
     """
     config = bench.sizes.parity
     model = GuidedModel(bench.model(config), config.num_classes)
@@ -170,35 +188,47 @@ def unwaited(bench: Bench) -> None:
         table=torch.tensor([0, 1, 0, 1]),
         device=bench.device,
     )
-    trained = _trainable(bench)
-    step = training_step(bench, trained, trained, rows=8)
     rows, _ = denoise_step(model, rows, bank)
-    step(0)
-    bench.synchronize()
-    with _waiting_refused(bench.device):
+    with _waits(bench) as of_sampling:
         denoise_step(model, rows, bank, pad_to=8)
-        step(1)
-    bench.report.check("waits of the host in a step of sampling and of training", 0, 0)
+    bench.report.check("waits of the host in a step of sampling", len(of_sampling), 0)
+    with training_loop(bench) as step:
+        step()
+        with _waits(bench) as of_training:
+            step()
+    bench.report.check("waits of the host in a step of training", len(of_training), 0)
 
 
 @contextlib.contextmanager
-def _waiting_refused(device: torch.device) -> Iterator[None]:
-    """Within it, what waits for a CUDA device raises."""
-    if device.type != "cuda":
-        yield
+def _waits(bench: Bench) -> Iterator[list[str]]:
+    """Where the host waits for a CUDA device within it; each place is printed."""
+    found: list[str] = []
+    if bench.device.type != "cuda":
+        yield found
         return
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+
+    def note(message: Warning | str, *_: Any) -> None:
+        if "called a synchronizing" in str(message):
+            frames = [frame for frame in traceback.extract_stack() if "ray_dit" in frame.filename]
+            found.append(" < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames[-4:])))
+            print(f"       waits in {found[-1]}", flush=True)
+
+    bench.synchronize()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 def collective(bench: Bench) -> None:
     """DDP over NCCL (gloo on a CPU) of one process gives what no DDP gives, to the bit."""
     import torch.distributed as dist
 
-    plain = _trained(bench, steps=3)
+    plain = trained(bench)
     backend = "nccl" if bench.device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
@@ -207,34 +237,51 @@ def collective(bench: Bench) -> None:
         world_size=1,
     )
     try:
-        wrapped = _trained(bench, steps=3, wrap=nn.parallel.DistributedDataParallel)
+        wrapped = trained(bench, DataParallel(0, 1))
     finally:
         dist.destroy_process_group()
     differing = sum(not torch.equal(plain[name], wrapped[name]) for name in plain)
     bench.report.check(f"DDP over {backend}, one process: tensors with other bits", differing, 0)
 
 
-def _trainable(bench: Bench) -> DiT:
-    """The network as training has it."""
-    model = bench.model(bench.sizes.parity).train().requires_grad_(True)
-    model.pos_embed.requires_grad_(False)
-    return model
+@torch.no_grad()
+def served(bench: Bench) -> None:
+    """The server's engine makes of requests that differ what the pipeline makes of each alone."""
+    steps, worst = bench.sizes.sampler_steps, 0
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = load(random_model(Path(folder), bench.sizes.served), bench.device)
+        works = [
+            Work(
+                labels=(number,),
+                sampler=pipeline.sampler(name, steps=steps + number % 3, guidance_scale=1.0 + number % 2),
+                seed=number,
+            )
+            for number, name in enumerate(("ddim", "dpmpp", "unipc", "ddpm") * 3)
+        ]
+        for work, image in zip(works, in_engine(pipeline, works), strict=True):
+            latents = pipeline.sample_latents(
+                work.labels, sample_ids=[0], seed=work.seed, sampler=work.sampler
+            )
+            alone = pipeline.decode(latents)[0].astype(int)
+            worst = max(worst, int(np.abs(alone - image).max()))
+    bench.report.check("served against made alone, levels", worst, 1)
 
 
-def _trained(
-    bench: Bench, *, steps: int, wrap: Callable[[nn.Module], nn.Module] = lambda model: model
-) -> dict[str, Tensor]:
-    """The weights after so many steps, with deterministic kernels as training has them."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        model = _trainable(bench)
-        step = training_step(bench, model, wrap(model), rows=8)
-        for number in range(steps):
-            step(number)
-        return {name: value.detach().clone() for name, value in model.state_dict().items()}
-    finally:
-        torch.use_deterministic_algorithms(before)
+def recompiled(bench: Bench) -> None:
+    """Two processes that compile anew, each with empty caches, give equal bits."""
+    sizes = "quick" if bench.sizes is QUICK else "full"
+    command = [sys.executable, "-m", "benchmarks.gpu_check.fresh", str(bench.device), sizes]
+    with contextlib.ExitStack() as stack:
+        running: list[subprocess.Popen[str]] = []
+        for _ in range(2):
+            cache = stack.enter_context(tempfile.TemporaryDirectory())
+            environment = {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton"}
+            running.append(
+                subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | environment)
+            )
+        first, second = (json.loads(process.communicate()[0]) for process in running)
+    for name, found in first.items():
+        bench.report.check(f"compiled twice: {name}: bits", float(found != second[name]), 0)
 
 
 CHECKS: tuple[Callable[[Bench], None], ...] = (
@@ -244,6 +291,8 @@ CHECKS: tuple[Callable[[Bench], None], ...] = (
     repeatable,
     unwaited,
     collective,
+    served,
     compiled,
+    recompiled,
 )
 """In the order they run."""

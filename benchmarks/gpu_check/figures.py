@@ -3,21 +3,27 @@
 A figure knows the device only by ``Bench``; what has a bound stands in ``checks``.
 """
 
-from collections.abc import Callable
+import contextlib
+import gc
+import tempfile
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_check.bench import SCHEDULE, Bench, in_bfloat16, inputs
-from benchmarks.gpu_check.training_step import training_step
-from ray_dit.config import DiTConfig, SamplerConfig
+from benchmarks.gpu_check.bench import Bench, in_bfloat16, inputs
+from benchmarks.serving.models import random_model
+from benchmarks.training import LatentsTask, OurLoop, PlainLoop
+from ray_dit.config import SamplerConfig
 from ray_dit.core.dit import macs, with_bfloat16_products
-from ray_dit.core.guidance import GuidedModel
-from ray_dit.core.samplers import make_table
-from ray_dit.core.sampling import TableBank, init_rows, sample
+from ray_dit.core.flops import peak_flops
+from ray_dit.pipeline import Pipeline, load
 from ray_dit.vae import VAE
+
+STEPS = 5
+"""Training steps that are timed together: the host runs ahead of the device within them."""
 
 
 def peak_rate(bench: Bench) -> float:
@@ -33,7 +39,7 @@ def peak_rate(bench: Bench) -> float:
 def forwards(bench: Bench, peak: float) -> None:
     """Forward passes in bfloat16 by the number of rows."""
     for name, config in bench.sizes.presets.items():
-        torch.compiler.reset()  # a code object is compiled for few shapes, and runs eager after that
+        torch.compiler.reset()  # a code object is compiled for few shapes
         model = with_bfloat16_products(bench.model(config))
         ways: list[tuple[str, Callable[..., Tensor], int]] = [
             ("eager", model, rows) for rows in bench.sizes.forward_rows
@@ -52,70 +58,106 @@ def forwards(bench: Bench, peak: float) -> None:
             )
 
 
-def sampling(bench: Bench, peak: float) -> None:
-    """Latents by the default sampler, bfloat16: what bulk generation does but for the VAE."""
-    sampler = SamplerConfig()
-    for name, config in bench.sizes.presets.items():
-        network = in_bfloat16(with_bfloat16_products(bench.model(config)), bench.device)
-        model = GuidedModel(network, config.num_classes)
-        bank = TableBank([make_table(sampler, SCHEDULE, learn_sigma=config.learn_sigma)])
-        count = bench.sizes.sampled
-        shape = (config.in_channels, config.input_size, config.input_size)
+def generation(bench: Bench, peak: float) -> None:
+    """Images as `generate` makes a batch of them, guided: sampled, and decoded to pixels on the host.
 
-        def draw(
-            model: GuidedModel = model, bank: TableBank = bank, shape: Any = shape, count: int = count
-        ) -> Tensor:
-            ids = torch.arange(count)
-            labels = ids % 10
-            rows = init_rows(
-                shape,
-                labels=labels,
-                sample_id=ids,
-                seed=0,
-                guidance_scale=sampler.guidance_scale,
-                device=bench.device,
+    In bfloat16, the VAE's weights too; uncompiled and compiled.
+    """
+    count, steps = bench.sizes.sampled, bench.sizes.sampler_steps
+    with tempfile.TemporaryDirectory() as folder:
+        model = random_model(Path(folder), bench.sizes.generated)
+        for compiled in (False, True):
+            pipeline = load(
+                model, bench.device, precision="bfloat16", vae_precision="bfloat16", compile=compiled
             )
-            return sample(model, rows, bank)
+            sampler = pipeline.sampler(steps=steps)
+            sampled = partial(_latents, pipeline, sampler, count)
+            bench.forget_peak()
+            seconds = bench.seconds(lambda pipeline=pipeline, sampled=sampled: pipeline.decode(sampled()))
+            latents_only = bench.seconds(sampled)
+            flops = 2 * macs(pipeline.config.model) * 2 * steps * count
+            how = "compiled" if compiled else "eager"
+            bench.report.figure(
+                f"{bench.sizes.generated}, bfloat16, {how}, {sampler.name}-{steps} guided, {count} images",
+                images_per_second=count / seconds,
+                without_decoding=count / latents_only,
+                mfu_without_decoding=flops / latents_only / peak,
+                peak_gib=bench.peak_gib(),
+            )
 
-        bench.forget_peak()
-        seconds = bench.seconds(draw)
-        evaluations = 2 * sampler.num_inference_steps * count
-        bench.report.figure(
-            f"{name} {sampler.name}-{sampler.num_inference_steps} guided, {count} images",
-            images_per_second=count / seconds,
-            mfu=2 * macs(config) * evaluations / seconds / peak,
-            peak_gib=bench.peak_gib(),
-        )
+
+def _latents(pipeline: Pipeline, sampler: SamplerConfig, count: int) -> Tensor:
+    labels = [number % 10 for number in range(count)]
+    return pipeline.sample_latents(labels, sample_ids=range(count), seed=0, sampler=sampler)
 
 
 def training(bench: Bench, peak: float) -> None:
-    """Training steps: float32 as it is today, and bfloat16; with and without activation checkpointing."""
-    for name, config in bench.sizes.presets.items():
-        for rows in bench.sizes.train_rows:
-            for bfloat16, recompute in ((False, False), (True, False), (True, True)):
-                dtype = "bfloat16" if bfloat16 else "float32"
-                what = f"{name} training, {dtype}{', recomputing' if recompute else ''}, {rows} samples"
-                try:
-                    _training_figure(bench, peak, what, config, rows, bfloat16, recompute)
-                except torch.OutOfMemoryError:
-                    bench.report.figure(f"{what}: out of memory")
+    """Steps of the real training loop on latents in memory, and those of a plain one as published."""
+    for name, row_counts in bench.sizes.train_rows.items():
+        for rows in row_counts:
+            task = LatentsTask(bench.sizes.presets[name])
+            for what, settings in {
+                "bfloat16": {"precision": "bfloat16"},
+                "bfloat16, compiled": {"precision": "bfloat16", "compile": True},
+            }.items():
+                with tempfile.TemporaryDirectory() as folder:
+                    loop = partial(OurLoop, task, rows, Path(folder), str(bench.device), **settings)
+                    _steps_figure(bench, peak, f"{name} training, {what}, {rows} samples", task, rows, loop)
+            for what, bfloat16 in {"TF32": False, "bfloat16": True}.items():
+                with _as_published():
+                    plain = partial(PlainLoop, task, rows, str(bench.device), bfloat16=bfloat16)
+                    what = f"{name} plain training, {what}, {rows} samples"
+                    _steps_figure(bench, peak, what, task, rows, plain)
 
 
-def _training_figure(
-    bench: Bench, peak: float, what: str, config: DiTConfig, rows: int, bfloat16: bool, recompute: bool
+def _steps_figure(
+    bench: Bench,
+    peak: float,
+    what: str,
+    task: LatentsTask,
+    rows: int,
+    make: Callable[[], OurLoop | PlainLoop],
 ) -> None:
+    gc.collect()
     bench.forget_peak()
-    model = bench.model(config).train().requires_grad_(True)
-    model.pos_embed.requires_grad_(False)
-    model.activation_checkpointing = recompute
-    step, numbers = training_step(bench, model, model, rows=rows, bfloat16=bfloat16), iter(range(10**6))
-    seconds = bench.seconds(lambda: step(next(numbers)))
+    torch.compiler.reset()
+    loop = make()
+
+    def some() -> None:
+        for _ in range(STEPS):
+            loop()
+
+    try:
+        seconds = bench.seconds(some) / STEPS
+    except torch.OutOfMemoryError:
+        bench.report.figure(f"{what}: out of memory")
+        return
+    finally:
+        if isinstance(loop, OurLoop):
+            loop.close()
+    flops = 6 * macs(task.shape) * rows / seconds
+    name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else ""
+    told = peak_flops(name, bfloat16=True)
     bench.report.figure(
         what,
         samples_per_second=rows / seconds,
-        mfu=6 * macs(config) * rows / seconds / peak,
+        tflops=flops / 1e12,
+        mfu=flops / peak,
         peak_gib=bench.peak_gib(),
+        **({} if told is None else {"mfu_by_data_sheet": flops / told}),
     )
+
+
+@contextlib.contextmanager
+def _as_published() -> Iterator[None]:
+    """Kernels as a script has them that sets TF32 and nothing else."""
+    torch.use_deterministic_algorithms(False)
+    torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.use_deterministic_algorithms(True)
 
 
 @torch.no_grad()
@@ -148,5 +190,5 @@ def vae(bench: Bench, peak: float) -> None:
         )
 
 
-FIGURES: tuple[Callable[[Bench, float], None], ...] = (sampling, training, vae, forwards)
+FIGURES: tuple[Callable[[Bench, float], None], ...] = (training, generation, vae, forwards)
 """In the order they run; each is given the peak rate."""

@@ -12,7 +12,7 @@ from benchmarks.gpu_check.checks import noise
 
 CPU = torch.device("cpu")
 # without the parts that compile: tests/core compiles, and it takes half a minute
-UNCOMPILED = ["golden", "parity", "noise", "repeatable", "collective", "sampling", "training", "vae"]
+UNCOMPILED = ["golden", "parity", "noise", "repeatable", "unwaited", "collective", "served"]
 
 
 def test_every_part_runs_and_holds_here(tmp_path: Path):
@@ -21,8 +21,23 @@ def test_every_part_runs_and_holds_here(tmp_path: Path):
     found = json.loads(results.read_text())
     assert list(found["seconds"]) == UNCOMPILED
     assert all(check["holds"] for check in found["checks"])
-    assert len(found["checks"]) == 14
-    assert {"images_per_second", "samples_per_second"} <= {key for row in found["figures"] for key in row}
+    assert len(found["checks"]) == 17
+
+
+def test_results_of_other_parts_stay_where_the_machine_is_the_same(tmp_path: Path):
+    results = tmp_path / "results.json"
+
+    def parts_after(*parts: str) -> list[str]:
+        assert main(["--device", "cpu", "--quick", "--output", str(results), "--parts", *parts]) == 0
+        return [check["part"] for check in json.loads(results.read_text())["checks"]]
+
+    assert parts_after("noise") == ["noise", "noise"]
+    assert parts_after("collective") == ["noise", "noise", "collective"]
+    assert parts_after("noise") == ["collective", "noise", "noise"]
+    found = json.loads(results.read_text())
+    found["machine"]["torch"] = "another"
+    results.write_text(json.dumps(found))
+    assert parts_after("noise") == ["noise", "noise"]
 
 
 def test_a_part_that_raises_is_a_failed_check_and_the_rest_runs():
