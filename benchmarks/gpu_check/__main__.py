@@ -1,15 +1,16 @@
 """What only an accelerator can show: that it computes the same as a CPU does, and how fast.
 
-``python -m benchmarks.gpu_check`` (`make gpu-check`), a few minutes on one GPU; from the repository's root,
-since it reads tests/golden. It prints a line for each check and figure, writes them to
-``benchmarks/results/gpu-NAME.json`` (after every part, so that a run that is cut short leaves what it found),
-and ends with exit code 1 if a check fails. A part that raises is a failed check, and the others still run.
-What the file says of parts that do not run now stays in it, if it is of the same machine and versions.
+``python -m benchmarks.gpu_check`` (`make gpu-check`), about a quarter of an hour on one GPU, most of it
+compiling; ``--parts`` names those to run. From the repository's root, since it reads tests/golden. It prints
+a line for each check and figure, writes them to ``benchmarks/results/gpu-NAME.json`` (after every part, so
+that a run that is cut short leaves what it found), and ends with exit code 1 if a check fails. A part that
+raises is a failed check, and the others still run. What the file says of parts that do not run now stays in
+it, if it is of the same machine and versions.
 
 *Checks* have a bound, all in float32 without TF32 unless their name says otherwise. *Figures* are throughput,
 peak memory and MFU: 2 FLOPs per multiply-accumulate (`core.dit.macs`), three times that in training, over the
-rate of a large bfloat16 matrix product measured in the same run on the same device, and not over a data
-sheet's.
+rate of a large bfloat16 matrix product measured in the same run on the same device; where the name says so,
+over the data sheet's.
 
 ``--device cpu --quick`` runs everything at tiny sizes, to try the script itself.
 """
