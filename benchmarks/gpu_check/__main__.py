@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.gpu_check`` (`make gpu-check`), about a quarter of an hour on one GPU, most of it
 compiling; ``--parts`` names those to run. From the repository's root, since it reads tests/golden. It prints
-a line for each check and figure, writes them to ``benchmarks/results/gpu-NAME.json`` (after every part, so
+a line for each check and figure, writes them to ``benchmarks/results/gpu-NAME.json`` (after each of them, so
 that a run that is cut short leaves what it found), and ends with exit code 1 if a check fails. A part that
 raises is a failed check, and the others still run. What the file says of parts that do not run now stays in
 it, if it is of the same machine and versions.
@@ -38,18 +38,15 @@ def run(
     bench: Bench,
     checks: Sequence[Callable[[Bench], None]] = CHECKS,
     figures: Sequence[Callable[[Bench, float], None]] = FIGURES,
-    save: Callable[[], None] = lambda: None,
 ) -> None:
-    """These parts, ``save`` after each; one that raises is a failed check of its name."""
+    """These parts; one that raises is a failed check of its name."""
     for part in checks:
         _guarded(bench, part.__name__, lambda part=part: part(bench))
-        save()
     peak: list[float] = []
     if figures:
         _guarded(bench, peak_rate.__name__, lambda: peak.append(peak_rate(bench)))
     for part in figures:
         _guarded(bench, part.__name__, lambda part=part: part(bench, peak[0]))
-        save()
 
 
 def _guarded(bench: Bench, name: str, part: Callable[[], None]) -> None:
@@ -115,9 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if path is not None:
             write_json(path, {"machine": found, **report.results(before)})
 
+    report.save = save
+
     bench = Bench(device, QUICK if arguments.quick else FULL, report)
     checks = [part for part in CHECKS if part.__name__ in arguments.parts]
-    run(bench, checks, [part for part in FIGURES if part.__name__ in arguments.parts], save)
+    run(bench, checks, [part for part in FIGURES if part.__name__ in arguments.parts])
+    save()  # what the last part took
     failed = sum(not check["holds"] for check in report.checks)
     print(f"{len(report.checks)} checks, {failed} failed; {len(report.figures)} figures")
     if path is not None:

@@ -79,12 +79,15 @@ class Report:
     """What each part took."""
     part: str = ""
     """The one that runs now."""
+    save: Callable[[], None] = lambda: None
+    """Called after each finding."""
 
     def results(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What was found, in place of what an earlier run found in the same parts."""
         before = before or {}
+        parts = {row["part"] for row in self.checks + self.figures}
         kept = {
-            kind: [row for row in before.get(kind, []) if row["part"] not in self.seconds]
+            kind: [row for row in before.get(kind, []) if row["part"] not in parts]
             for kind in ("checks", "figures")
         }
         return {
@@ -98,16 +101,19 @@ class Report:
         holds = value <= bound
         self.checks.append({"part": self.part, "check": name, "value": value, "bound": bound, "holds": holds})
         print(f"{'holds' if holds else 'FAILS'}  {name}: {value:.2e}, at most {bound:.0e}", flush=True)
+        self.save()
 
     def failed(self, name: str, error: BaseException) -> None:
         told = f"{type(error).__name__}: {error}"
         self.checks.append({"part": self.part, "check": name, "holds": False, "error": told})
         print(f"FAILS  {name}: {told}", flush=True)
+        self.save()
 
     def figure(self, name: str, **values: float) -> None:
         rounded = {key: float(f"{value:.4g}") for key, value in values.items()}
         self.figures.append({"part": self.part, "figure": name, **rounded})
         print(f"       {name}: " + ", ".join(f"{k} {v:g}" for k, v in rounded.items()), flush=True)
+        self.save()
 
 
 def random_dit(config: DiTConfig) -> DiT:

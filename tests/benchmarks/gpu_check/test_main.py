@@ -40,6 +40,13 @@ def test_results_of_other_parts_stay_where_the_machine_is_the_same(tmp_path: Pat
     assert parts_after("noise") == ["noise", "noise"]
 
 
+def test_what_was_found_is_saved_before_the_part_ends():
+    report, saved = Report(), list[int]()
+    report.save = lambda: saved.append(len(report.checks) + len(report.figures))
+    noise(Bench(CPU, QUICK, report))
+    assert saved == [1, 2, 3]
+
+
 def test_a_part_that_raises_is_a_failed_check_and_the_rest_runs():
     def broken(bench: Bench) -> None:
         raise RuntimeError("no kernel image")
