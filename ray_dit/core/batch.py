@@ -15,6 +15,7 @@ from ray_dit.core.latents import normalize, sample_moments
 from ray_dit.core.order import order
 from ray_dit.core.rng import (
     Stream,
+    draw_words,
     integers,
     normal,
     normal_blocks,
@@ -22,7 +23,6 @@ from ray_dit.core.rng import (
     to_normal,
     to_uniform,
     uniform_blocks,
-    words,
 )
 
 
@@ -69,7 +69,7 @@ def training_batch(  # noqa: PLR0913 - a batch is a function of all of these, an
         Stream.TRAIN_T: 1,
         Stream.TRAIN_LABEL_DROP: uniform_blocks(()),
     }
-    drawn = words(seed, positions, 0, blocks)
+    drawn = draw_words(seed, positions, 0, blocks)
     posterior_noise = to_normal(drawn[Stream.TRAIN_MOMENTS], shape)
     dropped = to_uniform(drawn[Stream.TRAIN_LABEL_DROP]) < class_dropout_prob
     return TrainingBatch(

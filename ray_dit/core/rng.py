@@ -11,7 +11,6 @@ to float32: the same bits on one kind of machine, at most one unit in the last p
 import math
 from collections.abc import Mapping, Sequence
 from enum import IntEnum
-from itertools import accumulate
 from typing import cast
 
 import torch
@@ -83,7 +82,7 @@ def normal(
     shape and for tensors that are not int64.
     """
     blocks = {stream: normal_blocks(shape)}
-    return to_normal(words(seed, sample_id, step, blocks)[stream], shape)
+    return to_normal(draw_words(seed, sample_id, step, blocks)[stream], shape)
 
 
 def box_muller(words: Int64[Tensor, "B words"]) -> Float64[Tensor, "B words"]:
@@ -110,7 +109,7 @@ def uniform(
     It reads the same bits as ``normal`` and ``integers`` of one stream: give each use a stream of its own.
     """
     blocks = {stream: uniform_blocks(shape)}
-    return to_uniform(words(seed, sample_id, step, blocks)[stream], shape)
+    return to_uniform(draw_words(seed, sample_id, step, blocks)[stream], shape)
 
 
 def integers(
@@ -122,10 +121,10 @@ def integers(
     stream: Stream,
 ) -> Int64[Tensor, " B"]:
     """An integer in [0, high) for each sample, high at most 2^31; no value is likelier by more than 2^-33."""
-    return to_integers(words(seed, sample_id, step, {stream: 1})[stream], high)
+    return to_integers(draw_words(seed, sample_id, step, {stream: 1})[stream], high)
 
 
-def words(
+def draw_words(
     seed: int | Tensor, sample_id: Tensor, step: int | Tensor, blocks: Mapping[Stream, int]
 ) -> dict[Stream, Int64[Tensor, "B _"]]:
     """Random words of each sample in [0, 2^32), of each stream so many blocks of four.
@@ -148,14 +147,10 @@ def words(
     sample_id = sample_id.view(-1, 1)
     seed, step = (value.view(-1, 1) if isinstance(value, Tensor) else value for value in (seed, step))
     parts = [torch.arange(count, device=device) | (stream << 24) for stream, count in blocks.items()]
-    block = torch.cat(parts) if len(parts) > 1 else parts[0]
-    counter = (sample_id & MASK32, sample_id >> 32 & MASK32, step & MASK32, block)
+    counter = (sample_id & MASK32, sample_id >> 32 & MASK32, step & MASK32, torch.cat(parts))
     drawn = torch.stack(philox(counter, (seed & MASK32, seed >> 32 & MASK32)), dim=-1)
-    ends = accumulate(blocks.values())
-    return {
-        stream: drawn[:, end - count : end].flatten(1)
-        for (stream, count), end in zip(blocks.items(), ends, strict=True)
-    }
+    each = torch.split(drawn, list(blocks.values()), dim=1)
+    return {stream: part.flatten(1) for stream, part in zip(blocks, each, strict=True)}
 
 
 def normal_blocks(shape: Sequence[int]) -> int:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_dit.core.rng import Stream, box_muller, integers, normal, philox, uniform, words
+from ray_dit.core.rng import Stream, box_muller, draw_words, integers, normal, philox, uniform
 
 int64 = st.integers(-(2**63), 2**63 - 1)
 steps = st.integers(0, 2**32 - 1)
@@ -50,10 +50,10 @@ def test_values_stay_what_they_are():
 )
 @settings(max_examples=40, deadline=None)
 def test_streams_drawn_at_once_are_what_each_is_alone(seed: int, step: int, blocks: dict[Stream, int]):
-    together = words(seed, ids(3, -9), step, blocks)
+    together = draw_words(seed, ids(3, -9), step, blocks)
     assert list(together) == list(blocks)
     for stream, count in blocks.items():
-        alone = words(ids(seed, seed), ids(3, -9), ids(step, step), {stream: count})
+        alone = draw_words(ids(seed, seed), ids(3, -9), ids(step, step), {stream: count})
         assert torch.equal(together[stream], alone[stream])
 
 
