@@ -56,6 +56,7 @@ from ray_dit.storage.open import open_store
 
 CLASSES, ROWS = 1000, 512
 SCALE = 0.18215
+CPU = torch.device("cpu")
 
 
 class LatentsTask:
@@ -130,11 +131,11 @@ class OurLoop:
         task: LatentsTask,
         batch_size: int,
         folder: Path,
-        device: str = "cpu",
+        device: torch.device = CPU,
         parallel: Parallel | None = None,
         **settings: Any,
     ) -> None:
-        self._task, self._device, self._parallel = task, torch.device(device), parallel or Alone()
+        self._task, self._device, self._parallel = task, device, parallel or Alone()
         self.model: nn.Module | None = None
         """What it trains, from the first step on."""
         self._config = TrainingConfig(
@@ -196,11 +197,11 @@ class PlainLoop:
     """What a training script does per step, eagerly; under autocast if ``bfloat16``."""
 
     def __init__(
-        self, task: LatentsTask, batch_size: int, device: str = "cpu", *, bfloat16: bool = False
+        self, task: LatentsTask, batch_size: int, device: torch.device = CPU, *, bfloat16: bool = False
     ) -> None:
-        self._device = torch.device(device)
-        self._task, self._model = task, task.setup(self._device)
-        self._autocast = partial(torch.autocast, self._device.type, torch.bfloat16, enabled=bfloat16)
+        self._device = device
+        self._task, self._model = task, task.setup(device)
+        self._autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bfloat16)
         self._average = {name: value.detach().clone() for name, value in self._model.named_parameters()}
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-4, weight_decay=0)
         latents = torch.from_numpy(task.moments.astype(np.float32)).chunk(2, dim=1)[0] * SCALE

@@ -16,12 +16,13 @@ over the data sheet's.
 """
 
 import json
+import math
 import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.cuda.nccl
@@ -33,6 +34,8 @@ from benchmarks.gpu_check.checks import CHECKS
 from benchmarks.gpu_check.figures import FIGURES, peak_rate
 from ray_dit.runtime.process import set_up_torch
 
+T = TypeVar("T")
+
 
 def run(
     bench: Bench,
@@ -42,31 +45,34 @@ def run(
     """These parts; one that raises is a failed check of its name."""
     for part in checks:
         _guarded(bench, part.__name__, lambda part=part: part(bench))
-    peak: list[float] = []
-    if figures:
-        _guarded(bench, peak_rate.__name__, lambda: peak.append(peak_rate(bench)))
+    if not figures:
+        return
+    peak = _guarded(bench, peak_rate.__name__, lambda: peak_rate(bench))
     for part in figures:
-        _guarded(bench, part.__name__, lambda part=part: part(bench, peak[0]))
+        _guarded(bench, part.__name__, lambda part=part: part(bench, math.nan if peak is None else peak))
 
 
-def _guarded(bench: Bench, name: str, part: Callable[[], None]) -> None:
+def _guarded(bench: Bench, name: str, part: Callable[[], T]) -> T | None:
+    """What the part gives; None where it raises."""
     started = time.perf_counter()
     bench.report.part = name
     try:
-        part()
+        return part()
     except Exception as error:  # whatever it is, it is a finding
         bench.report.failed(name, error)
-    bench.report.seconds[name] = round(time.perf_counter() - started, 1)
+        return None
+    finally:
+        bench.report.seconds[name] = round(time.perf_counter() - started, 1)
 
 
-def _earlier(path: Path | None, machine: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def _earlier(path: Path | None, machine: Mapping[str, Any]) -> Mapping[str, Any]:
     """The results that an earlier run wrote there, if they are of this machine."""
     if path is None or not path.exists():
-        return None
+        return {}
     results = json.loads(path.read_text())
     facts = results["machine"].keys() | machine.keys()
     is_same = all(results["machine"].get(name) == machine.get(name) for name in facts - {"load_average"})
-    return results if is_same else None
+    return results if is_same else {}
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -101,7 +107,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    set_up_torch(torch.get_num_threads())  # as actors and workers have it
     found, report = machine(device), Report()
     name = re.sub(r"[^a-z0-9]+", "-", str(found.get("gpu", device.type)).lower()).strip("-")
     path = arguments.output or (None if arguments.quick else RESULTS / f"gpu-{name}.json")
@@ -126,4 +131,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    set_up_torch(torch.get_num_threads())  # as actors and workers have it
     sys.exit(main())

@@ -82,19 +82,15 @@ class Report:
     save: Callable[[], None] = lambda: None
     """Called after each finding."""
 
-    def results(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def results(self, before: Mapping[str, Any]) -> dict[str, Any]:
         """What was found, in place of what an earlier run found in the same parts."""
-        before = before or {}
-        parts = {row["part"] for row in self.checks + self.figures}
-        kept = {
-            kind: [row for row in before.get(kind, []) if row["part"] not in parts]
-            for kind in ("checks", "figures")
+        rows = {"checks": self.checks, "figures": self.figures}
+        parts = {row["part"] for found in rows.values() for row in found}
+        merged: dict[str, Any] = {
+            kind: [row for row in before.get(kind, []) if row["part"] not in parts] + found
+            for kind, found in rows.items()
         }
-        return {
-            "checks": kept["checks"] + self.checks,
-            "figures": kept["figures"] + self.figures,
-            "seconds": dict(before.get("seconds", {})) | self.seconds,
-        }
+        return merged | {"seconds": before.get("seconds", {}) | self.seconds}
 
     def check(self, name: str, value: float, bound: float) -> None:
         """Holds if value <= bound; NaN never does."""

@@ -31,6 +31,7 @@ from benchmarks.gpu_check.bench import (
 )
 from benchmarks.gpu_check.runs import in_engine, trained, training_loop
 from benchmarks.serving.models import random_model
+from benchmarks.training import LatentsTask
 from ray_dit.config import DiTConfig, SamplerConfig
 from ray_dit.core.dit import DiT, with_bfloat16_products
 from ray_dit.core.guidance import GuidedModel
@@ -192,7 +193,7 @@ def unwaited(bench: Bench) -> None:
     with _waits(bench) as of_sampling:
         denoise_step(model, rows, bank, pad_to=8)
     bench.report.check("waits of the host in a step of sampling", len(of_sampling), 0)
-    with training_loop(bench) as step:
+    with training_loop(bench, LatentsTask(config), rows=8) as step:
         step()
         with _waits(bench) as of_training:
             step()

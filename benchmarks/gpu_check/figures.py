@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_check.bench import Bench, in_bfloat16, inputs
+from benchmarks.gpu_check.runs import training_loop
 from benchmarks.serving.models import random_model
-from benchmarks.training import LatentsTask, OurLoop, PlainLoop
+from benchmarks.training import LatentsTask, PlainLoop
 from ray_dit.config import SamplerConfig
 from ray_dit.core.dit import macs, with_bfloat16_products
 from ray_dit.core.flops import peak_flops
@@ -100,14 +101,14 @@ def training(bench: Bench, peak: float) -> None:
                 "bfloat16": {"precision": "bfloat16"},
                 "bfloat16, compiled": {"precision": "bfloat16", "compile": True},
             }.items():
-                with tempfile.TemporaryDirectory() as folder:
-                    loop = partial(OurLoop, task, rows, Path(folder), str(bench.device), **settings)
-                    _steps_figure(bench, peak, f"{name} training, {what}, {rows} samples", task, rows, loop)
+                with training_loop(bench, task, rows=rows, **settings) as step:
+                    _steps_figure(bench, peak, f"{name} training, {what}, {rows} samples", task, rows, step)
             for what, bfloat16 in {"TF32": False, "bfloat16": True}.items():
                 with _as_published():
-                    plain = partial(PlainLoop, task, rows, str(bench.device), bfloat16=bfloat16)
                     what = f"{name} plain training, {what}, {rows} samples"
-                    _steps_figure(bench, peak, what, task, rows, plain)
+                    _steps_figure(
+                        bench, peak, what, task, rows, PlainLoop(task, rows, bench.device, bfloat16=bfloat16)
+                    )
 
 
 def _steps_figure(
@@ -116,25 +117,21 @@ def _steps_figure(
     what: str,
     task: LatentsTask,
     rows: int,
-    make: Callable[[], OurLoop | PlainLoop],
+    step: Callable[[], None],
 ) -> None:
     gc.collect()
     bench.forget_peak()
     torch.compiler.reset()
-    loop = make()
 
     def some() -> None:
         for _ in range(STEPS):
-            loop()
+            step()
 
     try:
         seconds = bench.seconds(some) / STEPS
     except torch.OutOfMemoryError:
         bench.report.figure(f"{what}: out of memory")
         return
-    finally:
-        if isinstance(loop, OurLoop):
-            loop.close()
     flops = 6 * macs(task.shape) * rows / seconds
     name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else ""
     told = peak_flops(name, bfloat16=True)
@@ -151,13 +148,17 @@ def _steps_figure(
 @contextlib.contextmanager
 def _as_published() -> Iterator[None]:
     """Kernels as a script has them that sets TF32 and nothing else."""
+    deterministic, products = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.get_float32_matmul_precision(),
+    )
     torch.use_deterministic_algorithms(False)
     torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision("highest")
-        torch.use_deterministic_algorithms(True)
+        torch.set_float32_matmul_precision(products)
+        torch.use_deterministic_algorithms(deterministic)
 
 
 @torch.no_grad()

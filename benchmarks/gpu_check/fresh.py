@@ -3,7 +3,6 @@
 Prints a JSON object with a hash of each result.
 """
 
-import hashlib
 import json
 import sys
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from benchmarks.gpu_check.bench import FULL, QUICK, Bench, Report, in_bfloat16, inputs
 from benchmarks.gpu_check.runs import trained
 from ray_dit.core.compiled import compile_static
+from ray_dit.formats.deterministic import array_sha256
 from ray_dit.runtime.process import set_up_torch
 from ray_dit.vae import VAE
 
@@ -31,15 +31,12 @@ def hashes(bench: Bench) -> dict[str, str]:
         latents = inputs(config.model_copy(update={"input_size": side}), 2, bench.device)[0]
         found["decoded"] = _hash(vae.compiled().decode(latents))
     weights = trained(bench, precision="bfloat16", compile=True)
-    found["trained, bfloat16"] = _hash(*(weights[name] for name in sorted(weights)))
+    found["trained, bfloat16"] = _hash(torch.cat([weights[name].flatten() for name in sorted(weights)]))
     return found
 
 
-def _hash(*values: Tensor) -> str:
-    digest = hashlib.sha256()
-    for value in values:
-        digest.update(value.float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+def _hash(values: Tensor) -> str:
+    return array_sha256(values.float().cpu().numpy())
 
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ from ray_dit.serving.engine.tickets import Done, Event, Failed, FinalImage, Work
 
 
 @contextlib.contextmanager
-def training_loop(bench: Bench, parallel: Parallel | None = None, **settings: Any) -> Iterator[OurLoop]:
-    """The training loop, of 8 samples a step."""
-    task = LatentsTask(bench.sizes.parity)
+def training_loop(
+    bench: Bench, task: LatentsTask, *, rows: int, parallel: Parallel | None = None, **settings: Any
+) -> Iterator[OurLoop]:
+    """The training loop, of so many samples per step."""
     with tempfile.TemporaryDirectory() as folder:
-        loop = OurLoop(task, 8, Path(folder), str(bench.device), parallel, **settings)
+        loop = OurLoop(task, rows, Path(folder), bench.device, parallel, **settings)
         try:
             yield loop
         finally:
@@ -34,7 +35,8 @@ def training_loop(bench: Bench, parallel: Parallel | None = None, **settings: An
 
 def trained(bench: Bench, parallel: Parallel | None = None, **settings: Any) -> dict[str, Tensor]:
     """The weights after three steps."""
-    with training_loop(bench, parallel, **settings) as step:
+    task = LatentsTask(bench.sizes.parity)
+    with training_loop(bench, task, rows=8, parallel=parallel, **settings) as step:
         for _ in range(3):
             step()
         assert step.model is not None, "it has made steps"

@@ -14,7 +14,7 @@ def random_model(folder: Path, preset: str) -> str:
     It is DiT-S/2 or DiT-XL/2 at 256 pixels (``dit-s2``; ``dit-xl2``, whose VAE is of Stable Diffusion's
     size), or the small stand-in that the simulated device needs.
     """
-    from benchmarks.gpu_check.bench import random_dit
+    from benchmarks.gpu_check.bench import SD_VAE, random_dit
     from ray_dit.config import DiTConfig, SamplerConfig, VAESizeConfig
     from ray_dit.config.model_folder import LatentsConfig
     from ray_dit.formats.labels import Labels
@@ -25,23 +25,21 @@ def random_model(folder: Path, preset: str) -> str:
     from ray_dit.storage.open import open_store
     from ray_dit.vae import VAE
 
-    vae_size: dict[str, Any] = {}
     if preset == "dit-s2":
         shape = DiTConfig.preset("DiT-S/2")
-        size, channels = 256, (8, 8, 16, 16)
+        size, vae_size = 256, VAESizeConfig(block_out_channels=(8, 8, 16, 16))
     elif preset == "dit-xl2":
         shape = DiTConfig.preset("DiT-XL/2")
-        size, channels = 256, (128, 256, 512, 512)
-        vae_size = {"layers_per_block": 2, "norm_num_groups": 32}
+        size, vae_size = 256, SD_VAE
     else:  # what an accelerator does to latents is in a + b·r, so they are small here
         shape = DiTConfig(input_size=4, patch_size=2, hidden_size=16, depth=1, num_heads=1)
-        size, channels = 16, (8, 8, 8)
+        size, vae_size = 16, VAESizeConfig(block_out_channels=(8, 8, 8))
     config = ModelConfig(
         model=shape,
         latents=LatentsConfig(image_size=size),
         sampler=SamplerConfig(name="dpmpp", guidance_scale=2.0),
     )
-    vae = VAE.create(VAESizeConfig(block_out_channels=channels, **vae_size)).files()
+    vae = VAE.create(vae_size).files()
     labels = Labels.numbered(shape.num_classes)
     job = Job.open(open_store(str(folder)), ModelResult.stage_name, {"made": "by a benchmark"})
     weights = random_dit(shape).state_dict()
